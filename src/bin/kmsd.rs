@@ -1,0 +1,3 @@
+//! `kmsd`, the key daemon: hands its arguments to [`kmsfs::kms`].
+
+fn main() {}

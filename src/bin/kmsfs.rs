@@ -1,0 +1,3 @@
+//! `kmsfs`, the command line and FUSE daemon: hands its arguments to [`kmsfs::cli`].
+
+fn main() {}

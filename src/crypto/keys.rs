@@ -1,0 +1,178 @@
+//! A type per key purpose, and every derivation with its label.
+//!
+//! `derive(secret, label, info) = HKDF-SHA-256(salt = none, ikm = secret, info = label || 0x00 || info)` (RFC 5869).
+
+use hkdf::Hkdf;
+use sha2::Sha256;
+
+use super::{Aead, Secret, Tag};
+
+/// Domain separation: one label per derived key. Never reuse or change one.
+mod label {
+    pub const CONTENT: &[u8] = b"kmsfs/1 file content";
+    pub const SEAL: &[u8] = b"kmsfs/1 file seal";
+    pub const PAGE: &[u8] = b"kmsfs/1 file tag page";
+    pub const ROOT: &[u8] = b"kmsfs/1 file root term";
+    pub const XATTR: &[u8] = b"kmsfs/1 file xattr";
+    pub const COMMIT: &[u8] = b"kmsfs/1 file key commitment";
+    pub const RECORD: &[u8] = b"kmsfs/1 volume record";
+    pub const RECORD_COMMIT: &[u8] = b"kmsfs/1 volume record commitment";
+    pub const DIR_NAMES: &[u8] = b"kmsfs/1 dir names";
+    pub const DIR_XATTR: &[u8] = b"kmsfs/1 dir xattr";
+    pub const DIR_RECORD: &[u8] = b"kmsfs/1 dir record";
+    pub const SYMLINK: &[u8] = b"kmsfs/1 symlink target";
+    pub const XATTR_NAME: &[u8] = b"kmsfs/1 xattr name";
+    pub const SPECIAL_XATTR: &[u8] = b"kmsfs/1 special file xattr";
+}
+
+fn derive_into(secret: &[u8; 32], label: &[u8], info: &[u8], out: &mut [u8; 32]) {
+    let hkdf = Hkdf::<Sha256>::new(None, secret);
+    hkdf.expand_multi_info(&[label, &[0], info], out).expect("32 bytes is a valid HKDF-SHA-256 length");
+}
+
+fn derive(secret: &Secret<32>, label: &[u8], info: &[u8]) -> Secret<32> {
+    Secret::new_with(|out| derive_into(secret.expose(), label, info, out))
+}
+
+fn derive_aead(secret: &Secret<32>, label: &[u8], info: &[u8]) -> Aead {
+    Aead::new(derive(secret, label, info).expose())
+}
+
+/// A public value derived from a secret, which tells keys apart and gives nothing of them away.
+fn commitment(secret: &Secret<32>, label: &[u8], info: &[u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    derive_into(secret.expose(), label, info, &mut out);
+    out
+}
+
+/// The data key (DEK) of one file, or of the volume record.
+#[derive(Debug)]
+pub struct DataKey(Secret<32>);
+
+impl DataKey {
+    /// Takes the key bytes and wipes the source.
+    pub fn take(bytes: &mut [u8; 32]) -> Self {
+        Self(Secret::take(bytes))
+    }
+
+    /// A second holder of the same key, for the one cache that hands keys out.
+    #[must_use]
+    pub fn duplicate(&self) -> Self {
+        Self(Secret::new_with(|out| out.copy_from_slice(self.0.expose())))
+    }
+
+    /// A random key, for tests and for callers that wrap it themselves.
+    pub fn random() -> Self {
+        Self(Secret::random())
+    }
+}
+
+/// The working keys of one file, all derived from its DEK and bound to its id.
+#[derive(Debug)]
+pub struct FileKeys {
+    /// Data blocks.
+    pub content: Aead,
+    /// The seals of the header.
+    pub seal: Aead,
+    /// MAC of a tag page.
+    pub page: Aead,
+    /// Values of extended attributes.
+    pub xattr: Aead,
+    root: Aead,
+    commitment: [u8; 32],
+}
+
+impl FileKeys {
+    /// Derives all keys of the file `file_id`.
+    pub fn derive(dek: &DataKey, file_id: &[u8; 16]) -> Self {
+        let key = |label| derive_aead(&dek.0, label, file_id);
+        Self {
+            content: key(label::CONTENT),
+            seal: key(label::SEAL),
+            page: key(label::PAGE),
+            xattr: key(label::XATTR),
+            root: key(label::ROOT),
+            commitment: commitment(&dek.0, label::COMMIT, file_id),
+        }
+    }
+
+    /// The commitment to the DEK that the superblock carries (GCM-SIV alone does not commit to its key).
+    pub fn commitment(&self) -> &[u8; 32] {
+        &self.commitment
+    }
+
+    /// The secret term of tag page `page_no` with MAC `mac` in the root: PRF(page_no, mac).
+    pub fn root_term(&self, page_no: u64, mac: &Tag) -> Tag {
+        let mut nonce = [0; 12];
+        nonce[..8].copy_from_slice(&page_no.to_le_bytes());
+        self.root.mac(&nonce, mac)
+    }
+}
+
+/// Seals the volume record; derived from the record's own DEK.
+#[derive(Debug)]
+pub struct RecordKey {
+    /// The cipher of the sealed part.
+    pub aead: Aead,
+    /// The commitment stored in clear.
+    pub commitment: [u8; 32],
+}
+
+impl RecordKey {
+    /// Derives the record key of volume `volume_id`.
+    pub fn derive(dek: &DataKey, volume_id: &[u8; 16]) -> Self {
+        Self {
+            aead: derive_aead(&dek.0, label::RECORD, volume_id),
+            commitment: commitment(&dek.0, label::RECORD_COMMIT, volume_id),
+        }
+    }
+}
+
+/// The volume's own secret, kept sealed in the volume record: names, links and directory records hang on it.
+#[derive(Debug)]
+pub struct VolumeKey {
+    secret: Secret<32>,
+    /// Seals directory records.
+    pub dir_record: Aead,
+    /// Targets of symbolic links.
+    pub symlink: Aead,
+    /// Names of extended attributes (deterministic).
+    pub xattr_name: Aead,
+    /// Extended attributes of symbolic links and special files, which have no key of their own.
+    pub special_xattr: Aead,
+}
+
+impl VolumeKey {
+    /// Takes over the secret.
+    pub fn new(secret: Secret<32>) -> Self {
+        Self {
+            dir_record: derive_aead(&secret, label::DIR_RECORD, b""),
+            symlink: derive_aead(&secret, label::SYMLINK, b""),
+            xattr_name: derive_aead(&secret, label::XATTR_NAME, b""),
+            special_xattr: derive_aead(&secret, label::SPECIAL_XATTR, b""),
+            secret,
+        }
+    }
+
+    /// The secret itself, for the one caller that seals it into the volume record.
+    pub fn expose_for_record(&self) -> &[u8; 32] {
+        self.secret.expose()
+    }
+
+    /// The keys of the directory `dir_id`.
+    pub fn dir_key(&self, dir_id: &[u8; 16]) -> DirKey {
+        DirKey {
+            names: derive_aead(&self.secret, label::DIR_NAMES, dir_id),
+            xattr: derive_aead(&self.secret, label::DIR_XATTR, dir_id),
+        }
+    }
+}
+
+/// The keys of one directory, derived from the volume key and the directory id.
+#[derive(Debug)]
+pub struct DirKey {
+    /// Names of the entries (deterministic).
+    pub names: Aead,
+    /// Values of the directory's own extended attributes.
+    pub xattr: Aead,
+}

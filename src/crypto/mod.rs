@@ -1,0 +1,15 @@
+//! Keys, one type per purpose, and the only use of cipher crates.
+//!
+//! Called by every layer above `sys`. Must never print, copy or keep key bytes outside [`Secret`].
+
+mod aead;
+mod hash;
+mod keys;
+mod random;
+mod secret;
+
+pub use aead::{Aead, NONCE_LEN, Nonce, OpenError, TAG_LEN, Tag};
+pub use hash::{Hmac256, constant_time_eq, hmac_sha256, sha256};
+pub use keys::{DataKey, DirKey, FileKeys, RecordKey, VolumeKey};
+pub use random::{fill_random, random_array, random_nonces};
+pub use secret::Secret;

@@ -1,0 +1,51 @@
+//! How the tree asks for a file's key without knowing who holds keys.
+
+use crate::crypto::DataKey;
+use crate::format::{FileId, WrappedKey};
+
+/// Why a data key is not to be had. `fuse` maps each to an errno in one table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyError {
+    /// The key service refuses this caller (AccessDeniedException). EACCES.
+    Denied(String),
+    /// The master key is disabled, pending deletion, or gone. ENOKEY.
+    Disabled(String),
+    /// The wrapped key does not open: wrong file, wrong volume, or tampered with. EIO.
+    Invalid(String),
+    /// The key service cannot be reached, or is too slow. EHOSTDOWN.
+    Unavailable(String),
+}
+
+impl std::fmt::Display for KeyError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Denied(m) => write!(f, "the key policy denies the use of the key: {m}"),
+            Self::Disabled(m) => write!(f, "the key cannot be used now: {m}"),
+            Self::Invalid(m) => write!(f, "the wrapped data key does not open: {m}"),
+            Self::Unavailable(m) => write!(f, "the key service is not reachable: {m}"),
+        }
+    }
+}
+
+impl std::error::Error for KeyError {}
+
+/// A new file's identity and key, wrapped already.
+pub struct FreshKey {
+    /// The id the wrap is bound to.
+    pub file_id: FileId,
+    /// The plaintext data key.
+    pub data_key: DataKey,
+    /// What the header stores.
+    pub wrapped: WrappedKey,
+}
+
+/// Where data keys come from. Implemented by `volume` over the key client, by tests over a map.
+pub trait KeySource: Send + Sync {
+    /// A fresh data key under `key` (alias, id or ARN), or under the volume's default key.
+    /// Served from a small prefetched pool where possible, so that creating a file does not wait.
+    fn fresh(&self, key: Option<&str>) -> Result<FreshKey, KeyError>;
+
+    /// Unwraps the data key of `file_id`. Answers from a bounded cache when it can;
+    /// concurrent callers for one file share one call.
+    fn unwrap(&self, file_id: FileId, wrapped: &WrappedKey) -> Result<DataKey, KeyError>;
+}

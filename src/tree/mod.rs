@@ -1,0 +1,9 @@
+//! Plaintext operations on the ciphertext tree, by directory descriptor.
+//!
+//! Called by `fuse` and `volume`. Never talks to the key daemon itself: it asks a [`KeySource`].
+
+mod error;
+mod key_source;
+
+pub use error::FsError;
+pub use key_source::{FreshKey, KeyError, KeySource};
