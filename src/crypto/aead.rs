@@ -62,3 +62,42 @@ impl std::fmt::Debug for Aead {
         f.write_str("Aead(..)")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aes_gcm_siv::aead::AeadInOut;
+    use aes_gcm_siv::{Aes256GcmSiv, KeyInit};
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Two independent implementations of RFC 8452 must give the same bytes.
+        #[test]
+        fn both_implementations_agree(
+            key: [u8; 32], nonce: [u8; 12], aad in proptest::collection::vec(any::<u8>(), 0..40),
+            plain in proptest::collection::vec(any::<u8>(), 0..5000),
+        ) {
+            let mut ours = plain.clone();
+            let tag = Aead::new(&key).seal(&nonce, &aad, &mut ours);
+            let mut theirs = plain.clone();
+            let other = Aes256GcmSiv::new(&key.into());
+            let their_tag = other.encrypt_inout_detached(&nonce.into(), &aad, theirs.as_mut_slice().into()).unwrap();
+            prop_assert_eq!(&ours, &theirs);
+            prop_assert_eq!(&tag[..], &their_tag[..]);
+            let mut back = vec![0; plain.len()];
+            Aead::new(&key).open(&nonce, &aad, &theirs, &tag, &mut back).unwrap();
+            prop_assert_eq!(back, plain);
+        }
+
+        #[test]
+        fn a_flipped_bit_opens_nothing(bit in 0_usize..(100 + 16) * 8) {
+            let key = Aead::new(&[3; 32]);
+            let mut data = [5; 100];
+            let mut tag = key.seal(&[1; 12], b"aad", &mut data);
+            if bit < 800 { data[bit / 8] ^= 1 << (bit % 8) } else { tag[(bit - 800) / 8] ^= 1 << (bit % 8) }
+            let mut out = [9; 100];
+            prop_assert_eq!(key.open(&[1; 12], b"aad", &data, &tag, &mut out), Err(OpenError));
+            prop_assert_eq!(out, [0; 100]);
+        }
+    }
+}

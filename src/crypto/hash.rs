@@ -26,7 +26,9 @@ impl Hmac256 {
     /// The tag over the concatenation of `parts`.
     pub fn sign(&self, parts: &[&[u8]]) -> [u8; 32] {
         let mut context = hmac::Context::with_key(&self.0);
-        parts.iter().for_each(|part| context.update(part));
+        for part in parts {
+            context.update(part);
+        }
         let mut out = [0; 32];
         out.copy_from_slice(context.sign().as_ref());
         out

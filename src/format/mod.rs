@@ -1,6 +1,11 @@
 //! Every byte kmsfs stores, as pure functions. Called by `tree` and `volume`. Does no I/O.
 
+pub mod dir;
 mod id;
+pub mod link;
+pub mod name;
+mod text;
+pub mod xattr;
 
 pub use id::{FileId, VolumeId};
 

@@ -1,0 +1,88 @@
+//! The directory record: the identity of a directory, from which the keys of its names derive.
+//!
+//! It is a symbolic link `.kmsfs.dir` in the lower directory. A symbolic link is made whole or not at all, is journalled
+//! as metadata, and takes no data block on ext4, xfs and btrfs; tar, cp and rsync keep it. Its target:
+//!
+//! ```text
+//! base64url of  0  version 1 (1 B) | 1  dir id (16 B) | 17  tag (16 B)
+//! tag = GCM-SIV(directory record key of the volume, nonce = 0, aad = "dir" || version || dir id, empty message)
+//! ```
+
+use super::text;
+use crate::crypto::{VolumeKey, constant_time_eq};
+
+/// Name of the record in each lower directory.
+pub const DIR_RECORD: &str = ".kmsfs.dir";
+const VERSION: u8 = 1;
+const RECORD_LEN: usize = 33;
+
+/// Identity of one directory: random, kept through renames.
+pub type DirId = [u8; 16];
+
+/// Why a directory record does not open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DirRecordError {
+    /// Not a record, damaged, or of another volume.
+    Forged,
+    /// Written by a newer version of this program.
+    Newer(u8),
+}
+
+fn tag(key: &VolumeKey, version: u8, id: &DirId) -> [u8; 16] {
+    let mut aad = [0; 20];
+    aad[..3].copy_from_slice(b"dir");
+    aad[3] = version;
+    aad[4..].copy_from_slice(id);
+    key.dir_record.mac(&[0; 12], &aad)
+}
+
+/// The target of the record's symbolic link.
+pub fn seal(key: &VolumeKey, id: &DirId) -> String {
+    let mut record = [0; RECORD_LEN];
+    record[0] = VERSION;
+    record[1..17].copy_from_slice(id);
+    record[17..].copy_from_slice(&tag(key, VERSION, id));
+    text::encode(&record)
+}
+
+/// Checks a record and gives the directory's identity.
+pub fn open(key: &VolumeKey, target: &[u8]) -> Result<DirId, DirRecordError> {
+    let record = text::decode(target).ok_or(DirRecordError::Forged)?;
+    let record: &[u8; RECORD_LEN] = record.as_slice().try_into().map_err(|_| DirRecordError::Forged)?;
+    if record[0] > VERSION {
+        return Err(DirRecordError::Newer(record[0]));
+    }
+    let mut id = [0; 16];
+    id.copy_from_slice(&record[1..17]);
+    if !constant_time_eq(&record[17..], &tag(key, record[0], &id)) {
+        return Err(DirRecordError::Forged);
+    }
+    Ok(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::Secret;
+
+    fn volume_key(n: u8) -> VolumeKey {
+        VolumeKey::new(Secret::take(&mut [n; 32]))
+    }
+
+    #[test]
+    fn a_record_opens_under_its_volume_only_and_in_one_spelling() {
+        let key = volume_key(7);
+        let record = seal(&key, &[3; 16]);
+        assert!(record.len() < 60, "must fit an inode");
+        assert_eq!(record, "AQMDAwMDAwMDAwMDAwMDAwO0O75t7GAiXCUCczMVjht5");
+        assert_eq!(open(&key, record.as_bytes()), Ok([3; 16]));
+        assert_eq!(open(&volume_key(8), record.as_bytes()), Err(DirRecordError::Forged));
+        for at in 0..record.len() {
+            let mut bad = record.clone().into_bytes();
+            bad[at] = if bad[at] == b'B' { b'C' } else { b'B' };
+            assert!(open(&key, &bad).is_err(), "character {at}");
+        }
+        assert_eq!(open(&key, &record.as_bytes()[..43]), Err(DirRecordError::Forged));
+        assert_eq!(open(&key, b""), Err(DirRecordError::Forged));
+    }
+}
