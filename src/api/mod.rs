@@ -1,1 +1,5 @@
 //! (api: see lib.rs)
+
+mod hex;
+
+pub use hex::{hex, unhex};

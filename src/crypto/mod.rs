@@ -5,11 +5,18 @@
 mod aead;
 mod hash;
 mod keys;
+#[cfg(feature = "kms")]
+mod kms;
 mod random;
 mod secret;
 
 pub use aead::{Aead, NONCE_LEN, Nonce, OpenError, TAG_LEN, Tag};
 pub use hash::{Hmac256, constant_time_eq, hmac_sha256, sha256};
 pub use keys::{DataKey, DirKey, FileKeys, RecordKey, VolumeKey};
+#[cfg(feature = "kms")]
+pub use kms::{
+    AuditKey, BackingKey, CostError, DomainKey, DomainWrap, MATERIAL_LEN, PassphraseCost, RootKey, SALT_LEN,
+    SEALED_KEY_LEN, SealKey, StoreKeys,
+};
 pub use random::{fill_random, random_array, random_nonces};
 pub use secret::Secret;

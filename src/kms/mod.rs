@@ -1,1 +1,8 @@
-//! (kms: see lib.rs)
+//! The key daemon: who may do what with which key, and everything that stands behind the answer.
+//!
+//! Called by `bin/kmsd.rs` only. Never linked into the FUSE daemon.
+
+pub mod audit;
+pub mod blob;
+pub mod root;
+pub mod store;

@@ -1,0 +1,277 @@
+//! The audit record of one call: CloudTrail's record shape, one JSON line each.
+//!
+//! Made by the pipeline, once per call, allowed or denied, and written before the answer leaves. Must never be
+//! given plaintext, key material or ciphertext; the encryption context is public by definition and is recorded.
+
+use std::fmt::Write;
+
+use serde::Serialize;
+use serde_json::Value;
+
+/// Who called, as the record names them.
+#[derive(Debug, Clone, Copy)]
+pub struct Identity<'a> {
+    /// `Root`, `IAMUser`, or `AWSService` for the daemon's own worker.
+    pub kind: &'a str,
+    /// The principal's ARN.
+    pub arn: &'a str,
+    /// Account id.
+    pub account: &'a str,
+    /// The access key that signed, if one did.
+    pub access_key_id: Option<&'a str>,
+    /// The service that called for the principal, e.g. `kmsfs.local.amazonaws.com`.
+    pub invoked_by: Option<&'a str>,
+}
+
+/// The kernel's word on a Unix peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerFacts {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Process id at connect: an observation, not an identity.
+    pub pid: i32,
+}
+
+/// A key the call touched.
+#[derive(Debug, Clone, Copy)]
+pub struct Resource<'a> {
+    /// The key's ARN.
+    pub arn: &'a str,
+    /// Its owning account.
+    pub account: &'a str,
+}
+
+/// A JSON object in serialised form, made once where its facts are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JsonText(String);
+
+impl JsonText {
+    /// Serialises `value`.
+    pub fn of(value: &impl Serialize) -> Self {
+        Self(serde_json::to_string(value).unwrap_or_else(|_| "null".to_owned()))
+    }
+
+    /// JSON `null`.
+    pub fn null() -> Self {
+        Self("null".to_owned())
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// One record. The log adds version, category, sequence number and chain.
+#[derive(Debug, Clone, Copy)]
+pub struct AuditRecord<'a> {
+    /// Milliseconds since the epoch.
+    pub time_ms: u64,
+    /// The operation, e.g. `Decrypt`.
+    pub event_name: &'a str,
+    /// Region of the daemon.
+    pub region: &'a str,
+    /// Who called.
+    pub identity: Identity<'a>,
+    /// `unix` for a socket peer, the IP address otherwise.
+    pub source: &'a str,
+    /// Facts of a Unix peer.
+    pub peer: Option<PeerFacts>,
+    /// The caller's User-Agent.
+    pub user_agent: &'a str,
+    /// Non-secret request parameters, with the encryption context: a JSON object or null.
+    pub request: &'a JsonText,
+    /// Non-secret parts of the answer: a JSON object or null.
+    pub response: &'a JsonText,
+    /// Further facts, e.g. `keyMaterialId` and the deciding policy: a JSON object or null.
+    pub additional: &'a JsonText,
+    /// Error name and message when the call failed.
+    pub error: Option<(&'a str, &'a str)>,
+    /// True when the call changes nothing.
+    pub read_only: bool,
+    /// Keys touched.
+    pub resources: &'a [Resource<'a>],
+    /// The request id that the answer carries.
+    pub request_id: &'a str,
+}
+
+impl AuditRecord<'_> {
+    /// Appends the record's members, without the closing brace, so that the log can add the chain.
+    pub(super) fn write_open(&self, out: &mut String) {
+        out.push_str("{\"eventVersion\":\"1.11\",\"userIdentity\":");
+        self.write_identity(out);
+        text(out, ",\"eventTime\":", &time_text(self.time_ms));
+        out.push_str(",\"eventSource\":\"kms.amazonaws.com\"");
+        text(out, ",\"eventName\":", self.event_name);
+        text(out, ",\"awsRegion\":", self.region);
+        text(out, ",\"sourceIPAddress\":", self.source);
+        text(out, ",\"userAgent\":", self.user_agent);
+        if let Some((name, message)) = self.error {
+            text(out, ",\"errorCode\":", name);
+            text(out, ",\"errorMessage\":", message);
+        }
+        raw(out, ",\"requestParameters\":", self.request.as_str());
+        raw(out, ",\"responseElements\":", self.response.as_str());
+        raw(out, ",\"additionalEventData\":", self.additional.as_str());
+        text(out, ",\"requestID\":", self.request_id);
+        raw(out, ",\"readOnly\":", if self.read_only { "true" } else { "false" });
+        self.write_resources(out);
+        out.push_str(",\"eventType\":\"AwsApiCall\",\"managementEvent\":true");
+        text(out, ",\"recipientAccountId\":", self.identity.account);
+        out.push_str(",\"eventCategory\":\"Management\"");
+        if let Some(peer) = self.peer {
+            let PeerFacts { uid, gid, pid } = peer;
+            raw(out, ",\"peer\":", &format!("{{\"uid\":{uid},\"gid\":{gid},\"pid\":{pid}}}"));
+        }
+    }
+
+    fn write_identity(&self, out: &mut String) {
+        text(out, "{\"type\":", self.identity.kind);
+        text(out, ",\"arn\":", self.identity.arn);
+        text(out, ",\"accountId\":", self.identity.account);
+        if let Some(id) = self.identity.access_key_id {
+            text(out, ",\"accessKeyId\":", id);
+        }
+        if let Some(service) = self.identity.invoked_by {
+            text(out, ",\"invokedBy\":", service);
+        }
+        out.push('}');
+    }
+
+    fn write_resources(&self, out: &mut String) {
+        out.push_str(",\"resources\":[");
+        for (index, resource) in self.resources.iter().enumerate() {
+            text(out, if index == 0 { "{\"accountId\":" } else { ",{\"accountId\":" }, resource.account);
+            out.push_str(",\"type\":\"AWS::KMS::Key\"");
+            text(out, ",\"ARN\":", resource.arn);
+            out.push('}');
+        }
+        out.push(']');
+    }
+
+    fn to_value(self) -> Value {
+        let mut line = String::new();
+        self.write_open(&mut line);
+        line.push('}');
+        serde_json::from_str(&line).expect("every member is written as JSON")
+    }
+}
+
+fn raw(out: &mut String, name: &str, json: &str) {
+    out.push_str(name);
+    out.push_str(json);
+}
+
+/// Appends `name` and `value` as a JSON string.
+fn text(out: &mut String, name: &str, value: &str) {
+    out.push_str(name);
+    out.push('"');
+    for c in value.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            c if c < ' ' => {
+                let _ = write!(out, "\\u{:04x}", c as u32);
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+}
+
+/// `2026-01-31T23:59:58Z`, by the civil calendar (days from 0000-03-01 in eras of 400 years).
+pub(super) fn time_text(time_ms: u64) -> String {
+    let seconds = time_ms / 1000;
+    let (days, of_day) = (seconds / 86_400 + 719_468, seconds % 86_400);
+    let (era, of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+/// Why a record could not be written. The call must then fail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AuditError {
+    /// The log cannot be written, e.g. a full disk.
+    Io(String),
+    /// The record is larger than a line may be.
+    TooLarge(usize),
+    /// An earlier write left the log in an unknown state; the daemon must be restarted.
+    Latched,
+    /// The log on disk does not continue the chain: cut, edited or replaced.
+    Broken(String),
+}
+
+impl std::fmt::Display for AuditError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Io(what) => write!(f, "the audit log cannot be written: {what}"),
+            Self::TooLarge(len) => write!(f, "an audit record of {len} bytes is too large"),
+            Self::Latched => f.write_str("the audit log failed earlier; restart kmsd"),
+            Self::Broken(what) => write!(f, "the audit log is not whole: {what}"),
+        }
+    }
+}
+
+impl std::error::Error for AuditError {}
+
+/// Takes records. `record` returns `Ok` only when the record is in the log.
+pub trait Audit: Send + Sync {
+    /// Writes one record.
+    fn record(&self, record: &AuditRecord<'_>) -> Result<(), AuditError>;
+}
+
+/// An audit log in memory, for tests.
+#[derive(Debug, Default)]
+pub struct MemoryAudit {
+    lines: parking_lot::Mutex<Vec<Value>>,
+}
+
+impl MemoryAudit {
+    /// An empty log.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Every record so far.
+    pub fn records(&self) -> Vec<Value> {
+        self.lines.lock().clone()
+    }
+}
+
+impl Audit for MemoryAudit {
+    fn record(&self, record: &AuditRecord<'_>) -> Result<(), AuditError> {
+        self.lines.lock().push(record.to_value());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_civil() {
+        assert_eq!(time_text(0), "1970-01-01T00:00:00Z");
+        assert_eq!(time_text(951_782_399_999), "2000-02-28T23:59:59Z");
+        assert_eq!(time_text(951_782_400_000), "2000-02-29T00:00:00Z");
+        assert_eq!(time_text(4_107_542_399_000), "2100-02-28T23:59:59Z");
+        assert_eq!(time_text(4_107_542_400_000), "2100-03-01T00:00:00Z");
+    }
+
+    #[test]
+    fn hostile_text_stays_inside_its_string() {
+        let mut out = String::new();
+        let hostile = "a\"b\\c\nd\u{1}e\u{2028}";
+        text(&mut out, "", hostile);
+        assert_eq!(serde_json::from_str::<String>(&out).unwrap(), hostile);
+        assert!(!out.contains('\n'));
+    }
+}
