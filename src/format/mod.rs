@@ -1,9 +1,14 @@
 //! Every byte kmsfs stores, as pure functions. Called by `tree` and `volume`. Does no I/O.
 
 pub mod dir;
+pub mod header;
 mod id;
+pub mod layout;
 pub mod link;
 pub mod name;
+pub mod record;
+pub mod seal;
+pub mod tags;
 mod text;
 pub mod xattr;
 
