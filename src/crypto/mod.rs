@@ -9,6 +9,7 @@ mod keys;
 mod kms;
 mod random;
 mod secret;
+mod signing;
 
 pub use aead::{Aead, NONCE_LEN, Nonce, OpenError, TAG_LEN, Tag};
 pub use hash::{Hmac256, constant_time_eq, hmac_sha256, sha256};
@@ -20,3 +21,4 @@ pub use kms::{
 };
 pub use random::{fill_random, random_array, random_nonces};
 pub use secret::Secret;
+pub use signing::SigningKey;
