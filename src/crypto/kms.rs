@@ -238,6 +238,30 @@ impl DomainKey {
     ) -> Result<BackingKey, OpenError> {
         open_key(&self.aead, nonce, aad, sealed).map(BackingKey)
     }
+
+    /// Seals a secret of any length, such as an access key's: ciphertext and tag.
+    pub fn seal_bytes(&self, nonce: &Nonce, aad: &[u8], secret: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(secret.len() + TAG_LEN);
+        out.extend_from_slice(secret);
+        let tag = self.aead.seal(nonce, aad, &mut out);
+        out.extend_from_slice(&tag);
+        out
+    }
+
+    /// Opens what [`DomainKey::seal_bytes`] made.
+    pub fn open_bytes(
+        &self,
+        nonce: &Nonce,
+        aad: &[u8],
+        sealed: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, OpenError> {
+        let body_len = sealed.len().checked_sub(TAG_LEN).ok_or(OpenError)?;
+        let (body, tag) = sealed.split_at(body_len);
+        let tag = tag.try_into().expect("the rest of a sealed secret is its tag");
+        let mut out = Zeroizing::new(vec![0; body_len]);
+        self.aead.open(nonce, aad, body, tag, &mut out)?;
+        Ok(out)
+    }
 }
 
 /// One version of a symmetric CMK's key material. Never leaves the daemon but sealed.

@@ -5,4 +5,7 @@
 pub mod audit;
 pub mod blob;
 pub mod root;
+pub mod sealed;
+pub mod sqlite;
+pub mod state_dir;
 pub mod store;

@@ -12,9 +12,12 @@
 //! 52  16  tag                                  52  16  tag
 //! ```
 //! AES-256-GCM-SIV. Additional data of an EKT: `bytes 0..8 || len || key ARN || len || spec || material id`, each
-//! `len` a u32 LE, so that a token cannot be moved to another key; of a domain key: `bytes 0..8`.
+//! `len` a u32 LE, so that a token cannot be moved to another key; of a domain key: `bytes 0..8`. A sealed secret
+//! (of an access key) is laid out as an EKT with magic "SEC1" and any length; additional data `bytes 0..8 || owner`.
 
 use std::collections::BTreeMap;
+
+use zeroize::Zeroizing;
 
 use crate::crypto::{
     AuditKey, BackingKey, DomainKey, NONCE_LEN, Nonce, RootKey, SEALED_KEY_LEN, random_array,
@@ -23,6 +26,7 @@ use crate::crypto::{
 use super::store::{Change, Store, StoreError, Table};
 
 const EKT_MAGIC: &[u8; 4] = b"EKT1";
+const SECRET_MAGIC: &[u8; 4] = b"SEC1";
 const DOMAIN_MAGIC: &[u8; 4] = b"DOM1";
 const HEAD_LEN: usize = 8;
 const NONCE_AT: usize = HEAD_LEN;
@@ -130,6 +134,28 @@ impl Root {
         let key = self.domains.get(&number).ok_or(RootError::UnknownDomain(number))?;
         key.open(nonce, &aad.bytes(head), sealed).map_err(|_| RootError::NotAuthentic)
     }
+
+    /// Seals another secret, bound to the name of its owner.
+    pub fn seal_secret(&self, owner: &str, secret: &[u8]) -> Vec<u8> {
+        let key = self.domains.get(&self.current).expect("current names one of the domain keys");
+        let (head, nonce) = (head(*SECRET_MAGIC, self.current), random_array());
+        let sealed = key.seal_bytes(&nonce, &[&head[..], owner.as_bytes()].concat(), secret);
+        [&head[..], &nonce, &sealed].concat()
+    }
+
+    /// Opens what [`Root::seal_secret`] made for the same owner.
+    pub fn open_secret(&self, owner: &str, token: &[u8]) -> Result<Zeroizing<Vec<u8>>, RootError> {
+        let (head, rest) = token.split_at_checked(HEAD_LEN).ok_or(RootError::Malformed)?;
+        let (nonce, sealed) = rest.split_at_checked(NONCE_LEN).ok_or(RootError::Malformed)?;
+        if head[..4] != *SECRET_MAGIC {
+            return Err(RootError::Malformed);
+        }
+        let number = number_of(head);
+        let key = self.domains.get(&number).ok_or(RootError::UnknownDomain(number))?;
+        let nonce = nonce.try_into().expect("the length was checked");
+        let aad = [head, owner.as_bytes()].concat();
+        key.open_bytes(nonce, &aad, sealed).map_err(|_| RootError::NotAuthentic)
+    }
 }
 
 fn seal_token(
@@ -218,6 +244,20 @@ mod tests {
             assert!(root.open_material(AAD, &bad).is_err(), "byte {at}");
         }
         assert_eq!(root.open_material(AAD, &token[..40]).unwrap_err(), RootError::Malformed);
+    }
+
+    #[test]
+    fn a_sealed_secret_opens_for_its_owner_only() {
+        let root = Root::open(RootKey::random(), &MemoryStore::new()).unwrap();
+        let token = root.seal_secret("AKIDEXAMPLE", b"wJalr");
+        assert_eq!(root.open_secret("AKIDEXAMPLE", &token).unwrap().as_slice(), b"wJalr");
+        assert_eq!(root.open_secret("AKIDOTHER", &token).unwrap_err(), RootError::NotAuthentic);
+        for at in 0..token.len() {
+            let mut bad = token.clone();
+            bad[at] ^= 1;
+            assert!(root.open_secret("AKIDEXAMPLE", &bad).is_err(), "byte {at}");
+            assert!(root.open_secret("AKIDEXAMPLE", &token[..at]).is_err(), "cut to {at}");
+        }
     }
 
     #[test]

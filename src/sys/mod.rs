@@ -3,6 +3,11 @@
 //! Called from every layer. Knows nothing of keys, files or protocols.
 #![allow(unsafe_code)]
 
+pub mod harden;
 mod memory;
+mod terminal;
+mod user;
 
 pub use memory::LockedBytes;
+pub use terminal::ask_secret;
+pub use user::user_name;

@@ -1,0 +1,54 @@
+//! What a process that holds keys gives up at start: dumps, debuggers, new privileges, a lax umask.
+//!
+//! Called first thing by both programs. `no_new_privileges` is for the key daemon only: a mount as an ordinary user
+//! needs the set-uid helper `fusermount3`.
+
+use std::io;
+
+use rustix::fs::Mode;
+use rustix::process::{DumpableBehavior, Resource, Rlimit};
+
+/// No core file, and no reading of our memory by other processes of the same user.
+pub fn forbid_dumps() -> io::Result<()> {
+    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    Ok(())
+}
+
+/// No program started from here on gains rights by set-uid bits or file capabilities.
+pub fn no_new_privileges() -> io::Result<()> {
+    rustix::thread::set_no_new_privs(true)?;
+    Ok(())
+}
+
+/// New files are ours alone unless a mode is set explicitly.
+pub fn private_umask() {
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
+}
+
+/// Raises the limit of open files as far as it goes, up to `wanted`; returns the limit in force.
+pub fn raise_open_files(wanted: u64) -> u64 {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let allowed = limit.maximum.unwrap_or(wanted).min(wanted);
+    let current = limit.current.unwrap_or(u64::MAX);
+    if current >= allowed {
+        return current;
+    }
+    let raised = Rlimit { current: Some(allowed), maximum: limit.maximum };
+    match rustix::process::setrlimit(Resource::Nofile, raised) {
+        Ok(()) => allowed,
+        Err(_) => current,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hardened_process_leaves_no_core_and_no_way_in() {
+        forbid_dumps().unwrap();
+        assert_eq!(rustix::process::getrlimit(Resource::Core).current, Some(0));
+        assert_eq!(rustix::process::dumpable_behavior().unwrap(), DumpableBehavior::NotDumpable);
+    }
+}
