@@ -3,6 +3,8 @@
 //! Called by `bin/kmsd.rs` only. Never linked into the FUSE daemon.
 
 pub mod audit;
+pub mod audit_chain;
+pub mod audit_log;
 pub mod blob;
 pub mod root;
 pub mod sealed;

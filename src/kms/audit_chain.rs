@@ -1,0 +1,196 @@
+//! Reading the audit log back: its segments, the chain through them, and the check of the whole.
+//!
+//! Called by the log when it opens and by `kmsd audit verify`. Reads only.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use crate::api::{hex, unhex};
+use crate::crypto::sha256;
+
+use super::audit::AuditError;
+use super::audit_log::MAX_LINE;
+
+/// Most segments a log may have.
+const MAX_SEGMENTS: usize = 1_000_000;
+
+/// One place in the chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Link {
+    /// Sequence number of a record; 0 before the first.
+    pub seq: u64,
+    /// Its hash.
+    pub hash: [u8; 32],
+}
+
+impl Link {
+    /// Before the first record.
+    pub const START: Self = Self { seq: 0, hash: [0; 32] };
+}
+
+/// What one segment holds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Segment {
+    pub(super) last: Option<Link>,
+    pub(super) records: u64,
+    /// Bytes up to the end of the last whole record.
+    pub(super) whole_len: u64,
+    /// Bytes after it.
+    pub(super) torn: u64,
+}
+
+impl Segment {
+    pub(super) fn empty() -> Self {
+        Self { last: None, records: 0, whole_len: 0, torn: 0 }
+    }
+}
+
+/// What a verified log holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Report {
+    /// Files.
+    pub segments: usize,
+    /// Records.
+    pub records: u64,
+    /// First sequence number; above 1 when older segments were archived.
+    pub first_seq: u64,
+    /// Last sequence number.
+    pub last_seq: u64,
+    /// Bytes of a torn last line.
+    pub torn: u64,
+}
+
+/// Checks every line of the log in `dir`, and that it reaches `head` when that is known.
+pub fn verify(dir: &Path, head: Option<Link>) -> Result<Report, AuditError> {
+    let firsts = segments(dir)?;
+    let first_seq = firsts.first().copied().unwrap_or(1);
+    let mut report =
+        Report { segments: firsts.len(), records: 0, first_seq, last_seq: first_seq - 1, torn: 0 };
+    let mut before = (first_seq == 1).then_some(Link::START);
+    for first in firsts {
+        let path = segment_path(dir, first);
+        if report.torn > 0 {
+            return Err(broken(&path, "follows a torn segment"));
+        }
+        if first != report.last_seq + 1 {
+            let missing = report.last_seq + 1;
+            return Err(AuditError::Broken(format!("records {missing} to {} are missing", first - 1)));
+        }
+        let segment = read_segment(&path, before, head)?;
+        report.records += segment.records;
+        report.torn = segment.torn;
+        if let Some(last) = segment.last {
+            report.last_seq = last.seq;
+            before = Some(last);
+        }
+    }
+    match head {
+        Some(head) if report.last_seq < head.seq => Err(AuditError::Broken(format!(
+            "records {} to {} were cut off its end",
+            report.last_seq + 1,
+            head.seq
+        ))),
+        _ => Ok(report),
+    }
+}
+
+/// Path of the segment that begins with record `first`.
+pub fn segment_path(dir: &Path, first: u64) -> PathBuf {
+    dir.join(format!("audit-{first:012}.jsonl"))
+}
+
+/// First sequence numbers of the segments in `dir`, ascending.
+pub fn segments(dir: &Path) -> Result<Vec<u64>, AuditError> {
+    let entries = fs::read_dir(dir).map_err(|e| AuditError::Io(format!("{}: {e}", dir.display())))?;
+    let mut found = Vec::new();
+    for entry in entries.take(MAX_SEGMENTS) {
+        let name = entry.map_err(|e| AuditError::Io(e.to_string()))?.file_name();
+        let number = name.to_str().and_then(|n| n.strip_prefix("audit-")?.strip_suffix(".jsonl"));
+        if let Some(first) = number.and_then(|n| n.parse::<u64>().ok()).filter(|first| *first > 0) {
+            found.push(first);
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Walks a segment. `before` is the link it must continue; `head` a link that must be in it if it reaches so far.
+/// Lines that do not verify count as torn when nothing after them does and the head does not vouch for them.
+pub(super) fn read_segment(
+    path: &Path,
+    before: Option<Link>,
+    head: Option<Link>,
+) -> Result<Segment, AuditError> {
+    let io = |e: std::io::Error| AuditError::Io(format!("{}: {e}", path.display()));
+    let file = File::open(path).map_err(io)?;
+    let len = file.metadata().map_err(io)?.len();
+    let mut input = BufReader::with_capacity(1 << 20, file);
+    let (mut segment, mut before, mut line) = (Segment::empty(), before, Vec::new());
+    loop {
+        line.clear();
+        let read = (&mut input).take(MAX_LINE as u64).read_until(b'\n', &mut line).map_err(io)?;
+        if read == 0 {
+            return Ok(segment);
+        }
+        let Some(link) = parse_line(&line) else { break };
+        let continues = before.is_none_or(|b| link.link.seq == b.seq + 1 && link.prev == b.hash);
+        let as_signed = head.is_none_or(|h| h.seq != link.link.seq || h.hash == link.link.hash);
+        if !continues || !as_signed {
+            return Err(broken(path, &format!("record {} does not follow the one before it", link.link.seq)));
+        }
+        before = Some(link.link);
+        segment.last = before;
+        segment.records += 1;
+        segment.whole_len += read as u64;
+    }
+    segment.torn = len - segment.whole_len;
+    // A tear is at the very end: one line, without its newline or full of what the disk had there.
+    let more = rest_holds_a_record(&mut input).map_err(io)?;
+    if more {
+        let line = segment.records + 1;
+        return Err(broken(path, &format!("line {line} was changed")));
+    }
+    Ok(segment)
+}
+
+fn rest_holds_a_record(input: &mut impl BufRead) -> std::io::Result<bool> {
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if input.take(MAX_LINE as u64).read_until(b'\n', &mut line)? == 0 {
+            return Ok(false);
+        }
+        if parse_line(&line).is_some() {
+            return Ok(true);
+        }
+    }
+}
+
+struct ChainedLink {
+    link: Link,
+    prev: [u8; 32],
+}
+
+/// The chain members of a whole line whose hash is right.
+fn parse_line(line: &[u8]) -> Option<ChainedLink> {
+    const HASH: &str = ",\"hash\":\"";
+    const PREV: &str = ",\"prev\":\"";
+    const SEQ: &str = ",\"seq\":";
+    let line = std::str::from_utf8(line).ok()?.strip_suffix("\"}\n")?;
+    let (covered, hash) = line.split_at_checked(line.len().checked_sub(64)?)?;
+    let covered = covered.strip_suffix(HASH)?;
+    let head = covered.strip_suffix('"')?;
+    let (head, prev) = head.split_at_checked(head.len().checked_sub(64)?)?;
+    let seq = &head.strip_suffix(PREV)?;
+    let seq = &seq[seq.rfind(SEQ)? + SEQ.len()..];
+    if hex(&sha256(covered.as_bytes())) != hash {
+        return None;
+    }
+    let bytes = |text| unhex(text).and_then(|b| <[u8; 32]>::try_from(b).ok());
+    Some(ChainedLink { link: Link { seq: seq.parse().ok()?, hash: bytes(hash)? }, prev: bytes(prev)? })
+}
+
+fn broken(path: &Path, what: &str) -> AuditError {
+    AuditError::Broken(format!("{}: {what}", path.display()))
+}

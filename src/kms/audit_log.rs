@@ -1,0 +1,483 @@
+//! The audit log on disk: JSON lines in segments, each line chained to the one before by a hash.
+//!
+//! Made by `serve`; the pipeline writes through the [`Audit`] trait, before the answer leaves. When a record cannot be
+//! written the call fails. Never rewrites a line; only bytes after the last whole line of a power cut are set aside.
+//!
+//! ```text
+//! audit/audit-000000000001.jsonl    named after the first sequence number in it
+//!   line: { CloudTrail record, "eventID":"..", "seq":N, "prev":"<hash of line N-1>", "hash":"<64 hex>" } \n
+//!   hash = SHA-256(the line's bytes before `,"hash":`);  prev of the first line is 64 zeros
+//! audit/head    0 8 magic "KMSDAUDT" | 8 8 seq LE | 16 32 hash | 48 32 HMAC(audit key, bytes 0..48)
+//! ```
+//! The head is written when the log has been synced, at least each second: what it names cannot be cut off unseen.
+
+use std::cell::RefCell;
+use std::fmt::Write as _;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use parking_lot::Mutex;
+
+use crate::api::hex;
+use crate::crypto::{AuditKey, constant_time_eq, random_array, sha256};
+
+use super::audit::{Audit, AuditError, AuditRecord};
+use super::audit_chain::{Link, Segment, read_segment, segment_path, segments};
+
+const HEAD_FILE: &str = "head";
+const HEAD_MAGIC: &[u8; 8] = b"KMSDAUDT";
+const HEAD_LEN: usize = 80;
+/// A segment is closed at this length.
+const SEGMENT_BYTES: u64 = 32 * 1024 * 1024;
+/// Longest line.
+pub const MAX_LINE: usize = 256 * 1024;
+/// Line buffers larger than this are not kept.
+const KEEP_BUFFER: usize = 16 * 1024;
+
+/// When a record is on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuditSync {
+    /// Within a second: survives a killed daemon, may lose the last second to a power cut.
+    Second,
+    /// Before the answer, one sync for all calls that wait.
+    Each,
+}
+
+/// The log in a state directory.
+pub struct AuditLog {
+    dir: PathBuf,
+    key: AuditKey,
+    sync: AuditSync,
+    writer: Mutex<Writer>,
+    /// What the head file says.
+    synced: Mutex<Synced>,
+}
+
+struct Writer {
+    file: File,
+    len: u64,
+    last: Link,
+    /// Set when it is unknown what the file holds.
+    latched: bool,
+}
+
+struct Synced {
+    head_file: File,
+    last: Link,
+}
+
+thread_local! {
+    static LINE: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+impl std::fmt::Debug for AuditLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AuditLog({})", self.dir.display())
+    }
+}
+
+/// Makes the directory of a new log, with an empty chain.
+pub fn create(dir: &Path, key: &AuditKey) -> Result<(), AuditError> {
+    fs::DirBuilder::new().mode(0o700).create(dir).map_err(|e| io(&e))?;
+    let file = open_head(dir, true)?;
+    write_head(&file, key, Link::START)
+}
+
+impl AuditLog {
+    /// Opens the log in `dir` where it ended.
+    pub fn open(dir: &Path, key: AuditKey, sync: AuditSync) -> Result<Self, AuditError> {
+        let head_file = open_head(dir, false)?;
+        let head = read_head(&head_file, &key)?;
+        let (file, segment) = open_last(dir, head)?;
+        let last = segment.last.unwrap_or(head);
+        let writer = Writer { file, len: segment.whole_len, last, latched: false };
+        let synced = Synced { head_file, last: head };
+        let log =
+            Self { dir: dir.to_owned(), key, sync, writer: Mutex::new(writer), synced: Mutex::new(synced) };
+        log.sync()?;
+        Ok(log)
+    }
+
+    /// Makes everything written so far durable, and signs it.
+    pub fn sync(&self) -> Result<(), AuditError> {
+        let mut synced = self.synced.lock();
+        let (file, last) = {
+            let writer = self.writer.lock();
+            if writer.latched {
+                return Err(AuditError::Latched);
+            }
+            (writer.file.try_clone().map_err(|e| io(&e))?, writer.last)
+        };
+        if synced.last.seq == last.seq {
+            return Ok(());
+        }
+        let done = file.sync_data().map_err(|e| io(&e));
+        let done = done.and_then(|()| write_head(&synced.head_file, &self.key, last));
+        if done.is_err() {
+            self.writer.lock().latched = true;
+        }
+        done?;
+        synced.last = last;
+        Ok(())
+    }
+
+    fn append(&self, line: &mut String) -> Result<u64, AuditError> {
+        let mut writer = self.writer.lock();
+        if writer.latched {
+            return Err(AuditError::Latched);
+        }
+        if writer.len >= SEGMENT_BYTES {
+            self.next_segment(&mut writer)?;
+        }
+        writer.append(line)
+    }
+
+    fn next_segment(&self, writer: &mut Writer) -> Result<(), AuditError> {
+        writer.file.sync_data().map_err(|e| io(&e))?;
+        writer.file = new_segment(&self.dir, writer.last.seq + 1)?;
+        writer.len = 0;
+        Ok(())
+    }
+
+    fn sync_to(&self, seq: u64) -> Result<(), AuditError> {
+        if self.synced.lock().last.seq >= seq {
+            return Ok(());
+        }
+        self.sync()
+    }
+}
+
+impl Audit for AuditLog {
+    fn record(&self, record: &AuditRecord<'_>) -> Result<(), AuditError> {
+        LINE.with_borrow_mut(|line| {
+            line.clear();
+            record.write_open(line);
+            push_event_id(line);
+            let outcome = self.append(line);
+            line.shrink_to(KEEP_BUFFER);
+            let seq = outcome?;
+            if self.sync == AuditSync::Each { self.sync_to(seq) } else { Ok(()) }
+        })
+    }
+}
+
+impl Drop for AuditLog {
+    fn drop(&mut self) {
+        if let Err(error) = self.sync() {
+            log::error!("{error}");
+        }
+    }
+}
+
+impl Writer {
+    /// Completes `line` with its place in the chain and writes it with one call.
+    fn append(&mut self, line: &mut String) -> Result<u64, AuditError> {
+        let seq = self.last.seq + 1;
+        let _ = write!(line, ",\"seq\":{seq},\"prev\":\"{}\"", hex(&self.last.hash));
+        let hash = sha256(line.as_bytes());
+        let _ = write!(line, ",\"hash\":\"{}\"}}", hex(&hash));
+        line.push('\n');
+        if line.len() > MAX_LINE {
+            return Err(AuditError::TooLarge(line.len()));
+        }
+        if let Err(error) = self.file.write_all(line.as_bytes()) {
+            // Part of the line may be there; without it the next record can be tried again.
+            self.latched = self.file.set_len(self.len).is_err();
+            return Err(io(&error));
+        }
+        self.len += line.len() as u64;
+        self.last = Link { seq, hash };
+        Ok(seq)
+    }
+}
+
+/// A random UUID (RFC 9562, version 4).
+fn push_event_id(line: &mut String) {
+    let mut id: [u8; 16] = random_array();
+    id[6] = id[6] & 0x0f | 0x40;
+    id[8] = id[8] & 0x3f | 0x80;
+    let text = hex(&id);
+    let _ = write!(
+        line,
+        ",\"eventID\":\"{}-{}-{}-{}-{}\"",
+        &text[..8],
+        &text[8..12],
+        &text[12..16],
+        &text[16..20],
+        &text[20..]
+    );
+}
+
+/// The segment to go on in. Checks that it holds what the head names, and sets a torn tail aside.
+fn open_last(dir: &Path, head: Link) -> Result<(File, Segment), AuditError> {
+    let Some(first) = segments(dir)?.last().copied() else {
+        if head.seq != 0 {
+            return Err(AuditError::Broken("every segment is missing".into()));
+        }
+        return Ok((new_segment(dir, 1)?, Segment::empty()));
+    };
+    let path = segment_path(dir, first);
+    let before = Link { seq: first - 1, hash: if head.seq + 1 == first { head.hash } else { [0; 32] } };
+    let known = head.seq + 1 == first || first == 1;
+    let segment = read_segment(&path, known.then_some(before), Some(head))?;
+    if segment.last.map_or(first - 1, |last| last.seq) < head.seq {
+        return Err(AuditError::Broken(format!("{} ends before record {}", path.display(), head.seq)));
+    }
+    let file = OpenOptions::new().append(true).open(&path).map_err(|e| io(&e))?;
+    if segment.torn > 0 {
+        set_aside(&path, &segment)?;
+        file.set_len(segment.whole_len).map_err(|e| io(&e))?;
+        log::warn!(
+            "audit log: {} bytes after the last whole record were moved to {}",
+            segment.torn,
+            path.with_extension("torn").display()
+        );
+    }
+    Ok((file, segment))
+}
+
+/// Keeps the bytes of a torn tail beside the segment, as evidence.
+fn set_aside(path: &Path, segment: &Segment) -> Result<(), AuditError> {
+    let mut tail = vec![0; segment.torn.min(MAX_LINE as u64) as usize];
+    let file = File::open(path).map_err(|e| io(&e))?;
+    file.read_exact_at(&mut tail, segment.whole_len).map_err(|e| io(&e))?;
+    let mut options = OpenOptions::new();
+    let mut torn = options
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path.with_extension("torn"))
+        .map_err(|e| io(&e))?;
+    torn.write_all(&tail).and_then(|()| torn.sync_all()).map_err(|e| io(&e))
+}
+
+fn new_segment(dir: &Path, first: u64) -> Result<File, AuditError> {
+    let mut options = OpenOptions::new();
+    let file = options.append(true).create_new(true).mode(0o600).open(segment_path(dir, first));
+    let file = file.map_err(|e| io(&e))?;
+    File::open(dir).and_then(|d| d.sync_all()).map_err(|e| io(&e))?;
+    Ok(file)
+}
+
+fn open_head(dir: &Path, create: bool) -> Result<File, AuditError> {
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create(create).mode(0o600).open(dir.join(HEAD_FILE));
+    file.map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => AuditError::Broken("its head file is missing".into()),
+        _ => io(&error),
+    })
+}
+
+fn write_head(file: &File, key: &AuditKey, last: Link) -> Result<(), AuditError> {
+    let mut bytes = [0; HEAD_LEN];
+    bytes[..8].copy_from_slice(HEAD_MAGIC);
+    bytes[8..16].copy_from_slice(&last.seq.to_le_bytes());
+    bytes[16..48].copy_from_slice(&last.hash);
+    let mac = key.sign(&[&bytes[..48]]);
+    bytes[48..].copy_from_slice(&mac);
+    file.write_all_at(&bytes, 0).and_then(|()| file.sync_data()).map_err(|e| io(&e))
+}
+
+fn read_head(file: &File, key: &AuditKey) -> Result<Link, AuditError> {
+    let mut bytes = [0; HEAD_LEN];
+    let whole = file.read_exact_at(&mut bytes, 0).is_ok();
+    if !whole || &bytes[..8] != HEAD_MAGIC || !constant_time_eq(&key.sign(&[&bytes[..48]]), &bytes[48..]) {
+        return Err(AuditError::Broken("its head file does not belong to this store".into()));
+    }
+    let seq = u64::from_le_bytes(bytes[8..16].try_into().expect("eight bytes"));
+    Ok(Link { seq, hash: bytes[16..48].try_into().expect("32 bytes") })
+}
+
+/// Reads what the signed head of the log in `dir` names.
+pub fn signed_head(dir: &Path, key: &AuditKey) -> Result<Link, AuditError> {
+    read_head(&open_head(dir, false)?, key)
+}
+
+fn io(error: &std::io::Error) -> AuditError {
+    AuditError::Io(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::audit::{Identity, JsonText};
+    use super::super::audit_chain::verify;
+    use super::*;
+    use crate::crypto::RootKey;
+
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new() -> Self {
+            let dir = std::env::temp_dir().join(format!("kmsd-audit-{}", hex(&random_array::<8>())));
+            create(&dir, &key()).unwrap();
+            Self(dir)
+        }
+
+        fn open(&self) -> Result<AuditLog, AuditError> {
+            AuditLog::open(&self.0, key(), AuditSync::Second)
+        }
+
+        fn only_segment(&self) -> PathBuf {
+            segment_path(&self.0, 1)
+        }
+
+        fn with_records(count: usize) -> Self {
+            let scratch = Self::new();
+            let log = scratch.open().unwrap();
+            (0..count).for_each(|_| write(&log).unwrap());
+            scratch
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            fs::remove_dir_all(&self.0).unwrap();
+        }
+    }
+
+    fn key() -> AuditKey {
+        RootKey::of_bytes([7; 32]).audit_key()
+    }
+
+    fn write(log: &dyn Audit) -> Result<(), AuditError> {
+        let (arn, null) = ("arn:aws:iam::000000000000:root", JsonText::null());
+        log.record(&AuditRecord {
+            time_ms: 1_000,
+            event_name: "Decrypt",
+            region: "local",
+            identity: Identity {
+                kind: "Root",
+                arn,
+                account: "000000000000",
+                access_key_id: None,
+                invoked_by: None,
+            },
+            source: "unix",
+            peer: None,
+            user_agent: "test \"agent\"",
+            request: &JsonText::of(&serde_json::json!({"encryptionContext": {"a": "b"}})),
+            response: &null,
+            additional: &null,
+            error: None,
+            read_only: true,
+            resources: &[],
+            request_id: "r",
+        })
+    }
+
+    #[test]
+    fn the_hash_of_a_line_is_pinned() {
+        let (file, path) = {
+            let path = std::env::temp_dir().join(format!("kmsd-line-{}", hex(&random_array::<8>())));
+            (File::create_new(&path).unwrap(), path)
+        };
+        let mut writer = Writer { file, len: 0, last: Link { seq: 4, hash: [0xab; 32] }, latched: false };
+        writer.append(&mut "{\"eventName\":\"X\"".to_owned()).unwrap();
+        let line = fs::read_to_string(&path).unwrap();
+        fs::remove_file(path).unwrap();
+        assert_eq!(
+            line,
+            concat!(
+                r#"{"eventName":"X","seq":5,"prev":"abababababababababababababababababababababababababababababababab","hash":""#,
+                "83f75f8668de3f8e307b2be1e30b89a2841a9f31268ae8c6fe7d0246aa59f988\"}\n"
+            )
+        );
+    }
+
+    #[test]
+    fn the_chain_goes_on_after_each_opening() {
+        let scratch = Scratch::with_records(3);
+        (0..3).for_each(|_| write(&scratch.open().unwrap()).unwrap());
+        let report = verify(&scratch.0, Some(signed_head(&scratch.0, &key()).unwrap())).unwrap();
+        assert_eq!((report.records, report.last_seq), (6, 6));
+    }
+
+    #[test]
+    fn a_killed_daemon_loses_no_record_and_the_chain_goes_on() {
+        let scratch = Scratch::with_records(2);
+        let log = scratch.open().unwrap();
+        write(&log).unwrap();
+        std::mem::forget(log);
+        write(&scratch.open().unwrap()).unwrap();
+        assert_eq!(verify(&scratch.0, None).unwrap().records, 4);
+    }
+
+    #[test]
+    fn a_torn_last_line_is_set_aside_and_the_chain_goes_on() {
+        let scratch = Scratch::with_records(2);
+        let mut file = OpenOptions::new().append(true).open(scratch.only_segment()).unwrap();
+        file.write_all(b"{\"eventVersion\":\"1.11\",\"userId").unwrap();
+        write(&scratch.open().unwrap()).unwrap();
+        assert_eq!(verify(&scratch.0, None).unwrap().records, 3);
+        let torn = fs::read(scratch.only_segment().with_extension("torn")).unwrap();
+        assert_eq!(torn, b"{\"eventVersion\":\"1.11\",\"userId");
+    }
+
+    #[test]
+    fn edited_removed_and_cut_records_are_noticed() {
+        let text = |scratch: &Scratch| fs::read_to_string(scratch.only_segment()).unwrap();
+        let edits: [fn(&str) -> String; 4] = [
+            |text| text.replacen("Decrypt", "Encrypt", 1),
+            |text| text.split_inclusive('\n').skip(1).collect(),
+            |text| {
+                text.split_inclusive('\n')
+                    .enumerate()
+                    .filter(|(i, _)| *i != 1)
+                    .map(|(_, line)| line)
+                    .collect()
+            },
+            |text| text.split_inclusive('\n').take(2).collect(),
+        ];
+        for (index, edit) in edits.iter().enumerate() {
+            let scratch = Scratch::with_records(3);
+            let head = signed_head(&scratch.0, &key()).unwrap();
+            fs::write(scratch.only_segment(), edit(&text(&scratch))).unwrap();
+            assert!(verify(&scratch.0, Some(head)).is_err(), "edit {index}");
+            assert!(matches!(scratch.open(), Err(AuditError::Broken(_))), "edit {index}");
+        }
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_written_refuses_and_recovers() {
+        let scratch = Scratch::with_records(1);
+        let log = scratch.open().unwrap();
+        let good = std::mem::replace(
+            &mut log.writer.lock().file,
+            OpenOptions::new().write(true).open("/dev/full").unwrap(),
+        );
+        assert!(matches!(write(&log), Err(AuditError::Io(_))));
+        let mut writer = log.writer.lock();
+        writer.file = good;
+        writer.latched = false;
+        drop(writer);
+        write(&log).unwrap();
+        drop(log);
+        assert_eq!(verify(&scratch.0, None).unwrap().records, 2);
+    }
+
+    #[test]
+    fn segments_follow_each_other_without_a_gap() {
+        let scratch = Scratch::with_records(1);
+        let log = scratch.open().unwrap();
+        for _ in 0..3 {
+            log.writer.lock().len = SEGMENT_BYTES;
+            write(&log).unwrap();
+        }
+        drop(log);
+        write(&scratch.open().unwrap()).unwrap();
+        let report = verify(&scratch.0, Some(signed_head(&scratch.0, &key()).unwrap())).unwrap();
+        assert_eq!((report.segments, report.records), (4, 5));
+        fs::remove_file(segment_path(&scratch.0, 3)).unwrap();
+        assert!(verify(&scratch.0, None).is_err());
+    }
+
+    #[test]
+    fn records_are_synced_before_the_answer_where_asked() {
+        let scratch = Scratch::new();
+        let log = AuditLog::open(&scratch.0, key(), AuditSync::Each).unwrap();
+        write(&log).unwrap();
+        assert_eq!(signed_head(&scratch.0, &key()).unwrap().seq, 1);
+    }
+}
