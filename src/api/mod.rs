@@ -1,6 +1,42 @@
-//! (api: see lib.rs)
+//! The KMS wire protocol as data: operations, requests and responses, references to keys, errors.
+//!
+//! Used by `kms` (which parses requests and writes responses) and by `client` (the other way round).
+//! Holds no state, does no I/O and decides nothing about who may do what.
 
+mod blob;
+mod choice;
+mod context;
+mod error;
 mod hex;
+mod key_ref;
+mod operation;
+mod parameters;
+mod request;
+mod request_admin;
+mod request_data;
+mod request_key;
+mod response;
+mod rule;
+mod shape;
 pub mod sigv4;
+mod timestamp;
 
+pub use blob::{Blob, SecretBlob};
+pub use choice::{
+    AccessKeyStatus, DataKeySpec, EncryptionAlgorithm, ExpirationModel, IncludeKeyMaterial, KeyManager,
+    KeySpec, KeyState, KeyUsage, MaterialState, Origin, RotationType,
+};
+pub use context::EncryptionContext;
+pub use error::{ErrorBody, ErrorCode, KmsError};
 pub use hex::{hex, unhex};
+pub use key_ref::{Arn, ArnError, ArnResource, KeyId, KeyRef};
+pub use operation::{Family, Operation, TARGET_PREFIX, TARGET_PREFIX_ADMIN};
+pub use parameters::{Parameters, Shown};
+pub use request::{Request, Violation, parse};
+pub use request_admin::*;
+pub use request_data::*;
+pub use request_key::*;
+pub use response::*;
+pub use rule::{Pattern, Rule};
+pub use shape::Member;
+pub use timestamp::Timestamp;

@@ -1,0 +1,118 @@
+//! Constraints of members, and their wording when one is broken.
+
+use std::fmt::Write;
+
+/// A regular expression of the protocol: its text for the message, and a matcher written by hand.
+#[derive(Debug)]
+pub struct Pattern {
+    /// As messages show it.
+    pub text: &'static str,
+    /// Whether a value matches as a whole.
+    pub matches: fn(&str) -> bool,
+}
+
+/// One constraint of a member. Bounds are inclusive.
+#[derive(Debug, Clone, Copy)]
+pub enum Rule {
+    /// Characters of a text, bytes of a blob, elements of a list.
+    Length(usize, usize),
+    /// Value of a number.
+    Range(i64, i64),
+    /// Form of a text.
+    Form(&'static Pattern),
+    /// Rules for each element of a list.
+    Each(&'static [Rule]),
+}
+
+/// Alias names.
+pub static ALIAS_NAME: Pattern = Pattern {
+    text: "^[a-zA-Z0-9:/_-]+$",
+    matches: |text| {
+        !text.is_empty()
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b':' | b'/' | b'_' | b'-'))
+    },
+};
+
+/// Paging markers.
+pub static MARKER: Pattern = Pattern {
+    text: "[\\u0020-\\u00FF]*",
+    matches: |text| text.chars().all(|c| ('\u{20}'..='\u{ff}').contains(&c)),
+};
+
+/// Names of key policies.
+pub static POLICY_NAME: Pattern = Pattern {
+    text: "[\\w]+",
+    matches: |text| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'),
+};
+
+/// Texts of policies.
+pub static POLICY_TEXT: Pattern = Pattern {
+    text: "[\\u0009\\u000A\\u000D\\u0020-\\u00FF]+",
+    matches: |text| {
+        !text.is_empty() && text.chars().all(|c| matches!(c, '\t' | '\n' | '\r' | '\u{20}'..='\u{ff}'))
+    },
+};
+
+/// Names of users and of their policies.
+pub static IAM_NAME: Pattern = Pattern {
+    text: "[\\w+=,.@-]+",
+    matches: |text| {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"_+=,.@-".contains(&b);
+        !text.is_empty() && text.bytes().all(plain)
+    },
+};
+
+/// Ids of access keys.
+pub static ACCESS_KEY_ID: Pattern = Pattern {
+    text: "[\\w]+",
+    matches: |text| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'),
+};
+
+impl Rule {
+    /// The sentence for each constraint in this rule, upper bound first.
+    pub(super) fn sentences(&self) -> Vec<String> {
+        match self {
+            Self::Length(min, max) => vec![
+                format!("Member must have length less than or equal to {max}"),
+                format!("Member must have length greater than or equal to {min}"),
+            ],
+            Self::Range(min, max) => vec![
+                format!("Member must have value less than or equal to {max}"),
+                format!("Member must have value greater than or equal to {min}"),
+            ],
+            Self::Form(pattern) => {
+                vec![format!("Member must satisfy regular expression pattern: {}", pattern.text)]
+            }
+            Self::Each(rules) => vec![each_sentence(rules.iter().flat_map(Self::sentences))],
+        }
+    }
+}
+
+/// The sentence that wraps the constraints on the elements of a list.
+pub(super) fn each_sentence(inner: impl Iterator<Item = String>) -> String {
+    let mut out = String::from("Member must satisfy constraint: [");
+    for (at, sentence) in inner.enumerate() {
+        let _ = write!(out, "{}{sentence}", if at == 0 { "" } else { ", " });
+    }
+    out.push(']');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_accept_and_refuse_as_their_text_says() {
+        for (pattern, yes, no) in [
+            (&ALIAS_NAME, vec!["alias/aws/s3", "a:b", "_"], vec!["", "alias/é", "a b", "a.b"]),
+            (&MARKER, vec!["", " ÿ~"], vec!["\n", "Ā"]),
+            (&POLICY_NAME, vec!["default", "A_1"], vec!["", "a-b"]),
+            (&POLICY_TEXT, vec!["{\n\t}", "ÿ"], vec!["", "\u{7}", "Ā"]),
+            (&IAM_NAME, vec!["alice.b+c@d-e_f=,"], vec!["", "a/b", "a b", "é"]),
+        ] {
+            assert!(yes.iter().all(|text| (pattern.matches)(text)), "{}", pattern.text);
+            assert!(!no.iter().any(|text| (pattern.matches)(text)), "{}", pattern.text);
+        }
+    }
+}
