@@ -8,6 +8,7 @@ pub mod audit_log;
 pub mod blob;
 pub mod root;
 pub mod sealed;
+pub mod sigv4;
 pub mod sqlite;
 pub mod state_dir;
 pub mod store;
