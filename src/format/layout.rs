@@ -58,6 +58,16 @@ pub const fn tag_page_offset(page: u64) -> u64 {
     (FIRST_GROUP_PAGE + (page - 1) * GROUP_PAGES) * BLOCK
 }
 
+/// The block whose page holds the lower offset `offset`; for a tag page, the first block of its group.
+pub const fn block_at(offset: u64) -> u64 {
+    let page = offset / BLOCK;
+    if page < FIRST_GROUP_PAGE {
+        return page.saturating_sub(1);
+    }
+    let (group, index) = ((page - FIRST_GROUP_PAGE) / GROUP_PAGES, (page - FIRST_GROUP_PAGE) % GROUP_PAGES);
+    HEAD_BLOCKS + group * GROUP_BLOCKS + index.saturating_sub(1)
+}
+
 /// How many blocks hold `size` bytes.
 pub const fn block_count(size: u64) -> u64 {
     size.div_ceil(BLOCK)
@@ -126,9 +136,11 @@ mod tests {
         fn no_two_blocks_or_tag_pages_share_a_page(block in 0_u64..1 << 30) {
             prop_assert!(block_offset(block + 1) > block_offset(block));
             prop_assert_eq!(block_offset(block) % BLOCK, 0);
+            prop_assert_eq!(block_at(block_offset(block) + 4095), block);
             let page = tag_page(block);
             prop_assert_eq!(first_block(page) + entry_index(block) as u64, block);
             if page > 0 {
+                prop_assert_eq!(block_at(tag_page_offset(page)), first_block(page));
                 prop_assert!(tag_page_offset(page) < block_offset(first_block(page)));
                 prop_assert!(tag_page_offset(page) > block_offset(first_block(page) - 1));
             }

@@ -3,6 +3,7 @@
 //! Called by `fuse` and `volume`. Never talks to the key daemon itself: it asks a [`KeySource`].
 
 mod error;
+pub mod file;
 mod key_source;
 
 pub use error::FsError;

@@ -1,0 +1,295 @@
+//! The state of one loaded file: header, seal, tags. Called by the rest of `file`, under its lock.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+use rustix::io::Errno;
+
+use super::lower::Lower;
+use crate::crypto::{FileKeys, Tag};
+use crate::format::WrappedKey;
+use crate::format::header::{HOT_OFFSET, SUPERBLOCK_LEN, Superblock};
+use crate::format::layout::{self, BLOCK_LEN};
+use crate::format::seal::{SEAL_LEN, SEAL_OFFSETS, Seal, State};
+use crate::format::tags::{Entry, TagPage, tail_range};
+use crate::tree::{FsError, KeyError};
+
+/// Most tag pages that one file keeps in memory (4 MiB, the tags of 576 MiB).
+const PAGES_MAX: usize = 1024;
+
+/// A checked tag page with its MAC and what it adds to the root.
+#[derive(Debug, Clone)]
+pub(super) struct CachedPage {
+    pub(super) page: TagPage,
+    pub(super) mac: Tag,
+    pub(super) term: Tag,
+}
+
+impl CachedPage {
+    pub(super) fn new(keys: &FileKeys, page_no: u64, page: TagPage) -> Self {
+        let mac = page.mac(keys, page_no);
+        let term = page.root_term(keys, page_no, &mac);
+        Self { page, mac, term }
+    }
+}
+
+/// The state of a file that has a header.
+pub(super) struct Body {
+    pub(super) superblock: Superblock,
+    pub(super) superblock_bytes: [u8; SUPERBLOCK_LEN],
+    pub(super) wrapped: WrappedKey,
+    pub(super) keys: Option<Arc<FileKeys>>,
+    /// Plaintext size.
+    pub(super) size: u64,
+    /// What the newest stored seal says.
+    pub(super) sealed: Seal,
+    /// The two seals as stored.
+    pub(super) seal_bytes: [[u8; SEAL_LEN]; 2],
+    /// Sum of the terms of all tag pages.
+    pub(super) root: Tag,
+    /// The root was checked against every tag page, so a missing page is a true hole.
+    pub(super) holes_trusted: AtomicBool,
+    pub(super) head: CachedPage,
+    /// Ciphertext of the inline tail; empty where the last block is elsewhere.
+    pub(super) tail: Vec<u8>,
+    pub(super) pages: Mutex<HashMap<u64, Arc<CachedPage>>>,
+    /// Tag pages whose write failed; memory is ahead of the disk, and every sync tries again.
+    pub(super) unsaved: BTreeSet<u64>,
+    /// The lower length could not be set; tried again with the pages.
+    pub(super) length_unsaved: bool,
+}
+
+pub(super) fn xor(sum: &mut Tag, term: &Tag) {
+    sum.iter_mut().zip(term).for_each(|(s, t)| *s ^= t);
+}
+
+impl Body {
+    pub(super) fn keys(&self) -> Result<Arc<FileKeys>, FsError> {
+        let keys = self.keys.clone();
+        keys.ok_or_else(|| FsError::Key(KeyError::Unavailable("the key was dropped meanwhile".into())))
+    }
+
+    /// A damage report that names the file.
+    pub(super) fn corrupt(&self, what: impl std::fmt::Display) -> FsError {
+        FsError::Corrupt(format!("file {}: {what}", self.superblock.file_id))
+    }
+
+    pub(super) fn is_unsealed(&self) -> bool {
+        self.sealed.state != State::Clean || !self.unsaved.is_empty() || self.length_unsaved
+    }
+
+    /// The tag page `page_no`, from memory or checked off the disk.
+    pub(super) fn page(
+        &self,
+        lower: &Lower,
+        keys: &FileKeys,
+        page_no: u64,
+    ) -> Result<Arc<CachedPage>, FsError> {
+        if page_no == 0 {
+            return Ok(Arc::new(self.head.clone()));
+        }
+        if let Some(page) = self.pages.lock().get(&page_no) {
+            return Ok(Arc::clone(page));
+        }
+        let page = Arc::new(self.read_page(lower, keys, page_no)?);
+        if page.term == [0; 16] && !self.holes_trusted.load(Ordering::Acquire) {
+            self.check_root(lower, keys)?;
+        }
+        self.remember(page_no, Arc::clone(&page));
+        Ok(page)
+    }
+
+    pub(super) fn read_page(
+        &self,
+        lower: &Lower,
+        keys: &FileKeys,
+        page_no: u64,
+    ) -> Result<CachedPage, FsError> {
+        let mut bytes = [0; BLOCK_LEN];
+        lower.read_at(&mut bytes, layout::tag_page_offset(page_no))?;
+        let page = TagPage::parse(keys, page_no, &bytes)
+            .map_err(|_| self.corrupt(format_args!("tag page {page_no} does not verify")))?;
+        Ok(CachedPage::new(keys, page_no, page))
+    }
+
+    fn remember(&self, page_no: u64, page: Arc<CachedPage>) {
+        let mut pages = self.pages.lock();
+        if pages.len() >= PAGES_MAX {
+            let unsaved = &self.unsaved;
+            let victim = pages.keys().copied().find(|no| !unsaved.contains(no));
+            victim.map(|no| pages.remove(&no));
+        }
+        pages.insert(page_no, page);
+    }
+
+    /// Replaces a tag page in memory and in the root.
+    pub(super) fn replace_page(&mut self, page_no: u64, old: &CachedPage, new: CachedPage) {
+        xor(&mut self.root, &old.term);
+        xor(&mut self.root, &new.term);
+        if page_no == 0 {
+            self.head = new;
+        } else {
+            self.remember(page_no, Arc::new(new));
+        }
+    }
+
+    /// Sums the terms of all tag pages on disk and compares with the root.
+    pub(super) fn check_root(&self, lower: &Lower, keys: &FileKeys) -> Result<(), FsError> {
+        if self.sum_of_terms(lower, keys)? != self.root {
+            return Err(
+                self.corrupt("the tags do not add up to the sealed root: blocks were put back or removed")
+            );
+        }
+        self.holes_trusted.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    pub(super) fn sum_of_terms(&self, lower: &Lower, keys: &FileKeys) -> Result<Tag, FsError> {
+        let mut sum = self.head.term;
+        let count = layout::tag_page_count(self.size);
+        let mut page_no = 1;
+        while page_no < count {
+            let held = self.unsaved.contains(&page_no).then(|| self.pages.lock().get(&page_no).cloned());
+            if let Some(Some(held)) = held {
+                xor(&mut sum, &held.term);
+                page_no += 1;
+                continue;
+            }
+            // Whole groups that the lower filesystem holds no data for have no tags.
+            let next = lower.next_data(layout::tag_page_offset(page_no))?;
+            let next = next.map_or(count, |at| layout::tag_page(layout::block_at(at)));
+            let next = self.unsaved.range(page_no..).next().map_or(next, |unsaved| next.min(*unsaved));
+            if next > page_no {
+                page_no = next;
+                continue;
+            }
+            xor(&mut sum, &self.read_page(lower, keys, page_no)?.term);
+            page_no += 1;
+        }
+        Ok(sum)
+    }
+
+    /// Writes a seal alone.
+    pub(super) fn write_seal(&mut self, lower: &Lower, state: State, size: u64) -> Result<(), FsError> {
+        let keys = self.keys()?;
+        let seal = self.next_seal(state, size);
+        let bytes = seal.encode(&keys, &self.superblock_bytes);
+        lower.write_at(&bytes, seal.offset() as u64).map_err(|(_, e)| e)?;
+        self.note_seal(seal, bytes);
+        Ok(())
+    }
+
+    fn next_seal(&self, state: State, size: u64) -> Seal {
+        Seal { epoch: self.sealed.epoch + 1, size, root: self.root, state }
+    }
+
+    fn note_seal(&mut self, seal: Seal, bytes: [u8; SEAL_LEN]) {
+        let index = SEAL_OFFSETS.iter().position(|at| *at == seal.offset()).expect("one of the two places");
+        self.seal_bytes[index] = bytes;
+        self.sealed = seal;
+    }
+
+    /// Writes the mount's part of the header page (seals, head tags, inline tail) in one call.
+    pub(super) fn write_hot(&mut self, lower: &Lower, state: State, size: u64) -> Result<(), FsError> {
+        let keys = self.keys()?;
+        let seal = self.next_seal(state, size);
+        let bytes = seal.encode(&keys, &self.superblock_bytes);
+        let before = (self.sealed, self.seal_bytes);
+        self.note_seal(seal, bytes);
+        let page = self.hot_page(size);
+        if let Err((_, e)) = lower.write_at(&page[HOT_OFFSET..], HOT_OFFSET as u64) {
+            self.unsaved.insert(0);
+            (self.sealed, self.seal_bytes) = before;
+            return Err(FsError::Os(e));
+        }
+        Ok(())
+    }
+
+    /// The header page less superblock and slots.
+    pub(super) fn hot_page(&self, size: u64) -> Box<[u8; BLOCK_LEN]> {
+        let mut page = Box::new([0; BLOCK_LEN]);
+        for (bytes, at) in self.seal_bytes.iter().zip(SEAL_OFFSETS) {
+            page[at..at + SEAL_LEN].copy_from_slice(bytes);
+        }
+        self.head.page.encode_head(&self.head.mac, layout::block_count(size), &mut page);
+        page[tail_range(self.tail.len())].copy_from_slice(&self.tail);
+        page
+    }
+
+    /// Says, before a block is touched, that the file is being written.
+    pub(super) fn mark_dirty(&mut self, lower: &Lower) -> Result<(), FsError> {
+        if self.sealed.state == State::Dirty {
+            return Ok(());
+        }
+        self.write_seal(lower, State::Dirty, self.size)
+    }
+
+    /// Makes the stored seal promise the size as it is now; for fsync.
+    pub(super) fn write_promise(&mut self, lower: &Lower) -> Result<(), FsError> {
+        self.save_pages(lower)?;
+        if self.sealed.size != self.size {
+            self.write_seal(lower, State::Dirty, self.size)?;
+        }
+        Ok(())
+    }
+
+    /// Says that the file is closed and whole.
+    pub(super) fn write_clean_seal(&mut self, lower: &Lower) -> Result<(), FsError> {
+        self.save_pages(lower)?;
+        self.write_seal(lower, State::Clean, self.size)
+    }
+
+    /// Writes tag page `page_no` as memory has it.
+    pub(super) fn write_page(&mut self, lower: &Lower, page_no: u64) -> Result<(), FsError> {
+        let page = self.pages.lock().get(&page_no).cloned();
+        let Some(page) = page else { return Err(FsError::Os(Errno::IO)) };
+        let bytes = page.page.encode(&page.mac);
+        match lower.write_at(&bytes[..], layout::tag_page_offset(page_no)) {
+            Ok(()) => {
+                self.unsaved.remove(&page_no);
+                Ok(())
+            }
+            Err((_, e)) => {
+                self.unsaved.insert(page_no);
+                Err(FsError::Os(e))
+            }
+        }
+    }
+
+    /// Writes what an earlier failure kept back.
+    pub(super) fn save_pages(&mut self, lower: &Lower) -> Result<(), FsError> {
+        let unsaved: Vec<u64> = self.unsaved.iter().copied().collect();
+        for page_no in unsaved {
+            if page_no == 0 {
+                self.write_hot(lower, State::Dirty, self.size)?;
+                self.unsaved.remove(&0);
+            } else if page_no < layout::tag_page_count(self.size) {
+                self.write_page(lower, page_no)?;
+            } else {
+                self.unsaved.remove(&page_no);
+            }
+        }
+        if self.length_unsaved { self.set_lower_len(lower) } else { Ok(()) }
+    }
+
+    /// Gives the lower file the length that the size asks for.
+    pub(super) fn set_lower_len(&mut self, lower: &Lower) -> Result<(), FsError> {
+        self.length_unsaved = true;
+        lower.set_len(layout::lower_len(self.size))?;
+        self.length_unsaved = false;
+        Ok(())
+    }
+
+    /// The entry of `block`; a hole beyond the end.
+    pub(super) fn entry(&self, lower: &Lower, keys: &FileKeys, block: u64) -> Result<Entry, FsError> {
+        let page = self.page(lower, keys, layout::tag_page(block))?;
+        Ok(*page.page.entry(layout::entry_index(block)))
+    }
+
+    /// The last block's number, where it is kept in the header page.
+    pub(super) fn inline_block(&self) -> Option<u64> {
+        (!self.tail.is_empty()).then_some(self.size / layout::BLOCK)
+    }
+}

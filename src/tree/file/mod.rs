@@ -1,0 +1,189 @@
+//! Plaintext I/O on the lower file of one regular file.
+//!
+//! Called by the rest of `tree` for open inodes, and by the check. One [`FileIo`] serves all handles of an inode.
+//! Must never release plaintext that did not verify, nor leave a block that neither its stored nor its logged tag fits.
+
+mod body;
+mod load;
+mod log;
+mod lower;
+mod read;
+mod recover;
+mod resize;
+mod seek;
+#[cfg(test)]
+mod tests;
+mod verify;
+mod write;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use rustix::io::Errno;
+
+use super::{FsError, KeySource};
+use crate::crypto::FileKeys;
+use crate::format::{FileId, VolumeId, WrappedKey, layout};
+use body::Body;
+use lower::Lower;
+
+pub use log::{LOG_NAME, TagLog};
+pub use resize::Allocate;
+pub use seek::Seek;
+pub use verify::Verified;
+
+/// What all files of one mount share.
+pub struct FileContext {
+    /// The volume; a file of another one does not open.
+    pub volume_id: VolumeId,
+    /// Where data keys come from.
+    pub keys: Arc<dyn KeySource>,
+    /// Nothing is written, recoveries stay in memory.
+    pub read_only: bool,
+    /// The tag log; `None` only where nothing is ever overwritten.
+    pub log: Option<TagLog>,
+}
+
+/// What is known of the lower file.
+enum Inner {
+    /// Nothing yet.
+    Unread,
+    /// Zero bytes long: an empty file that has no header.
+    Empty,
+    /// Header read and checked.
+    Loaded(Box<Body>),
+}
+
+/// The data of one regular file.
+pub struct FileIo {
+    lower: Lower,
+    context: Arc<FileContext>,
+    inner: RwLock<Inner>,
+}
+
+impl FileIo {
+    /// Takes over the lower file, opened for reading and, unless the mount is read-only, writing. Asks for no key.
+    pub fn new(fd: OwnedFd, context: Arc<FileContext>) -> Self {
+        Self { lower: Lower(fd), context, inner: RwLock::new(Inner::Unread) }
+    }
+
+    /// A new file's: the lower file was just made and is empty.
+    pub fn new_empty(fd: OwnedFd, context: Arc<FileContext>) -> Self {
+        Self { lower: Lower(fd), context, inner: RwLock::new(Inner::Empty) }
+    }
+
+    /// The lower file, for operations that concern its inode.
+    pub fn lower_fd(&self) -> BorrowedFd<'_> {
+        self.lower.0.as_fd()
+    }
+
+    /// Plaintext size in bytes. Asks for no key.
+    pub fn size(&self) -> Result<u64, FsError> {
+        match &*self.inner.read() {
+            Inner::Unread => Ok(layout::plain_size(self.lower.len()?)),
+            Inner::Empty => Ok(0),
+            Inner::Loaded(body) => Ok(body.size),
+        }
+    }
+
+    /// Makes sure that header and key are at hand, so that an open fails where a read would.
+    pub fn ensure_keys(&self) -> Result<(), FsError> {
+        self.for_reading().map(drop)
+    }
+
+    /// The wrapped key and identity, where the file has a header that was read.
+    pub fn wrapped(&self) -> Option<(FileId, WrappedKey)> {
+        match &*self.inner.read() {
+            Inner::Loaded(body) => Some((body.superblock.file_id, body.wrapped.clone())),
+            _ => None,
+        }
+    }
+
+    /// The file's keys and identity, making a header where there is none: for extended attributes.
+    pub fn keys_for_write(&self) -> Result<(Arc<FileKeys>, FileId), FsError> {
+        let mut inner = self.for_writing()?;
+        let (body, keys) = self.body_for_write(&mut inner)?;
+        Ok((keys, body.superblock.file_id))
+    }
+
+    /// The file's keys and identity; `None` for a file without header.
+    pub fn keys_for_read(&self) -> Result<Option<(Arc<FileKeys>, FileId)>, FsError> {
+        let inner = self.for_reading()?;
+        let Inner::Loaded(body) = &*inner else { return Ok(None) };
+        Ok(Some((body.keys()?, body.superblock.file_id)))
+    }
+
+    /// Forgets the keys (not the metadata). The next use asks the key source again.
+    pub fn drop_keys(&self) {
+        if let Inner::Loaded(body) = &mut *self.inner.write() {
+            body.keys = None;
+        }
+    }
+
+    /// Makes the seal say that the file is closed and whole. Leaves the modification time alone.
+    pub fn seal(&self) -> Result<(), FsError> {
+        if self.context.read_only || !self.is_unsealed() {
+            return Ok(());
+        }
+        let mut inner = self.for_writing()?;
+        let Inner::Loaded(body) = &mut *inner else { return Ok(()) };
+        self.lower.keeping_mtime(|| body.write_clean_seal(&self.lower))
+    }
+
+    /// Makes everything written so far durable (fsync(2), fdatasync(2)).
+    pub fn sync(&self, data_only: bool) -> Result<(), FsError> {
+        if self.is_unsealed() && !self.context.read_only {
+            let mut inner = self.for_writing()?;
+            if let Inner::Loaded(body) = &mut *inner {
+                self.lower.keeping_mtime(|| body.write_promise(&self.lower))?;
+            }
+        }
+        Ok(self.lower.sync(data_only)?)
+    }
+
+    fn is_unsealed(&self) -> bool {
+        matches!(&*self.inner.read(), Inner::Loaded(body) if body.is_unsealed())
+    }
+
+    /// The state for a reader, with header and keys at hand.
+    fn for_reading(&self) -> Result<RwLockReadGuard<'_, Inner>, FsError> {
+        let inner = self.inner.read();
+        let ready = match &*inner {
+            Inner::Unread => false,
+            Inner::Empty => true,
+            Inner::Loaded(body) => body.keys.is_some(),
+        };
+        if ready {
+            return Ok(inner);
+        }
+        drop(inner);
+        Ok(RwLockWriteGuard::downgrade(self.for_writing()?))
+    }
+
+    /// The state for a writer, with header (where there is one) and keys at hand.
+    fn for_writing(&self) -> Result<RwLockWriteGuard<'_, Inner>, FsError> {
+        let mut inner = self.inner.write();
+        match &mut *inner {
+            Inner::Unread => *inner = self.load()?,
+            Inner::Loaded(body) if body.keys.is_none() => self.reload_keys(body)?,
+            Inner::Empty | Inner::Loaded(_) => {}
+        }
+        Ok(inner)
+    }
+
+    /// The loaded body of a file that is about to be written; makes the header of an empty one.
+    fn body_for_write<'a>(&self, inner: &'a mut Inner) -> Result<(&'a mut Body, Arc<FileKeys>), FsError> {
+        if self.context.read_only {
+            return Err(FsError::Os(Errno::ROFS));
+        }
+        if matches!(inner, Inner::Empty) {
+            *inner = Inner::Loaded(Box::new(self.make_header()?));
+        }
+        let Inner::Loaded(body) = inner else { return Err(FsError::Os(Errno::IO)) };
+        let keys = body.keys()?;
+        // What a full disk kept back goes first: new changes would build on it.
+        body.save_pages(&self.lower)?;
+        Ok((body, keys))
+    }
+}

@@ -1,0 +1,61 @@
+//! Checking every byte of one file, for the check of a volume.
+
+use super::body::Body;
+use super::{FileIo, Inner};
+use crate::crypto::FileKeys;
+use crate::format::layout::{self, BLOCK_LEN};
+use crate::format::tags::HOLE;
+use crate::tree::FsError;
+
+/// What a full check of one file found.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Verified {
+    /// Blocks that hold data and verify.
+    pub blocks: u64,
+    /// Blocks that are holes.
+    pub holes: u64,
+    /// What is wrong, block by block.
+    pub problems: Vec<String>,
+}
+
+/// Most problems that are listed of one file.
+const PROBLEMS_MAX: usize = 100;
+
+impl FileIo {
+    /// Checks root, every tag and every block. An error means that the file does not open at all.
+    pub fn verify(&self) -> Result<Verified, FsError> {
+        let inner = self.for_reading()?;
+        let mut found = Verified::default();
+        let Inner::Loaded(body) = &*inner else { return Ok(found) };
+        let keys = body.keys()?;
+        if let Err(e) = body.check_root(&self.lower, &keys) {
+            found.problems.push(e.to_string());
+        }
+        let count = layout::block_count(body.size);
+        let mut block = 0;
+        while block < count {
+            let stop = layout::first_block(layout::tag_page(block) + 1).min(count);
+            (block..stop).for_each(|block| self.verify_block(body, &keys, block, &mut found));
+            let next = if stop < count {
+                self.skip_absent_groups(stop)?.map_or(count, |b| b.min(count))
+            } else {
+                stop
+            };
+            found.holes += next - stop;
+            block = next;
+        }
+        Ok(found)
+    }
+
+    fn verify_block(&self, body: &Body, keys: &FileKeys, block: u64, found: &mut Verified) {
+        let mut data = [0; BLOCK_LEN];
+        let data = &mut data[..layout::block_len(block, body.size)];
+        let entry = body.entry(&self.lower, keys, block);
+        match entry.and_then(|entry| self.read_block(body, keys, block, data).map(|()| entry == HOLE)) {
+            Ok(true) => found.holes += 1,
+            Ok(false) => found.blocks += 1,
+            Err(e) if found.problems.len() < PROBLEMS_MAX => found.problems.push(e.to_string()),
+            Err(_) => {}
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! Writing a range: blocks are sealed into an image of the lower file, which one positioned write puts in place.
+//!
+//! Order within one change: mark the file dirty, note old and new tags in the log, data (with the tag pages that lie
+//! between), the tag page before the data or the header page, the lower length. Cut at any point, each block fits its
+//! stored or its logged tag.
+
+use rustix::io::Errno;
+
+use super::FileIo;
+use super::body::{Body, CachedPage};
+use super::lower::Lower;
+use crate::crypto::{FileKeys, Nonce, random_array, random_nonces};
+use crate::format::FileId;
+use crate::format::layout::{self, BLOCK, BLOCK_LEN, MAX_SIZE};
+use crate::format::seal::State;
+use crate::format::tags::{Entry, HOLE, seal_block};
+use crate::tree::FsError;
+
+/// How far a growing file may outrun its sealed size, which bounds what a recovery reads.
+const PROMISE_EVERY: u64 = 64 << 20;
+
+/// New contents of the blocks from `first` on.
+pub(super) struct Change {
+    first: u64,
+    /// The lower bytes from the place of `first` on, with gaps for the tag pages between.
+    image: Vec<u8>,
+    entries: Vec<Entry>,
+}
+
+impl Change {
+    /// Room for the blocks `first..=last`.
+    fn new(first: u64, last: u64) -> Self {
+        let len = layout::block_offset(last) + BLOCK - layout::block_offset(first);
+        let image = vec![0; len as usize];
+        Self { first, image, entries: vec![HOLE; (last - first + 1) as usize] }
+    }
+
+    /// Nothing but a change of size.
+    pub(super) fn none(at: u64) -> Self {
+        Self { first: at, image: Vec::new(), entries: Vec::new() }
+    }
+
+    fn place(&self, block: u64) -> usize {
+        (layout::block_offset(block) - layout::block_offset(self.first)) as usize
+    }
+
+    /// Seals `len` bytes, which stand in the image at the block's place.
+    fn seal(&mut self, keys: &FileKeys, id: FileId, block: u64, len: usize, nonce: &Nonce) {
+        let at = self.place(block);
+        let entry = seal_block(keys, id, block, nonce, &mut self.image[at..at + len]);
+        self.entries[(block - self.first) as usize] = entry;
+    }
+
+    /// A change of one block to `data`.
+    pub(super) fn of_block(keys: &FileKeys, id: FileId, block: u64, data: &[u8]) -> Self {
+        let mut change = Self::new(block, block);
+        change.image[..data.len()].copy_from_slice(data);
+        change.seal(keys, id, block, data.len(), &random_array());
+        change
+    }
+
+    /// Entry and ciphertext of a change of one block of `len` bytes.
+    pub(super) fn single(&self, len: usize) -> (Entry, &[u8]) {
+        (self.entries[0], &self.image[..len])
+    }
+
+    fn last(&self) -> u64 {
+        self.first + self.entries.len() as u64 - 1
+    }
+}
+
+impl FileIo {
+    /// Writes `data` at `offset` (pwrite(2)); a gap before it becomes a hole.
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), FsError> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        let end = offset.checked_add(data.len() as u64).filter(|end| *end <= MAX_SIZE);
+        let end = end.ok_or(FsError::Os(Errno::FBIG))?;
+        let (keys, id) = self.keys_for_write()?;
+        // Whole blocks depend on nothing but the data: they are sealed before the file is locked.
+        let mut change = Change::new(offset / BLOCK, (end - 1) / BLOCK);
+        seal_whole_blocks(&mut change, &keys, id, offset, data);
+        let mut inner = self.for_writing()?;
+        let (body, keys) = self.body_for_write(&mut inner)?;
+        let new_size = body.size.max(end);
+        if body.size < change.first * BLOCK {
+            self.fill_tail(body, &keys, new_size)?;
+        }
+        self.seal_edges(body, &keys, &mut change, offset, data, new_size)?;
+        self.apply(body, &keys, change, new_size)
+    }
+
+    /// Seals the first and last block of a write where they are not whole: the rest of them is read first.
+    fn seal_edges(
+        &self,
+        body: &Body,
+        keys: &FileKeys,
+        change: &mut Change,
+        offset: u64,
+        data: &[u8],
+        new_size: u64,
+    ) -> Result<(), FsError> {
+        let end = offset + data.len() as u64;
+        for block in [change.first, change.last()] {
+            let start = block * BLOCK;
+            let (from, to) = (start.max(offset), (start + BLOCK).min(end));
+            if to - from == BLOCK || change.entries[(block - change.first) as usize] != HOLE {
+                continue;
+            }
+            let len = layout::block_len(block, new_size);
+            let at = change.place(block);
+            if from > start || ((to - start) as usize) < len {
+                self.read_block(body, keys, block, &mut change.image[at..at + len])?;
+            }
+            let into = at + (from - start) as usize;
+            change.image[into..into + (to - from) as usize]
+                .copy_from_slice(&data[(from - offset) as usize..(to - offset) as usize]);
+            change.seal(keys, body.superblock.file_id, block, len, &random_array());
+        }
+        Ok(())
+    }
+
+    /// Gives the last block, where it is partial, the length it has in a file of `new_size` bytes, filled with zeros.
+    pub(super) fn fill_tail(&self, body: &mut Body, keys: &FileKeys, new_size: u64) -> Result<(), FsError> {
+        let block = body.size / BLOCK;
+        if body.size.is_multiple_of(BLOCK) || body.entry(&self.lower, keys, block)? == HOLE {
+            return Ok(());
+        }
+        let grown = new_size.min((block + 1) * BLOCK);
+        let mut data = [0; BLOCK_LEN];
+        let data = &mut data[..layout::block_len(block, grown)];
+        self.read_block(body, keys, block, data)?;
+        let change = Change::of_block(keys, body.superblock.file_id, block, data);
+        self.apply(body, keys, change, grown)
+    }
+
+    /// Puts `change` in place and gives the file `new_size` bytes, which is at least what it has.
+    pub(super) fn apply(
+        &self,
+        body: &mut Body,
+        keys: &FileKeys,
+        mut change: Change,
+        new_size: u64,
+    ) -> Result<(), FsError> {
+        let tail = take_inline_tail(&mut change, new_size);
+        let stored = change.entries.len() - usize::from(tail.is_some());
+        let only_head = stored == 0 && (tail.is_some() || change.entries.is_empty());
+        if !only_head || !touches_head(&change) {
+            body.mark_dirty(&self.lower)?;
+        }
+        let before = pages_before(body, &self.lower, keys, &change)?;
+        let _in_flight = if stored > 0 { self.note(body, keys, &change, &before, new_size)? } else { None };
+        let after = pages_after(keys, &change, &before);
+        fill_gaps(&mut change, &after);
+        let result = self.write_image(&change, stored, new_size);
+        if let Err(short) = result {
+            return self.settle_short(body, keys, change, before, short);
+        }
+        self.commit(body, &change, before, after, tail, new_size)
+    }
+
+    /// Notes the change in the log where it touches blocks that were promised or stand.
+    fn note(
+        &self,
+        body: &Body,
+        keys: &FileKeys,
+        change: &Change,
+        before: &[(u64, CachedPage)],
+        new_size: u64,
+    ) -> Result<Option<super::log::InFlight<'_>>, FsError> {
+        let Some(log) = &self.context.log else { return Ok(None) };
+        let old = old_entries(change, before);
+        let overwrites = old.iter().any(|entry| *entry != HOLE);
+        let spans_promised = before.len() > 1 && change.first < layout::block_count(body.sealed.size);
+        if !(overwrites || spans_promised) {
+            return Ok(None);
+        }
+        let changes: Vec<_> = old.into_iter().zip(change.entries.iter().copied()).collect();
+        let last_len = layout::block_len(change.last(), new_size);
+        Ok(Some(log.note(keys, body.superblock.file_id, change.first, &changes, last_len)?))
+    }
+
+    /// Writes the image of the first `stored` blocks; on an error tells how many whole blocks were written.
+    fn write_image(&self, change: &Change, stored: usize, new_size: u64) -> Result<(), (usize, Errno)> {
+        let Some(last) = (stored as u64).checked_sub(1).map(|n| change.first + n) else { return Ok(()) };
+        let len = change.place(last) + layout::block_len(last, new_size);
+        let base = layout::block_offset(change.first);
+        self.lower.write_at(&change.image[..len], base).map_err(|(bytes, error)| {
+            let whole = (change.first..=last).take_while(|b| change.place(*b) + BLOCK_LEN <= bytes).count();
+            (whole, error)
+        })
+    }
+
+    /// After a short write: keeps the blocks that were written whole, so that no block is left without its tag.
+    fn settle_short(
+        &self,
+        body: &mut Body,
+        keys: &FileKeys,
+        mut change: Change,
+        before: Vec<(u64, CachedPage)>,
+        (whole, error): (usize, Errno),
+    ) -> Result<(), FsError> {
+        change.entries.truncate(whole);
+        let after = pages_after(keys, &change, &before);
+        for ((page_no, old), new) in before.into_iter().zip(after) {
+            body.replace_page(page_no, &old, new);
+            // The image may have carried the page with tags of blocks that were not written.
+            body.unsaved.insert(page_no);
+        }
+        let size = if whole == 0 { body.size } else { body.size.max((change.last() + 1) * BLOCK) };
+        if size > body.size {
+            body.size = size;
+            body.tail.clear();
+        }
+        body.length_unsaved = true;
+        body.write_promise(&self.lower)?;
+        Err(FsError::Os(error))
+    }
+
+    /// The data is in place: now the tags, the tail, the length.
+    fn commit(
+        &self,
+        body: &mut Body,
+        change: &Change,
+        before: Vec<(u64, CachedPage)>,
+        after: Vec<CachedPage>,
+        tail: Option<Vec<u8>>,
+        new_size: u64,
+    ) -> Result<(), FsError> {
+        let grown = new_size != body.size;
+        // Otherwise the last block's data has just set the lower length.
+        let sets_len = tail.is_some() || change.entries.is_empty();
+        let head = touches_head(change) || tail.is_some() || (grown && !body.tail.is_empty());
+        let in_image: Vec<u64> = before.iter().skip(1).map(|(no, _)| *no).collect();
+        let first_page = before.first().map(|(no, _)| *no);
+        for ((page_no, old), new) in before.into_iter().zip(after) {
+            body.replace_page(page_no, &old, new);
+        }
+        body.size = new_size;
+        body.length_unsaved |= grown && sets_len;
+        if let Some(tail) = tail {
+            body.tail = tail;
+        } else if !layout::tail_is_inline(new_size) || grown {
+            body.tail.clear();
+        }
+        if let Some(page_no) = first_page.filter(|no| *no != 0 && !in_image.contains(no)) {
+            body.write_page(&self.lower, page_no)?;
+        }
+        if head {
+            body.write_hot(&self.lower, State::Dirty, new_size)?;
+        } else if new_size > body.sealed.size + PROMISE_EVERY {
+            body.write_seal(&self.lower, State::Dirty, new_size)?;
+        }
+        if grown && sets_len {
+            body.set_lower_len(&self.lower)?;
+        }
+        Ok(())
+    }
+}
+
+fn seal_whole_blocks(change: &mut Change, keys: &FileKeys, id: FileId, offset: u64, data: &[u8]) {
+    let end = offset + data.len() as u64;
+    let (from, to) = (offset.div_ceil(BLOCK), end / BLOCK);
+    if from >= to {
+        return;
+    }
+    let mut nonces = vec![[0; 12]; (to - from) as usize];
+    random_nonces(&mut nonces);
+    for (block, nonce) in (from..to).zip(&nonces) {
+        let at = change.place(block);
+        let source = (block * BLOCK - offset) as usize;
+        change.image[at..at + BLOCK_LEN].copy_from_slice(&data[source..source + BLOCK_LEN]);
+        change.seal(keys, id, block, BLOCK_LEN, nonce);
+    }
+}
+
+/// Takes the last block out of the image where it goes to the header page.
+fn take_inline_tail(change: &mut Change, new_size: u64) -> Option<Vec<u8>> {
+    let block = new_size / BLOCK;
+    if change.entries.is_empty() || change.last() != block || !layout::tail_is_inline(new_size) {
+        return None;
+    }
+    let at = change.place(block);
+    Some(change.image[at..at + layout::block_len(block, new_size)].to_vec())
+}
+
+fn touches_head(change: &Change) -> bool {
+    layout::tag_page(change.first) == 0 && !change.entries.is_empty()
+}
+
+/// The tag pages that `change` touches, as they are.
+fn pages_before(
+    body: &Body,
+    lower: &Lower,
+    keys: &FileKeys,
+    change: &Change,
+) -> Result<Vec<(u64, CachedPage)>, FsError> {
+    if change.entries.is_empty() {
+        return Ok(Vec::new());
+    }
+    let pages = layout::tag_page(change.first)..=layout::tag_page(change.last());
+    pages.map(|no| Ok((no, body.page(lower, keys, no)?.as_ref().clone()))).collect()
+}
+
+/// The same pages with the change's entries.
+fn pages_after(keys: &FileKeys, change: &Change, before: &[(u64, CachedPage)]) -> Vec<CachedPage> {
+    let with_entries = |(page_no, old): &(u64, CachedPage)| {
+        let mut page = old.page.clone();
+        for (block, entry) in (change.first..).zip(&change.entries) {
+            if layout::tag_page(block) == *page_no {
+                page.set(layout::entry_index(block), *entry);
+            }
+        }
+        CachedPage::new(keys, *page_no, page)
+    };
+    before.iter().map(with_entries).collect()
+}
+
+fn old_entries(change: &Change, before: &[(u64, CachedPage)]) -> Vec<Entry> {
+    let blocks = change.first..change.first + change.entries.len() as u64;
+    let entry_of = |block: u64| {
+        let page = before.iter().find(|(no, _)| *no == layout::tag_page(block));
+        page.map_or(HOLE, |(_, page)| *page.page.entry(layout::entry_index(block)))
+    };
+    blocks.map(entry_of).collect()
+}
+
+/// Puts the tag pages that lie between the blocks into the image.
+fn fill_gaps(change: &mut Change, after: &[CachedPage]) {
+    let first_page = if change.entries.is_empty() { return } else { layout::tag_page(change.first) };
+    for (page_no, page) in (first_page..).zip(after).skip(1) {
+        let at = (layout::tag_page_offset(page_no) - layout::block_offset(change.first)) as usize;
+        change.image[at..at + BLOCK_LEN].copy_from_slice(&page.page.encode(&page.mac)[..]);
+    }
+}
