@@ -1,1 +1,23 @@
-//! (client: see lib.rs)
+//! Calls to a key service: the daemon's Unix socket, or any endpoint that speaks the KMS protocol.
+//!
+//! Called by `volume` and `cli`. Never waits for ever, never keeps a plaintext key outside locked or wiped memory,
+//! and never decides what an error means to a file.
+
+mod credentials;
+mod dek_cache;
+mod endpoint;
+mod error;
+mod http;
+mod kms;
+mod retry;
+mod sign;
+mod stream;
+mod transport;
+
+pub use credentials::{Credentials, SecretAccessKey, Variables};
+pub use dek_cache::{CacheLimits, DekCache, DekId};
+pub use endpoint::{Authority, Endpoint, SYSTEM_SOCKET, USER_SOCKET};
+pub use error::ClientError;
+pub use kms::{Decrypted, GeneratedKey, Kms, KmsConfig, Probe, ReEncryptItem, ReEncrypted};
+pub use retry::{RetryLimits, jitter};
+pub use stream::Timeouts;

@@ -1,0 +1,341 @@
+//! Typed calls: what the filesystem needs on its hot path, and any operation as JSON for the command line.
+//!
+//! Called by `volume` and `cli`. Retries what passes with time, within the limits it was given.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::http::Answer;
+use super::retry::{Backoff, RetryLimits};
+use super::transport::{Call, Transport};
+use super::{ClientError, Credentials, Endpoint, Timeouts};
+use crate::api::{Blob, EncryptionContext, ErrorBody, ErrorCode, KmsError, Operation, SecretBlob};
+use crate::crypto::DataKey;
+
+/// Longest text of an error that is not JSON, as shown.
+const MAX_SHOWN: usize = 200;
+
+/// Which service to call, and how.
+#[derive(Debug)]
+pub struct KmsConfig {
+    /// Where it listens.
+    pub endpoint: Endpoint,
+    /// How long each step may take.
+    pub timeouts: Timeouts,
+    /// How often a call is tried.
+    pub retry: RetryLimits,
+    /// Whether calls are made on behalf of the filesystem (`kms:ViaService`), as opposed to by the user.
+    pub via_service: bool,
+    /// Who signs; TCP endpoints need it.
+    pub credentials: Option<Credentials>,
+}
+
+/// A key service.
+pub struct Kms {
+    transport: Transport,
+    retry: RetryLimits,
+}
+
+/// A fresh data key, plain and wrapped.
+pub struct GeneratedKey {
+    /// The plaintext.
+    pub data_key: DataKey,
+    /// The wrapped key.
+    pub blob: Vec<u8>,
+    /// ARN of the master key.
+    pub key_arn: String,
+    /// The version of it that wrapped; not every service tells.
+    pub material_id: Option<[u8; 32]>,
+}
+
+/// An unwrapped data key.
+pub struct Decrypted {
+    /// The plaintext.
+    pub data_key: DataKey,
+    /// ARN of the master key.
+    pub key_arn: String,
+}
+
+/// A wrapped key to move to another version or another master key.
+pub struct ReEncryptItem<'a> {
+    /// The wrapped key.
+    pub blob: &'a [u8],
+    /// The master key it is under.
+    pub source_key: &'a str,
+    /// The master key to go under.
+    pub destination_key: &'a str,
+    /// The context of both.
+    pub context: &'a EncryptionContext,
+}
+
+/// A wrapped key that was moved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReEncrypted {
+    /// The new wrapped key.
+    pub blob: Vec<u8>,
+    /// ARN of the master key it is under.
+    pub key_arn: String,
+    /// The version that wrapped it.
+    pub material_id: Option<[u8; 32]>,
+}
+
+/// What a dry run of a decryption said.
+#[derive(Debug, Clone)]
+pub enum Probe {
+    /// The caller may decrypt with the key now.
+    Usable,
+    /// The service says no, and would say so to a real call.
+    Refused(KmsError),
+    /// Nothing is known.
+    Unknown(ClientError),
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct GenerateDataKey<'a> {
+    key_id: &'a str,
+    encryption_context: &'a EncryptionContext,
+    key_spec: &'static str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Decrypt<'a> {
+    ciphertext_blob: Base64<'a>,
+    encryption_context: &'a EncryptionContext,
+    key_id: &'a str,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    dry_run: bool,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ReEncrypt<'a> {
+    ciphertext_blob: Base64<'a>,
+    source_encryption_context: &'a EncryptionContext,
+    source_key_id: &'a str,
+    destination_key_id: &'a str,
+    destination_encryption_context: &'a EncryptionContext,
+}
+
+/// Borrowed bytes as base64.
+struct Base64<'a>(&'a [u8]);
+
+impl Serialize for Base64<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use base64::engine::general_purpose::STANDARD;
+        serializer.collect_str(&base64::display::Base64Display::new(self.0, &STANDARD))
+    }
+}
+
+/// The members of data-plane answers that are used here; anything else a service adds is ignored.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DataAnswer<'a> {
+    ciphertext_blob: Option<Blob>,
+    plaintext: Option<SecretBlob>,
+    #[serde(borrow)]
+    key_id: Cow<'a, str>,
+    #[serde(borrow)]
+    key_material_id: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    destination_key_material_id: Option<Cow<'a, str>>,
+}
+
+impl Kms {
+    /// Prepares calls; no connection is made yet.
+    pub fn new(config: KmsConfig) -> Result<Self, ClientError> {
+        let transport =
+            Transport::new(config.endpoint, config.timeouts, config.credentials, config.via_service)?;
+        Ok(Self { transport, retry: config.retry })
+    }
+
+    /// The endpoint called.
+    pub fn endpoint(&self) -> &Endpoint {
+        self.transport.endpoint()
+    }
+
+    /// Any operation, as JSON both ways.
+    pub fn call_json(&self, operation: Operation, request: &serde_json::Value) -> Result<serde_json::Value, ClientError> {
+        let answer = self.call(operation, request)?;
+        if answer.body.is_empty() {
+            return Ok(serde_json::Value::Object(serde_json::Map::new()));
+        }
+        serde_json::from_slice(&answer.body).map_err(|e| ClientError::Protocol(e.to_string()))
+    }
+
+    /// A fresh 256-bit data key under `key_id`.
+    pub fn generate_data_key(&self, key_id: &str, context: &EncryptionContext) -> Result<GeneratedKey, ClientError> {
+        let request = GenerateDataKey { key_id, encryption_context: context, key_spec: "AES_256" };
+        let answer = self.call(Operation::GenerateDataKey, &request)?;
+        let answer = parse_data(&answer)?;
+        Ok(GeneratedKey {
+            data_key: data_key(answer.plaintext)?,
+            blob: answer.ciphertext_blob.ok_or_else(|| missing("CiphertextBlob"))?.0,
+            key_arn: answer.key_id.into_owned(),
+            material_id: answer.key_material_id.as_deref().and_then(parse_material),
+        })
+    }
+
+    /// Unwraps a data key that `key_id` wrapped.
+    pub fn decrypt(&self, blob: &[u8], key_id: &str, context: &EncryptionContext) -> Result<Decrypted, ClientError> {
+        let request =
+            Decrypt { ciphertext_blob: Base64(blob), encryption_context: context, key_id, dry_run: false };
+        let answer = self.call(Operation::Decrypt, &request)?;
+        let answer = parse_data(&answer)?;
+        Ok(Decrypted { data_key: data_key(answer.plaintext)?, key_arn: answer.key_id.into_owned() })
+    }
+
+    /// Asks whether [`Self::decrypt`] would be allowed, without doing it. Never retried: the next probe is near.
+    pub fn probe_decrypt(&self, blob: &[u8], key_id: &str, context: &EncryptionContext) -> Probe {
+        let request =
+            Decrypt { ciphertext_blob: Base64(blob), encryption_context: context, key_id, dry_run: true };
+        match self.try_call(&encode(Operation::Decrypt, &request)) {
+            Ok(_) => Probe::Usable,
+            Err(ClientError::Kms(e)) if e.code == ErrorCode::DryRunOperationException => Probe::Usable,
+            Err(ClientError::Kms(e)) if super::error::is_transient(e.code) => Probe::Unknown(ClientError::Kms(e)),
+            Err(ClientError::Kms(e)) => Probe::Refused(e),
+            Err(e) => Probe::Unknown(e),
+        }
+    }
+
+    /// Moves many wrapped keys, pipelined. What was throttled or lost on the way is tried again one by one.
+    pub fn re_encrypt_many(&self, items: &[ReEncryptItem<'_>]) -> Vec<Result<ReEncrypted, ClientError>> {
+        let calls: Vec<Call> = items
+            .iter()
+            .map(|item| {
+                let request = ReEncrypt {
+                    ciphertext_blob: Base64(item.blob),
+                    source_encryption_context: item.context,
+                    source_key_id: item.source_key,
+                    destination_key_id: item.destination_key,
+                    destination_encryption_context: item.context,
+                };
+                encode(Operation::ReEncrypt, &request)
+            })
+            .collect();
+        let answers = self.transport.exchange_many(&calls);
+        let outcomes = answers.into_iter().zip(&calls).map(|(answer, call)| {
+            let first = answer.and_then(check);
+            let settled = match first {
+                Err(e) if is_worth_retrying(&e) => self.with_retries(call),
+                other => other,
+            };
+            re_encrypted(&settled?)
+        });
+        outcomes.collect()
+    }
+
+    fn call(&self, operation: Operation, request: &impl Serialize) -> Result<Answer, ClientError> {
+        self.with_retries(&encode(operation, request))
+    }
+
+    fn with_retries(&self, call: &Call) -> Result<Answer, ClientError> {
+        let mut backoff = Backoff::new(self.retry);
+        loop {
+            match self.try_call(call) {
+                Err(e) if call.idempotent && is_worth_retrying(&e) => match backoff.next_wait() {
+                    Some(wait) => std::thread::sleep(wait),
+                    None => return Err(e),
+                },
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn try_call(&self, call: &Call) -> Result<Answer, ClientError> {
+        self.transport.exchange(call).and_then(check)
+    }
+}
+
+impl std::fmt::Debug for Kms {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Kms({})", self.endpoint())
+    }
+}
+
+/// The service said "later"; a lost connection is not retried here, so that a dead daemon fails fast.
+fn is_worth_retrying(error: &ClientError) -> bool {
+    matches!(error, ClientError::Kms(e) if super::error::is_transient(e.code))
+}
+
+fn encode(operation: Operation, request: &impl Serialize) -> Call {
+    let mut body = Zeroizing::new(Vec::with_capacity(2048));
+    serde_json::to_writer(&mut *body, request).expect("requests have string keys and no failing members");
+    let idempotent = operation.is_read_only() || !makes_anew(operation);
+    Call { target: operation.target(), body, idempotent }
+}
+
+/// Operations that done twice make two of something, or fail the second time.
+fn makes_anew(operation: Operation) -> bool {
+    matches!(
+        operation,
+        Operation::CreateKey
+            | Operation::CreateAlias
+            | Operation::CreateGrant
+            | Operation::CreateAccessKey
+            | Operation::CreateUser
+            | Operation::RotateKeyOnDemand
+            | Operation::DeleteAlias
+            | Operation::ScheduleKeyDeletion
+            | Operation::CancelKeyDeletion
+            | Operation::ReplicateKey
+    )
+}
+
+fn check(answer: Answer) -> Result<Answer, ClientError> {
+    if answer.status == 200 {
+        return Ok(answer);
+    }
+    let Ok(body) = serde_json::from_slice::<ErrorBody>(&answer.body) else {
+        let text: String = String::from_utf8_lossy(&answer.body).chars().take(MAX_SHOWN).collect();
+        return Err(ClientError::Protocol(format!("HTTP status {}: {}", answer.status, text.trim())));
+    };
+    match ErrorCode::from_type(&body.error_type) {
+        Some(code) => Err(ClientError::Kms(KmsError::new(code, body.message))),
+        None => Err(ClientError::Unknown(body.error_type, body.message)),
+    }
+}
+
+fn parse_data(answer: &Answer) -> Result<DataAnswer<'_>, ClientError> {
+    serde_json::from_slice(&answer.body).map_err(|e| ClientError::Protocol(e.to_string()))
+}
+
+fn re_encrypted(answer: &Answer) -> Result<ReEncrypted, ClientError> {
+    let answer = parse_data(answer)?;
+    Ok(ReEncrypted {
+        blob: answer.ciphertext_blob.ok_or_else(|| missing("CiphertextBlob"))?.0,
+        key_arn: answer.key_id.into_owned(),
+        material_id: answer.destination_key_material_id.as_deref().and_then(parse_material),
+    })
+}
+
+fn data_key(plaintext: Option<SecretBlob>) -> Result<DataKey, ClientError> {
+    let plaintext = plaintext.ok_or_else(|| missing("Plaintext"))?;
+    let mut bytes = Zeroizing::new([0; 32]);
+    if plaintext.0.len() != bytes.len() {
+        return Err(ClientError::Protocol(format!("a data key of {} bytes", plaintext.0.len())));
+    }
+    bytes.copy_from_slice(&plaintext.0);
+    Ok(DataKey::take(&mut bytes))
+}
+
+fn missing(member: &str) -> ClientError {
+    ClientError::Protocol(format!("the member {member} is missing"))
+}
+
+/// A key material id: 64 hexadecimal digits.
+pub(super) fn parse_material(text: &str) -> Option<[u8; 32]> {
+    let digits = text.as_bytes();
+    if digits.len() != 64 {
+        return None;
+    }
+    let mut id = [0; 32];
+    for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
+        let pair = std::str::from_utf8(pair).ok()?;
+        *byte = u8::from_str_radix(pair, 16).ok()?;
+    }
+    Some(id)
+}
