@@ -64,6 +64,13 @@ fn module_of(path: &Path) -> String {
     first.trim_end_matches(".rs").to_owned()
 }
 
+/// Whether `line` names the module `crate::target`, and not merely one whose name begins like it.
+fn names_module(line: &str, target: &str) -> bool {
+    let path = format!("crate::{target}");
+    line.match_indices(&path)
+        .any(|(at, _)| !line[at + path.len()..].starts_with(|c: char| c.is_alphanumeric() || c == '_'))
+}
+
 /// Word match of `name::` in `line`.
 fn names_path(line: &str, name: &str) -> bool {
     line.match_indices(name).any(|(at, _)| {
@@ -82,7 +89,7 @@ fn imports_run_downward_only() {
         for (number, line) in code_lines(&text).iter().enumerate() {
             for (target, _) in MAY_IMPORT {
                 let own = *target == module || *target == "logging" || allowed.contains(target);
-                if !own && line.contains(&format!("crate::{target}")) {
+                if !own && names_module(line, target) {
                     wrong.push(format!("{}:{} imports {target}", path.display(), number + 1));
                 }
             }

@@ -1,3 +1,7 @@
 //! `kmsfs`, the command line and FUSE daemon: hands its arguments to [`kmsfs::cli`].
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kmsfs::cli::run()
+}

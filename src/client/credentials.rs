@@ -65,7 +65,12 @@ impl Credentials {
             .unwrap_or_else(|| DEFAULT_REGION.to_owned());
         if let (Some(id), Some(secret)) = (set("AWS_ACCESS_KEY_ID"), set("AWS_SECRET_ACCESS_KEY")) {
             let session_token = set("AWS_SESSION_TOKEN");
-            return Ok(Self { access_key_id: id, secret: SecretAccessKey::new(secret), session_token, region });
+            return Ok(Self {
+                access_key_id: id,
+                secret: SecretAccessKey::new(secret),
+                session_token,
+                region,
+            });
         }
         match (profile.access_key_id, profile.secret) {
             (Some(access_key_id), Some(secret)) => {
@@ -122,7 +127,9 @@ impl Profile {
 }
 
 fn shared_file(set: &dyn Fn(&str) -> Option<String>, variable: &str, name: &str) -> Option<PathBuf> {
-    set(variable).map(PathBuf::from).or_else(|| set("HOME").map(|home| Path::new(&home).join(".aws").join(name)))
+    set(variable)
+        .map(PathBuf::from)
+        .or_else(|| set("HOME").map(|home| Path::new(&home).join(".aws").join(name)))
 }
 
 /// The settings under `[section]`; none when the file or the section is missing.
@@ -177,7 +184,8 @@ mod tests {
         let credentials = "[default]\naws_access_key_id = AKIDDEFAULT\naws_secret_access_key=abc\n\n# note\n\
                            [ops]\naws_access_key_id=AKIDOPS\naws_secret_access_key=d=ef\naws_session_token=tok\n";
         std::fs::write(home.join(".aws/credentials"), credentials).unwrap();
-        let config = "[default]\nregion = eu-west-1\ns3 =\n  region = nested\n[profile ops]\nregion=eu-north-1\n";
+        let config =
+            "[default]\nregion = eu-west-1\ns3 =\n  region = nested\n[profile ops]\nregion=eu-north-1\n";
         std::fs::write(home.join(".aws/config"), config).unwrap();
         home
     }
@@ -212,7 +220,10 @@ mod tests {
     #[test]
     fn without_credentials_the_message_says_what_to_set() {
         let error = find(&[("HOME", "/nonexistent")]).unwrap_err().to_string();
-        assert!(error.contains("AWS_ACCESS_KEY_ID") && error.contains("/nonexistent/.aws/credentials"), "{error}");
+        assert!(
+            error.contains("AWS_ACCESS_KEY_ID") && error.contains("/nonexistent/.aws/credentials"),
+            "{error}"
+        );
     }
 
     #[test]

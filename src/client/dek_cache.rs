@@ -29,7 +29,7 @@ pub struct CacheLimits {
 
 impl Default for CacheLimits {
     fn default() -> Self {
-        Self { capacity: 16 * 1024, ttl: Duration::from_secs(15 * 60) }
+        Self { capacity: 16 * 1024, ttl: Duration::from_mins(15) }
     }
 }
 
@@ -173,7 +173,9 @@ impl<E: Clone> DekCache<E> {
         let mut state = self.state.lock();
         state.revocations += u64::from(revokes);
         let ids: Vec<DekId> = state.entries.iter().filter(|(_, e)| unwanted(e)).map(|(id, _)| *id).collect();
-        ids.iter().for_each(|id| state.remove(*id));
+        for id in &ids {
+            state.remove(*id);
+        }
         ids.len()
     }
 

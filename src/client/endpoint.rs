@@ -75,7 +75,9 @@ impl Endpoint {
 
     /// The socket to use where none is named: the user's when it exists or the user is not root, else the system's.
     pub fn default_socket(runtime_dir: Option<&OsStr>, is_root: bool) -> Self {
-        let user = runtime_dir.filter(|d| d.as_bytes().starts_with(b"/")).map(|d| PathBuf::from(d).join(USER_SOCKET));
+        let user = runtime_dir
+            .filter(|d| d.as_bytes().starts_with(b"/"))
+            .map(|d| PathBuf::from(d).join(USER_SOCKET));
         let system = PathBuf::from(SYSTEM_SOCKET);
         match user {
             Some(path) if path.exists() => Self::Unix(path),
@@ -134,8 +136,19 @@ mod tests {
     #[test]
     fn malformed_endpoints_are_refused() {
         for text in [
-            "", "kmsd.sock", "unix:", "unix:relative", "ftp://x", "http://", "http://:80", "http://h:0",
-            "http://h:99999", "http://h/path", "http://user@h", "http://[::1", "http://a b",
+            "",
+            "kmsd.sock",
+            "unix:",
+            "unix:relative",
+            "ftp://x",
+            "http://",
+            "http://:80",
+            "http://h:0",
+            "http://h:99999",
+            "http://h/path",
+            "http://user@h",
+            "http://[::1",
+            "http://a b",
         ] {
             assert!(matches!(text.parse::<Endpoint>(), Err(ClientError::Endpoint(_))), "{text}");
         }

@@ -32,9 +32,10 @@ impl ClientError {
         match error.kind() {
             io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Self::TimedOut(endpoint.to_string()),
             io::ErrorKind::InvalidData => Self::Protocol(error.to_string()),
-            io::ErrorKind::NotFound if endpoint.is_unix() => {
-                Self::Unreachable(endpoint.to_string(), "there is no such socket; is kmsd running?".to_owned())
-            }
+            io::ErrorKind::NotFound if endpoint.is_unix() => Self::Unreachable(
+                endpoint.to_string(),
+                "there is no such socket; is kmsd running?".to_owned(),
+            ),
             io::ErrorKind::ConnectionRefused if endpoint.is_unix() => {
                 let why = "nobody listens on the socket; is kmsd running?";
                 Self::Unreachable(endpoint.to_string(), why.to_owned())
@@ -58,7 +59,11 @@ impl ClientError {
     /// Whether the service could not be reached, as opposed to having said no.
     pub fn is_unavailable(&self) -> bool {
         match self {
-            Self::Unreachable(..) | Self::TimedOut(_) | Self::Protocol(_) | Self::Tls(_) | Self::Credentials(_) => true,
+            Self::Unreachable(..)
+            | Self::TimedOut(_)
+            | Self::Protocol(_)
+            | Self::Tls(_)
+            | Self::Credentials(_) => true,
             Self::Kms(error) => is_transient(error.code),
             Self::Endpoint(_) | Self::Unknown(..) => false,
         }
@@ -87,7 +92,9 @@ impl std::fmt::Display for ClientError {
             ),
             Self::Credentials(why) => write!(f, "no AWS credentials for this endpoint: {why}"),
             Self::Tls(why) => write!(f, "TLS: {why}"),
-            Self::Unreachable(endpoint, why) => write!(f, "cannot reach the key service at {endpoint}: {why}"),
+            Self::Unreachable(endpoint, why) => {
+                write!(f, "cannot reach the key service at {endpoint}: {why}")
+            }
             Self::TimedOut(endpoint) => write!(f, "the key service at {endpoint} did not answer in time"),
             Self::Protocol(why) => write!(f, "the key service's answer cannot be understood: {why}"),
             Self::Kms(error) => write!(f, "{error}"),

@@ -129,8 +129,10 @@ impl Connection {
         loop {
             let line = self.receive_line(deadline)?;
             let digits = line.split(|b| *b == b';').next().unwrap_or_default();
-            let length = std::str::from_utf8(digits).ok().and_then(|d| usize::from_str_radix(d.trim(), 16).ok());
-            let length = length.filter(|n| body.len() + n <= MAX_BODY).ok_or_else(|| malformed("a bad chunk"))?;
+            let length =
+                std::str::from_utf8(digits).ok().and_then(|d| usize::from_str_radix(d.trim(), 16).ok());
+            let length =
+                length.filter(|n| body.len() + n <= MAX_BODY).ok_or_else(|| malformed("a bad chunk"))?;
             if length == 0 {
                 while !self.receive_line(deadline)?.is_empty() {}
                 return Ok(body);
@@ -235,9 +237,8 @@ fn parse_head(bytes: &[u8]) -> io::Result<Option<(Head, usize)>> {
         Err(_) => return Err(malformed("it is not HTTP/1.1")),
     };
     let status = response.code.unwrap_or(0);
-    let header = |name: &str| {
-        response.headers.iter().find(|h| h.name.eq_ignore_ascii_case(name)).map(|h| h.value)
-    };
+    let header =
+        |name: &str| response.headers.iter().find(|h| h.name.eq_ignore_ascii_case(name)).map(|h| h.value);
     let has = |name: &str, word: &str| {
         header(name).is_some_and(|v| String::from_utf8_lossy(v).to_ascii_lowercase().contains(word))
     };
@@ -252,7 +253,8 @@ fn parse_head(bytes: &[u8]) -> io::Result<Option<(Head, usize)>> {
     } else {
         BodyLength::UntilClose
     };
-    let close = has("connection", "close") || (response.version == Some(0) && !has("connection", "keep-alive"));
+    let close =
+        has("connection", "close") || (response.version == Some(0) && !has("connection", "keep-alive"));
     Ok(Some((Head { status, body, close }, length)))
 }
 
@@ -317,7 +319,8 @@ mod tests {
 
     #[test]
     fn an_informational_answer_is_skipped_and_close_is_honoured() {
-        let text = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+        let text =
+            b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
         let mut connection = connection(text, 9);
         assert_eq!(connection.receive().unwrap().status, 200);
         assert!(!connection.is_reusable());

@@ -81,6 +81,32 @@ pub struct ReEncrypted {
     pub material_id: Option<[u8; 32]>,
 }
 
+/// What the filesystem asks of `DescribeKey`. Text, so that values a newer service adds are no errors.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct KeyFacts {
+    /// The key's ARN.
+    pub arn: String,
+    /// `Enabled` and so on.
+    #[serde(default)]
+    pub key_state: String,
+    /// `ENCRYPT_DECRYPT` and so on.
+    #[serde(default)]
+    pub key_usage: String,
+    /// `SYMMETRIC_DEFAULT` and so on.
+    #[serde(default)]
+    pub key_spec: String,
+    /// Id of the version that encrypts now; not every service tells.
+    pub current_key_material_id: Option<String>,
+}
+
+impl KeyFacts {
+    /// The id of the version that encrypts now.
+    pub fn current_material(&self) -> Option<[u8; 32]> {
+        self.current_key_material_id.as_deref().and_then(parse_material)
+    }
+}
+
 /// What a dry run of a decryption said.
 #[derive(Debug, Clone)]
 pub enum Probe {
@@ -157,8 +183,25 @@ impl Kms {
         self.transport.endpoint()
     }
 
+    /// What a key is: id, ARN, alias or alias ARN will do.
+    pub fn describe_key(&self, key_id: &str) -> Result<KeyFacts, ClientError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Described {
+            key_metadata: KeyFacts,
+        }
+        let answer = self.call(Operation::DescribeKey, &serde_json::json!({ "KeyId": key_id }))?;
+        let described: Described =
+            serde_json::from_slice(&answer.body).map_err(|e| ClientError::Protocol(e.to_string()))?;
+        Ok(described.key_metadata)
+    }
+
     /// Any operation, as JSON both ways.
-    pub fn call_json(&self, operation: Operation, request: &serde_json::Value) -> Result<serde_json::Value, ClientError> {
+    pub fn call_json(
+        &self,
+        operation: Operation,
+        request: &serde_json::Value,
+    ) -> Result<serde_json::Value, ClientError> {
         let answer = self.call(operation, request)?;
         if answer.body.is_empty() {
             return Ok(serde_json::Value::Object(serde_json::Map::new()));
@@ -167,20 +210,45 @@ impl Kms {
     }
 
     /// A fresh 256-bit data key under `key_id`.
-    pub fn generate_data_key(&self, key_id: &str, context: &EncryptionContext) -> Result<GeneratedKey, ClientError> {
+    pub fn generate_data_key(
+        &self,
+        key_id: &str,
+        context: &EncryptionContext,
+    ) -> Result<GeneratedKey, ClientError> {
         let request = GenerateDataKey { key_id, encryption_context: context, key_spec: "AES_256" };
-        let answer = self.call(Operation::GenerateDataKey, &request)?;
-        let answer = parse_data(&answer)?;
-        Ok(GeneratedKey {
-            data_key: data_key(answer.plaintext)?,
-            blob: answer.ciphertext_blob.ok_or_else(|| missing("CiphertextBlob"))?.0,
-            key_arn: answer.key_id.into_owned(),
-            material_id: answer.key_material_id.as_deref().and_then(parse_material),
-        })
+        generated(&self.call(Operation::GenerateDataKey, &request)?)
+    }
+
+    /// As many fresh data keys as there are contexts, pipelined. Ends at the first error, which is returned when
+    /// nothing was made.
+    pub fn generate_data_keys(
+        &self,
+        key_id: &str,
+        contexts: &[EncryptionContext],
+    ) -> Result<Vec<GeneratedKey>, ClientError> {
+        let encode_one = |context| {
+            let request = GenerateDataKey { key_id, encryption_context: context, key_spec: "AES_256" };
+            encode(Operation::GenerateDataKey, &request)
+        };
+        let calls: Vec<Call> = contexts.iter().map(encode_one).collect();
+        let mut made = Vec::with_capacity(calls.len());
+        for answer in self.transport.exchange_many(&calls) {
+            match answer.and_then(check).and_then(|answer| generated(&answer)) {
+                Ok(key) => made.push(key),
+                Err(e) if made.is_empty() => return Err(e),
+                Err(_) => break,
+            }
+        }
+        Ok(made)
     }
 
     /// Unwraps a data key that `key_id` wrapped.
-    pub fn decrypt(&self, blob: &[u8], key_id: &str, context: &EncryptionContext) -> Result<Decrypted, ClientError> {
+    pub fn decrypt(
+        &self,
+        blob: &[u8],
+        key_id: &str,
+        context: &EncryptionContext,
+    ) -> Result<Decrypted, ClientError> {
         let request =
             Decrypt { ciphertext_blob: Base64(blob), encryption_context: context, key_id, dry_run: false };
         let answer = self.call(Operation::Decrypt, &request)?;
@@ -195,7 +263,9 @@ impl Kms {
         match self.try_call(&encode(Operation::Decrypt, &request)) {
             Ok(_) => Probe::Usable,
             Err(ClientError::Kms(e)) if e.code == ErrorCode::DryRunOperationException => Probe::Usable,
-            Err(ClientError::Kms(e)) if super::error::is_transient(e.code) => Probe::Unknown(ClientError::Kms(e)),
+            Err(ClientError::Kms(e)) if super::error::is_transient(e.code) => {
+                Probe::Unknown(ClientError::Kms(e))
+            }
             Err(ClientError::Kms(e)) => Probe::Refused(e),
             Err(e) => Probe::Unknown(e),
         }
@@ -303,6 +373,16 @@ fn parse_data(answer: &Answer) -> Result<DataAnswer<'_>, ClientError> {
     serde_json::from_slice(&answer.body).map_err(|e| ClientError::Protocol(e.to_string()))
 }
 
+fn generated(answer: &Answer) -> Result<GeneratedKey, ClientError> {
+    let answer = parse_data(answer)?;
+    Ok(GeneratedKey {
+        data_key: data_key(answer.plaintext)?,
+        blob: answer.ciphertext_blob.ok_or_else(|| missing("CiphertextBlob"))?.0,
+        key_arn: answer.key_id.into_owned(),
+        material_id: answer.key_material_id.as_deref().and_then(parse_material),
+    })
+}
+
 fn re_encrypted(answer: &Answer) -> Result<ReEncrypted, ClientError> {
     let answer = parse_data(answer)?;
     Ok(ReEncrypted {
@@ -327,7 +407,7 @@ fn missing(member: &str) -> ClientError {
 }
 
 /// A key material id: 64 hexadecimal digits.
-pub(super) fn parse_material(text: &str) -> Option<[u8; 32]> {
+fn parse_material(text: &str) -> Option<[u8; 32]> {
     let digits = text.as_bytes();
     if digits.len() != 64 {
         return None;

@@ -18,6 +18,6 @@ pub use credentials::{Credentials, SecretAccessKey, Variables};
 pub use dek_cache::{CacheLimits, DekCache, DekId};
 pub use endpoint::{Authority, Endpoint, SYSTEM_SOCKET, USER_SOCKET};
 pub use error::ClientError;
-pub use kms::{Decrypted, GeneratedKey, Kms, KmsConfig, Probe, ReEncryptItem, ReEncrypted};
+pub use kms::{Decrypted, GeneratedKey, KeyFacts, Kms, KmsConfig, Probe, ReEncryptItem, ReEncrypted};
 pub use retry::{RetryLimits, jitter};
 pub use stream::Timeouts;

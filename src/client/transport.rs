@@ -21,7 +21,7 @@ const PIPELINE_BYTES: usize = 48 * 1024;
 pub const PIPELINE_DEPTH: usize = 64;
 /// After a time-out, calls fail at once for this long instead of waiting each in turn.
 const DOWN_TIME: Duration = Duration::from_secs(1);
-const CONTENT_TYPE: &str = "application/x-amz-json-1.1";
+pub(super) const CONTENT_TYPE: &str = "application/x-amz-json-1.1";
 const USER_AGENT: &str = concat!("kmsfs/", env!("CARGO_PKG_VERSION"));
 
 /// One request: the operation's `X-Amz-Target`, and its JSON.
@@ -114,7 +114,9 @@ impl Transport {
         while outcomes.len() < calls.len() {
             let mut requests = Zeroizing::new(Vec::with_capacity(PIPELINE_BYTES));
             let mut batch = 0;
-            while sent < calls.len() && batch < PIPELINE_DEPTH && (batch == 0 || requests.len() < PIPELINE_BYTES / 2)
+            while sent < calls.len()
+                && batch < PIPELINE_DEPTH
+                && (batch == 0 || requests.len() < PIPELINE_BYTES / 2)
             {
                 self.write_request(&calls[sent], &mut requests);
                 sent += 1;
@@ -197,7 +199,9 @@ impl Transport {
             &call.body.len().to_string(),
             "\r\n",
         ];
-        head.iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
+        for part in head {
+            out.extend_from_slice(part.as_bytes());
+        }
         if self.via_service {
             out.extend_from_slice(b"X-Kms-Via-Service: kmsfs\r\n");
         }

@@ -1,1 +1,34 @@
-//! (volume: see lib.rs)
+//! A volume as a whole: making and opening it, its keys, rewrap, check.
+//!
+//! Called by `fuse` and `cli`. Must never write a plaintext key anywhere, nor touch data pages of a lower file.
+
+mod check;
+mod check_file;
+pub mod context;
+mod count;
+mod error;
+mod info;
+mod init;
+mod keys;
+mod lower_file;
+mod open;
+mod pool;
+mod record_file;
+mod report;
+mod rewrap;
+pub mod speed;
+mod walk;
+mod watch;
+
+pub use crate::tree::KeyError;
+pub use check::{CheckOptions, CheckReport, Class, Finding, check};
+pub use count::count_files;
+pub use error::{VolumeError, key_error};
+pub use info::{FileInfo, SlotInfo, file_info};
+pub use init::{InitOptions, Made, SERVICE_KEY, init, restore};
+pub use keys::VolumeKeys;
+pub use open::{MountLock, Volume, peek};
+pub use report::{Failure, Progress, Version};
+pub use rewrap::{RewrapOptions, RewrapReport, rewrap};
+pub use walk::MAX_JOBS;
+pub use watch::{KeyWatch, WatchOptions};

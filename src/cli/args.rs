@@ -1,0 +1,230 @@
+//! The command line as types.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use super::key_args::KeyCommand;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed, or done in part (rewrap: some headers could not be moved)
+  2  wrong usage
+  3  not a volume, or its record is damaged or too new
+  4  the key is denied, disabled, deleted or wrong
+  5  the key service cannot be reached
+  6  in use: lower directory, mount point or a rewrap
+  7  the mount failed
+fsck has e2fsck's: 0 clean, 4 errors found, 8 could not check, 32 interrupted.";
+
+/// An encrypted filesystem whose file keys live in a key management service.
+#[derive(Debug, Parser)]
+#[command(name = "kmsfs", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// Key service: unix:PATH, http://HOST:PORT or https://HOST. Default: the user's or the system's kmsd socket
+    #[arg(long, global = true, env = "KMSFS_KMS", value_name = "ENDPOINT")]
+    pub kms: Option<String>,
+    /// Say more; twice for debugging
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// One command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a volume
+    Init(InitArgs),
+    /// Mount a volume; returns when the mount answers
+    Mount(MountArgs),
+    /// Unmount, and wait until everything is written
+    Umount(UmountArgs),
+    /// What is mounted
+    Status(StatusArgs),
+    /// Key, version, cipher, sizes and slots of a file
+    Info(InfoArgs),
+    /// Bring every header to the current version of its key, or under another key
+    Rewrap(RewrapArgs),
+    /// Check records, names, headers and data; changes nothing
+    Fsck(FsckArgs),
+    /// Drop every data key of a mount now; the next use of a file asks the key service again
+    Lock(LockArgs),
+    /// Measure ciphers on this machine
+    Speed,
+    /// Master keys
+    #[command(subcommand)]
+    Key(KeyCommand),
+}
+
+/// Arguments of `init`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Lower directory: empty, or made
+    pub lower: PathBuf,
+    /// Master key: alias/NAME, id or ARN. Default: the service-managed key alias/aws/kmsfs
+    #[arg(long, value_name = "KEY", conflicts_with = "restore")]
+    pub key: Option<String>,
+    /// Directory for the recovery sheet, outside LOWER. Default: ~/.local/share/kmsfs/recovery
+    #[arg(long, value_name = "DIR", conflicts_with = "restore")]
+    pub recovery_sheet: Option<PathBuf>,
+    /// Put the volume record on this recovery sheet back into LOWER
+    #[arg(long, value_name = "SHEET")]
+    pub restore: Option<PathBuf>,
+    /// JSON output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `mount`.
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
+#[derive(Debug, Args, Clone)]
+pub struct MountArgs {
+    /// Lower directory
+    pub lower: PathBuf,
+    /// Mount point: an empty directory
+    pub mountpoint: PathBuf,
+    /// Options, as mount(8) gives them: ro, allow_other, kms=ENDPOINT, idle=TIME, nonempty, nosuid, nodev, noexec, ...
+    #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
+    pub options: Vec<String>,
+    /// Stay in the foreground, log to standard error
+    #[arg(long, short)]
+    pub foreground: bool,
+    /// Let other users in; the lower files' owners and modes decide
+    #[arg(long)]
+    pub allow_other: bool,
+    /// Refuse every change
+    #[arg(long)]
+    pub read_only: bool,
+    /// Unmount after this long without use (30s, 10m, 2h)
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub idle: Option<Duration>,
+    /// Where the daemon logs. Default: beside its control socket
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    /// Set by the parent that waits for the mount to answer
+    #[arg(long, hide = true)]
+    pub daemon_child: bool,
+}
+
+/// Arguments of `umount`.
+#[derive(Debug, Args)]
+pub struct UmountArgs {
+    /// Mount point
+    pub mountpoint: PathBuf,
+    /// Detach now, finish when the last file is closed
+    #[arg(long, short)]
+    pub lazy: bool,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Mount point; all mounts of the user without it
+    pub mountpoint: Option<PathBuf>,
+    /// JSON output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `info`.
+#[derive(Debug, Args)]
+pub struct InfoArgs {
+    /// A file in a mount, or a lower file
+    pub path: PathBuf,
+    /// JSON output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `rewrap`.
+#[derive(Debug, Args)]
+pub struct RewrapArgs {
+    /// Lower directory, or the mount point of a volume
+    pub path: PathBuf,
+    /// Go under this key instead: alias/NAME, id or ARN. New files take it, too
+    #[arg(long, value_name = "KEY")]
+    pub to_key: Option<String>,
+    /// Threads
+    #[arg(long, value_name = "N", value_parser = parse_jobs)]
+    pub jobs: Option<usize>,
+    /// Only say what would be done
+    #[arg(long)]
+    pub dry_run: bool,
+    /// JSON output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `fsck`.
+#[derive(Debug, Args)]
+pub struct FsckArgs {
+    /// Lower directory, or the mount point of a volume
+    pub path: PathBuf,
+    /// Use no key: check structure alone
+    #[arg(long)]
+    pub structure_only: bool,
+    /// Skip the data: check headers, names and records
+    #[arg(long)]
+    pub quick: bool,
+    /// Threads
+    #[arg(long, value_name = "N", value_parser = parse_jobs)]
+    pub jobs: Option<usize>,
+    /// JSON output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `lock`.
+#[derive(Debug, Args)]
+pub struct LockArgs {
+    /// Mount point
+    pub mountpoint: PathBuf,
+}
+
+fn parse_jobs(text: &str) -> Result<usize, String> {
+    let most = crate::volume::MAX_JOBS;
+    let jobs = text.parse().ok().filter(|n| (1..=most).contains(n));
+    jobs.ok_or_else(|| format!("a number from 1 to {most}"))
+}
+
+/// `90`, `90s`, `10m`, `2h`.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| "a number with s, m or h, such as 10m".to_owned())?;
+    let unit = match &text[digits.len()..] {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err("the unit is s, m or h".to_owned()),
+    };
+    number
+        .checked_mul(unit)
+        .filter(|n| *n > 0)
+        .map(Duration::from_secs)
+        .ok_or_else(|| "out of range".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(parse_duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("10m"), Ok(Duration::from_secs(600)));
+        assert_eq!(parse_duration("2h"), Ok(Duration::from_secs(7200)));
+        for bad in ["", "m", "0", "-1", "1d", "99999999999999999999h", "5124095576030432h"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+}

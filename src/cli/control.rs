@@ -1,0 +1,210 @@
+//! The control socket of a mount: one JSON line each way. Open to the mount's owner and to root.
+//!
+//! Must never hand out a key, nor wait for a client that does not speak.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::net::sockopt::socket_peercred;
+use serde::{Deserialize, Serialize};
+
+use super::error::{CliError, Exit};
+use super::runtime_dir;
+
+/// Longest line taken.
+const MAX_LINE: u64 = 64 * 1024;
+/// A client that says nothing is dropped after this long.
+const SERVER_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a command waits for a mount's answer.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a mount is asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// Tell about yourself.
+    Status,
+    /// Drop every data key.
+    Lock,
+    /// Read the volume record again, if it was replaced.
+    Reload,
+    /// Where the lower file of this plaintext path is.
+    Locate {
+        /// Relative to the mount point.
+        path: PathBuf,
+    },
+}
+
+/// What a mount answers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// To `Status`.
+    Status(Box<Status>),
+    /// To `Lock`: how many data keys were dropped.
+    Locked(usize),
+    /// To `Reload`: whether there was news.
+    Reloaded(bool),
+    /// To `Locate`: relative to the lower directory.
+    Located(PathBuf),
+    /// It did not work, and why.
+    Failed(String),
+}
+
+/// A running mount.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// Mount point.
+    pub mountpoint: PathBuf,
+    /// Lower directory.
+    pub lower: PathBuf,
+    /// Identity of the volume.
+    pub volume_id: String,
+    /// Key service.
+    pub kms: String,
+    /// ARN of the key for new files.
+    pub default_key: String,
+    /// Process id.
+    pub pid: u32,
+    /// Whether changes are refused.
+    pub read_only: bool,
+    /// When it was mounted, in seconds since 1970.
+    pub since: u64,
+    /// Unwrapped data keys in the cache.
+    pub cached_keys: usize,
+    /// Fresh data keys in stock.
+    pub fresh_keys: usize,
+    /// Files open.
+    pub open_files: usize,
+    /// Inodes the kernel knows.
+    pub inodes: usize,
+    /// Idle time after which it unmounts itself, in seconds.
+    pub idle_seconds: Option<u64>,
+}
+
+/// The listening socket of one mount; removed on drop.
+pub struct Server {
+    path: PathBuf,
+}
+
+impl Server {
+    /// Listens for `mountpoint` and answers by `handle` on a thread of its own.
+    pub fn start(
+        mountpoint: &Path,
+        handle: impl Fn(Request) -> Answer + Send + 'static,
+    ) -> Result<Self, CliError> {
+        let path = runtime_dir::make()?.join(format!("{}.sock", runtime_dir::stem(mountpoint)));
+        let failed =
+            |e: std::io::Error| CliError::failed(format!("cannot listen on {}: {e}", path.display()));
+        // The mount point is ours alone by now, so a socket there is a dead mount's.
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).map_err(failed)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        let serve = move || {
+            for stream in listener.incoming() {
+                match stream {
+                    Ok(stream) => serve_one(&stream, &handle),
+                    // Out of descriptors, for one: no reason to spin.
+                    Err(_) => std::thread::sleep(Duration::from_millis(100)),
+                }
+            }
+        };
+        std::thread::Builder::new().name("control".into()).spawn(serve).map_err(failed)?;
+        Ok(Self { path })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn serve_one(stream: &UnixStream, handle: &impl Fn(Request) -> Answer) {
+    let answer = match admit(stream).and_then(|()| read_line::<Request>(stream, SERVER_PATIENCE)) {
+        Ok(request) => handle(request),
+        Err(why) => Answer::Failed(why),
+    };
+    let _ = write_line(stream, &answer);
+}
+
+/// Only the mount's own user and root may ask.
+fn admit(stream: &UnixStream) -> Result<(), String> {
+    let peer = socket_peercred(stream).map_err(|e| e.to_string())?;
+    let own = rustix::process::geteuid();
+    if peer.uid == own || peer.uid.is_root() {
+        Ok(())
+    } else {
+        Err("this mount is somebody else's".to_owned())
+    }
+}
+
+fn read_line<T: for<'de> Deserialize<'de>>(stream: &UnixStream, patience: Duration) -> Result<T, String> {
+    stream.set_read_timeout(Some(patience)).map_err(|e| e.to_string())?;
+    let mut line = String::new();
+    BufReader::new(stream.take(MAX_LINE)).read_line(&mut line).map_err(|e| e.to_string())?;
+    serde_json::from_str(&line).map_err(|e| format!("not a request: {e}"))
+}
+
+fn write_line(stream: &UnixStream, value: &impl Serialize) -> std::io::Result<()> {
+    stream.set_write_timeout(Some(SERVER_PATIENCE))?;
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    let mut stream = stream;
+    stream.write_all(&line)
+}
+
+fn ask_socket(path: &Path, request: &Request) -> Result<Answer, String> {
+    let stream = UnixStream::connect(path).map_err(|e| e.to_string())?;
+    write_line(&stream, request).map_err(|e| e.to_string())?;
+    read_line(&stream, CLIENT_PATIENCE)
+}
+
+/// Every mount that answers, with its socket.
+fn answering() -> Vec<(PathBuf, Status)> {
+    let is_ours =
+        |name: &str| name.strip_prefix("mount-").is_some_and(|rest| rest.strip_suffix(".sock").is_some());
+    let listed =
+        runtime_dir::all().into_iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten().flatten();
+    let sockets =
+        listed.filter(|entry| entry.file_name().to_str().is_some_and(is_ours)).map(|entry| entry.path());
+    let mut found: Vec<(PathBuf, Status)> = sockets
+        .filter_map(|path| match ask_socket(&path, &Request::Status) {
+            Ok(Answer::Status(status)) => Some((path, *status)),
+            _ => None,
+        })
+        .collect();
+    found.sort_by(|a, b| a.1.mountpoint.cmp(&b.1.mountpoint));
+    found
+}
+
+/// The mounts of this user, and for root all of the system's.
+pub fn mounts() -> Vec<Status> {
+    answering().into_iter().map(|(_, status)| status).collect()
+}
+
+/// The mount that holds `path`, and the rest of the path below its mount point.
+pub fn holding(path: &Path) -> Option<(Status, PathBuf)> {
+    let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let deepest = mounts().into_iter().filter(|status| path.starts_with(&status.mountpoint));
+    let status = deepest.max_by_key(|status| status.mountpoint.components().count())?;
+    let rest = path.strip_prefix(&status.mountpoint).ok()?.to_owned();
+    Some((status, rest))
+}
+
+/// Asks the mount at `mountpoint`.
+pub fn ask(mountpoint: &Path, request: &Request) -> Result<Answer, CliError> {
+    let wanted = std::fs::canonicalize(mountpoint).unwrap_or_else(|_| mountpoint.to_owned());
+    let socket = answering().into_iter().find(|(_, status)| status.mountpoint == wanted);
+    let (socket, _) = socket.ok_or_else(|| {
+        let text = format!("{} is not a mount point of kmsfs that you may ask", mountpoint.display());
+        CliError::new(Exit::Failed, text)
+    })?;
+    match ask_socket(&socket, request) {
+        Ok(Answer::Failed(why)) | Err(why) => Err(CliError::failed(why)),
+        Ok(answer) => Ok(answer),
+    }
+}

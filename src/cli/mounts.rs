@@ -1,0 +1,111 @@
+//! The commands about running mounts: status, lock, umount.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::args::{LockArgs, StatusArgs, UmountArgs};
+use super::control::{self, Answer, Request, Status};
+use super::error::{CliError, Exit};
+use super::output::{facts, json as print_json, line, table, time_of};
+use crate::volume::MountLock;
+
+/// How long `umount` waits for the mount to write everything and end.
+const UNMOUNT_PATIENCE: Duration = Duration::from_mins(2);
+const UNMOUNT_POLL: Duration = Duration::from_millis(20);
+
+/// `kmsfs status`
+pub fn status(args: &StatusArgs) -> Result<(), CliError> {
+    if let Some(mountpoint) = &args.mountpoint {
+        let Answer::Status(status) = control::ask(mountpoint, &Request::Status)? else {
+            return Err(CliError::failed("the mount gave an answer to another question"));
+        };
+        return if args.json { print_json(&status) } else { print_status(&status) };
+    }
+    let mounts = control::mounts();
+    if args.json {
+        return print_json(&mounts);
+    }
+    if mounts.is_empty() {
+        return line("nothing is mounted");
+    }
+    let shown = |path: &Path| path.display().to_string();
+    let row = |s: &Status| {
+        let mode = if s.read_only { "ro" } else { "rw" };
+        let files = s.open_files.to_string();
+        vec![shown(&s.mountpoint), shown(&s.lower), mode.to_owned(), files, s.default_key.clone()]
+    };
+    let rows: Vec<_> = mounts.iter().map(row).collect();
+    table(&["MOUNT POINT", "LOWER", "MODE", "OPEN", "KEY"], &rows)
+}
+
+fn print_status(s: &Status) -> Result<(), CliError> {
+    facts(&[
+        ("mount point", Some(s.mountpoint.display().to_string())),
+        ("lower directory", Some(s.lower.display().to_string())),
+        ("volume id", Some(s.volume_id.clone())),
+        ("mode", Some(if s.read_only { "read-only" } else { "read-write" }.to_owned())),
+        ("key service", Some(s.kms.clone())),
+        ("key for new files", Some(s.default_key.clone())),
+        ("data keys cached", Some(s.cached_keys.to_string())),
+        ("data keys in stock", Some(s.fresh_keys.to_string())),
+        ("open files", Some(s.open_files.to_string())),
+        ("inodes known", Some(s.inodes.to_string())),
+        ("since", Some(time_of(s.since))),
+        ("unmounts when idle", s.idle_seconds.map(|n| format!("for {n} s"))),
+        ("process", Some(s.pid.to_string())),
+    ])
+}
+
+/// `kmsfs lock`
+pub fn lock(args: &LockArgs) -> Result<(), CliError> {
+    match control::ask(&args.mountpoint, &Request::Lock)? {
+        Answer::Locked(keys) => {
+            line(&format!("{keys} data keys dropped; the next use of a file asks for its key"))
+        }
+        _ => Err(CliError::failed("the mount gave an answer to another question")),
+    }
+}
+
+/// `kmsfs umount`: returns when the daemon has written everything and is gone.
+pub fn umount(args: &UmountArgs) -> Result<(), CliError> {
+    let status = match control::ask(&args.mountpoint, &Request::Status) {
+        Ok(Answer::Status(status)) => Some(status),
+        _ => None,
+    };
+    detach(&args.mountpoint, args.lazy)?;
+    let Some(status) = status.filter(|_| !args.lazy) else { return Ok(()) };
+    let deadline = Instant::now() + UNMOUNT_PATIENCE;
+    while MountLock::take(&status.lower).is_err() {
+        if Instant::now() > deadline {
+            let text = format!(
+                "{} is unmounted, but process {} is still writing",
+                status.mountpoint.display(),
+                status.pid
+            );
+            return Err(CliError::new(Exit::Busy, text));
+        }
+        std::thread::sleep(UNMOUNT_POLL);
+    }
+    Ok(())
+}
+
+/// Takes the mount away: by fusermount3, which any user may call, else by umount.
+fn detach(mountpoint: &Path, lazy: bool) -> Result<(), CliError> {
+    let mut complaint = String::new();
+    for (program, unmount, lazily) in [("fusermount3", "-u", "-uz"), ("umount", "--", "-l")] {
+        let flag = if lazy { lazily } else { unmount };
+        match Command::new(program).arg(flag).arg(mountpoint).output() {
+            Ok(output) if output.status.success() => return Ok(()),
+            Ok(output) => {
+                let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+                complaint = if text.is_empty() { format!("{program} failed") } else { text };
+            }
+            Err(e) => complaint = format!("{program}: {e}"),
+        }
+    }
+    let busy = complaint.to_ascii_lowercase().contains("busy");
+    let exit = if busy { Exit::Busy } else { Exit::Failed };
+    let hint = if busy { "; close what is open there, or use --lazy" } else { "" };
+    Err(CliError::new(exit, format!("cannot unmount {}: {complaint}{hint}", mountpoint.display())))
+}

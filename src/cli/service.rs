@@ -1,0 +1,43 @@
+//! The key service that a command calls: from `--kms`, the environment, or the default sockets.
+
+use std::str::FromStr;
+use std::sync::Arc;
+
+use crate::client::{ClientError, Credentials, Endpoint, Kms, KmsConfig, RetryLimits, Timeouts};
+
+/// On whose behalf calls are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Behalf {
+    /// The filesystem's (`kms:ViaService`).
+    Filesystem,
+    /// The user's own.
+    User,
+}
+
+/// The endpoint that is meant by `named`, or by its absence.
+pub fn endpoint(named: Option<&str>) -> Result<Endpoint, ClientError> {
+    let named = named.filter(|text| !text.is_empty());
+    named.map_or_else(
+        || {
+            let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR");
+            let is_root = rustix::process::geteuid().is_root();
+            Ok(Endpoint::default_socket(runtime_dir.as_deref(), is_root))
+        },
+        Endpoint::from_str,
+    )
+}
+
+/// A client of the service at `named`.
+pub fn connect(named: Option<&str>, behalf: Behalf) -> Result<Arc<Kms>, ClientError> {
+    let endpoint = endpoint(named)?;
+    let variables = |name: &str| std::env::var(name).ok();
+    let credentials = if endpoint.is_unix() { None } else { Some(Credentials::find(&variables, &endpoint)?) };
+    let config = KmsConfig {
+        endpoint,
+        timeouts: Timeouts::default(),
+        retry: RetryLimits::default(),
+        via_service: behalf == Behalf::Filesystem,
+        credentials,
+    };
+    Kms::new(config).map(Arc::new)
+}

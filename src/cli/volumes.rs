@@ -1,0 +1,265 @@
+//! The commands about volumes that are not mounts: init, rewrap, fsck, info.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::json;
+
+use super::args::{FsckArgs, InfoArgs, InitArgs, RewrapArgs};
+use super::control::{self, Answer, Request};
+use super::error::{CliError, Exit};
+use super::output::{facts, json as print_json, line, size, table};
+use super::progress::Shown;
+use super::service::{self, Behalf};
+use crate::client::CacheLimits;
+use crate::volume::{
+    self, CheckOptions, CheckReport, InitOptions, Progress, RewrapOptions, RewrapReport, SERVICE_KEY, Volume,
+};
+
+/// Threads where none are named: the key service works beside them.
+const DEFAULT_JOBS: usize = 4;
+/// Failures and findings printed for people; JSON has all that were listed.
+const MAX_PRINTED: usize = 20;
+const FSCK_ERRORS: u8 = 4;
+const FSCK_OPERATIONAL: u8 = 8;
+const FSCK_INTERRUPTED: u8 = 32;
+
+/// `kmsfs init`
+pub fn init(args: &InitArgs, kms: Option<&str>) -> Result<(), CliError> {
+    let kms = service::connect(kms, Behalf::Filesystem)?;
+    if let Some(sheet) = &args.restore {
+        let id = volume::restore(&args.lower, sheet, &kms)?;
+        return line(&format!("the record of volume {id} is restored in {}", args.lower.display()));
+    }
+    let key = args.key.clone().unwrap_or_else(|| SERVICE_KEY.to_owned());
+    let sheet_dir = args.recovery_sheet.clone().unwrap_or_else(default_sheet_dir);
+    let made = volume::init(&args.lower, &kms, &InitOptions { key, sheet_dir })?;
+    if args.json {
+        let id = made.id.to_string();
+        return print_json(
+            &json!({ "volume_id": id, "key_arn": made.key_arn, "recovery_sheet": made.sheet }),
+        );
+    }
+    line(&format!("made volume {} in {}", made.id, args.lower.display()))?;
+    line(&format!("key: {}", made.key_arn))?;
+    line(&format!("recovery sheet: {} (keep a copy elsewhere)", made.sheet.display()))
+}
+
+fn default_sheet_dir() -> PathBuf {
+    let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let home = || std::env::var_os("HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let base = data.or_else(|| home().map(|home| home.join(".local/share")));
+    base.unwrap_or_else(|| PathBuf::from("/var/lib")).join("kmsfs/recovery")
+}
+
+/// The lower directory meant by `path`, and the key service its mount uses.
+fn lower_of(path: &Path) -> (PathBuf, Option<String>) {
+    match control::holding(path) {
+        Some((status, rest)) if rest.as_os_str().is_empty() => (status.lower, Some(status.kms)),
+        _ => (path.to_owned(), None),
+    }
+}
+
+/// Ends the work, not the process, on the first signal.
+fn stop_on_signals(progress: &Arc<Progress>) -> Result<(), CliError> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let failed = |e: std::io::Error| CliError::failed(format!("cannot catch signals: {e}"));
+    let again = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // The second signal ends the process: every state on disk is a good one.
+        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&again)).map_err(failed)?;
+        signal_hook::flag::register(signal, Arc::clone(&again)).map_err(failed)?;
+    }
+    let progress = Arc::downgrade(progress);
+    let watch = move || {
+        while let Some(progress) = progress.upgrade() {
+            if again.load(Ordering::Relaxed) {
+                progress.stop.store(true, Ordering::Relaxed);
+                return;
+            }
+            drop(progress);
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(watch).map(|_| ()).map_err(failed)
+}
+
+/// `kmsfs rewrap`
+pub fn rewrap(args: &RewrapArgs, kms: Option<&str>) -> Result<ExitCode, CliError> {
+    let (lower, mount_kms) = lower_of(&args.path);
+    let kms = service::connect(kms.or(mount_kms.as_deref()), Behalf::Filesystem)?;
+    let volume = Volume::open(&lower, kms, CacheLimits::default())?;
+    let progress = Arc::new(Progress::default());
+    stop_on_signals(&progress)?;
+    let jobs = args.jobs.unwrap_or(DEFAULT_JOBS);
+    let shown = Shown::start(&progress, "rewrap", args.json);
+    if !args.json {
+        volume::count_files(&volume, jobs, &progress)?;
+    }
+    let options = RewrapOptions { to_key: args.to_key.clone(), jobs, dry_run: args.dry_run };
+    let report = volume::rewrap(&volume, &options, &progress);
+    drop(shown);
+    let report = report?;
+    if args.json {
+        print_json(&report)?;
+    } else {
+        print_rewrap(&report)?;
+    }
+    let exit = if report.is_complete() { ExitCode::SUCCESS } else { Exit::Failed.into() };
+    Ok(exit)
+}
+
+fn print_rewrap(report: &RewrapReport) -> Result<(), CliError> {
+    let verb = if report.dry_run { "to move" } else { "moved" };
+    line(&format!(
+        "{} {verb}, {} current, {} failed, {} empty ({:.1} s, {:.0} files/s)",
+        report.moved,
+        report.current,
+        report.failed,
+        report.without_header,
+        report.seconds,
+        report.files_per_second()
+    ))?;
+    if report.foreign > 0 {
+        line(&format!("{} names in the lower tree are not ours; 'kmsfs fsck' lists them", report.foreign))?;
+    }
+    for failure in report.failures.iter().take(MAX_PRINTED) {
+        eprintln!("failed: {}: {}", failure.lower_path.display(), failure.why);
+    }
+    if report.failed as usize > MAX_PRINTED {
+        eprintln!("failed: {} more", report.failed as usize - MAX_PRINTED);
+    }
+    let rows: Vec<_> = report
+        .versions
+        .iter()
+        .map(|v| {
+            let material = v.material_id.as_deref().unwrap_or("unknown");
+            let short = material.get(..12).unwrap_or(material).to_owned();
+            let state = if v.current { "current" } else { "old" };
+            vec![v.key_arn.clone(), short, v.files.to_string(), state.to_owned()]
+        })
+        .collect();
+    if !rows.is_empty() {
+        line("key versions in use:")?;
+        table(&["KEY", "VERSION", "FILES", "STATE"], &rows)?;
+    }
+    if let Some(why) = &report.ended_early {
+        eprintln!("ended early: {why}");
+    } else if !report.record_current && !report.dry_run {
+        eprintln!("the volume record is still under an old version of its key");
+    }
+    Ok(())
+}
+
+/// `kmsfs fsck`
+pub fn fsck(args: &FsckArgs, kms: Option<&str>) -> ExitCode {
+    match try_fsck(args, kms) {
+        Ok(report) if report.ended_early => FSCK_INTERRUPTED.into(),
+        Ok(report) if report.errors > 0 => FSCK_ERRORS.into(),
+        Ok(_) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("kmsfs: {e}");
+            FSCK_OPERATIONAL.into()
+        }
+    }
+}
+
+fn try_fsck(args: &FsckArgs, kms: Option<&str>) -> Result<CheckReport, CliError> {
+    let (lower, mount_kms) = lower_of(&args.path);
+    if !args.structure_only {
+        // Says early, and well, when this is no volume at all.
+        volume::peek(&lower)?;
+    }
+    let volume = if args.structure_only {
+        None
+    } else {
+        let kms = service::connect(kms.or(mount_kms.as_deref()), Behalf::Filesystem)?;
+        let opened = Volume::open(&lower, kms, CacheLimits::default());
+        Some(opened.map_err(|e| {
+            CliError::from(e).with_hint("--structure-only checks what can be checked without the key")
+        })?)
+    };
+    let progress = Arc::new(Progress::default());
+    stop_on_signals(&progress)?;
+    let shown = Shown::start(&progress, "fsck", args.json);
+    let options = CheckOptions { jobs: args.jobs.unwrap_or(DEFAULT_JOBS), data: !args.quick };
+    let report = volume::check(&lower, volume.as_ref(), &options, &progress);
+    drop(shown);
+    let report = report?;
+    if args.json {
+        print_json(&report)?;
+    } else {
+        print_check(&report)?;
+    }
+    Ok(report)
+}
+
+fn print_check(report: &CheckReport) -> Result<(), CliError> {
+    for finding in report.findings.iter().take(MAX_PRINTED) {
+        let kind = if finding.error { "error" } else { "remark" };
+        let plain = finding.path.as_ref().map(|p| format!(" ({})", p.display())).unwrap_or_default();
+        line(&format!("{kind}: {}{plain}: {}", finding.lower_path.display(), finding.why))?;
+    }
+    let hidden = (report.errors + report.remarks) as usize;
+    if hidden > MAX_PRINTED {
+        line(&format!("and {} more; --json lists them", hidden - MAX_PRINTED))?;
+    }
+    let depth = match (report.with_key, report.with_data) {
+        (false, _) => "structure only",
+        (true, false) => "headers, names and records",
+        (true, true) => "everything",
+    };
+    line(&format!(
+        "{} directories, {} files ({}), {} links, {} special: checked {depth}",
+        report.directories,
+        report.files,
+        size(report.bytes),
+        report.links,
+        report.specials
+    ))?;
+    if report.unsettled > 0 {
+        line(&format!("{} files are open in a mount or were not closed cleanly", report.unsettled))?;
+    }
+    match report.errors {
+        0 => line("no errors"),
+        1 => line("1 error"),
+        n => line(&format!("{n} errors")),
+    }
+}
+
+/// `kmsfs info`
+pub fn info(args: &InfoArgs) -> Result<(), CliError> {
+    let lower = match control::holding(&args.path) {
+        Some((status, rest)) => match control::ask(&status.mountpoint, &Request::Locate { path: rest })? {
+            Answer::Located(lower) => status.lower.join(lower),
+            _ => return Err(CliError::failed("the mount gave an answer to another question")),
+        },
+        None => args.path.clone(),
+    };
+    let info = volume::file_info(&lower)?;
+    if args.json {
+        return print_json(&info);
+    }
+    let active = info.slots.iter().find(|slot| slot.active);
+    facts(&[
+        ("lower file", Some(info.lower_path.display().to_string())),
+        ("size", Some(format!("{} ({} bytes)", size(info.size), info.size))),
+        ("lower size", Some(format!("{} bytes, {} on disk", info.lower_size, size(info.allocated)))),
+        ("key", active.map(|slot| slot.key_arn.clone())),
+        ("version", active.map(|slot| slot.material_id.clone().unwrap_or_else(|| "unknown".to_owned()))),
+        ("cipher", Some(format!("{}, blocks of {} bytes", info.cipher, info.block_size))),
+        ("format", Some(info.format.to_string())),
+        ("file id", info.file_id.clone()),
+        ("volume id", info.volume_id.clone()),
+    ])?;
+    if info.slots.is_empty() {
+        return line("empty file: it takes a key at its first write");
+    }
+    for slot in &info.slots {
+        let state = if slot.active { "counts" } else { "older" };
+        line(&format!("slot {}: generation {}, {state}, {}", slot.slot, slot.generation, slot.key_arn))?;
+    }
+    Ok(())
+}

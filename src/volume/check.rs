@@ -1,0 +1,371 @@
+//! The check (fsck): records, names, headers, keys, data. Read-only.
+//!
+//! Called by the command line. Without the volume's key it looks at structure alone. Must never write, nor delete
+//! or hide what it does not know.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use parking_lot::Mutex;
+use rustix::fs::{AtFlags, FileType, readlinkat, statat};
+use rustix::io::Errno;
+use serde::Serialize;
+
+use super::check_file::{self, FileVerdict};
+use super::report::{MAX_LISTED, Progress};
+use super::walk::{self, Directory, Entry, Visitor};
+use super::{Volume, VolumeError, record_file};
+use crate::crypto::DirKey;
+use crate::format::dir::{self, DIR_RECORD};
+use crate::format::link;
+use crate::format::name::{self, Kind, TEMPORARY_PREFIX, classify};
+use crate::format::record::{VOLUME_RECORD, VOLUME_RECORD_COPY};
+
+/// How to check.
+#[derive(Debug, Clone)]
+pub struct CheckOptions {
+    /// Threads.
+    pub jobs: usize,
+    /// Whether to read and verify all data, as opposed to headers, names and records only.
+    pub data: bool,
+}
+
+/// What kind of trouble.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Class {
+    /// The volume record or its copy.
+    VolumeRecord,
+    /// A directory record.
+    DirectoryRecord,
+    /// An entry's name does not open.
+    Name,
+    /// A long name's sidecar is missing or of another entry.
+    Sidecar,
+    /// A file's superblock or key slots.
+    Header,
+    /// A file's data key cannot be had.
+    Key,
+    /// A file's data, tags, seal or length.
+    Data,
+    /// A symbolic link's target does not open.
+    Link,
+    /// Could not be read.
+    Unreadable,
+    /// A sidecar without an entry, or a temporary name: left by a crash, harmless.
+    Leftover,
+    /// Not ours.
+    Foreign,
+}
+
+impl Class {
+    /// Whether data or names are affected, as opposed to a remark.
+    pub fn is_error(self) -> bool {
+        !matches!(self, Self::Leftover | Self::Foreign)
+    }
+}
+
+/// One thing found.
+#[derive(Debug, Clone, Serialize)]
+pub struct Finding {
+    /// What kind.
+    pub class: Class,
+    /// Whether it is an error, as opposed to a remark.
+    pub error: bool,
+    /// Lower path, relative to the lower directory.
+    pub lower_path: PathBuf,
+    /// Plaintext path, where the key is there and the names open.
+    pub path: Option<PathBuf>,
+    /// What exactly.
+    pub why: String,
+}
+
+/// The outcome of a check.
+#[derive(Debug, Default, Serialize)]
+pub struct CheckReport {
+    /// Whether keys were used; without them only structure was checked.
+    pub with_key: bool,
+    /// Whether data was read and verified.
+    pub with_data: bool,
+    /// Directories seen.
+    pub directories: u64,
+    /// Regular files seen.
+    pub files: u64,
+    /// Symbolic links seen.
+    pub links: u64,
+    /// Special files seen.
+    pub specials: u64,
+    /// Plaintext bytes of the files.
+    pub bytes: u64,
+    /// Errors found.
+    pub errors: u64,
+    /// Remarks made.
+    pub remarks: u64,
+    /// Files that were not closed cleanly; the next open settles them.
+    pub unsettled: u64,
+    /// The first findings.
+    pub findings: Vec<Finding>,
+    /// Whether the check was ended early.
+    pub ended_early: bool,
+}
+
+/// Checks the lower tree at `lower`; with `volume`, names, keys and data too.
+pub fn check(
+    lower: &Path,
+    volume: Option<&Volume>,
+    options: &CheckOptions,
+    progress: &Progress,
+) -> Result<CheckReport, VolumeError> {
+    let root = super::open::open_lower(lower)?;
+    let work = Check { volume, options, progress, report: Mutex::new(CheckReport::default()) };
+    let mut worker = CheckReport::default();
+    for name in [VOLUME_RECORD, VOLUME_RECORD_COPY] {
+        if let Err(e) = record_file::read_one(root.as_fd(), lower, name) {
+            let why = match e {
+                VolumeError::NotAVolume(_) => "it is missing".to_owned(),
+                other => other.to_string(),
+            };
+            worker.add(Class::VolumeRecord, PathBuf::from(name), None, why);
+        }
+    }
+    walk::walk(root, options.jobs, &work);
+    let mut report = work.report.into_inner();
+    worker.merge(report);
+    report = worker;
+    report.findings.sort_by(|a, b| a.lower_path.cmp(&b.lower_path));
+    (report.with_key, report.with_data) = (volume.is_some(), volume.is_some() && options.data);
+    report.ended_early = progress.stopped();
+    Ok(report)
+}
+
+struct Check<'a> {
+    volume: Option<&'a Volume>,
+    options: &'a CheckOptions,
+    progress: &'a Progress,
+    report: Mutex<CheckReport>,
+}
+
+impl CheckReport {
+    fn add(&mut self, class: Class, lower_path: PathBuf, path: Option<PathBuf>, why: String) {
+        *(if class.is_error() { &mut self.errors } else { &mut self.remarks }) += 1;
+        if self.findings.len() < MAX_LISTED {
+            self.findings.push(Finding { class, error: class.is_error(), lower_path, path, why });
+        }
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.directories += other.directories;
+        self.files += other.files;
+        self.links += other.links;
+        self.specials += other.specials;
+        self.bytes += other.bytes;
+        self.errors += other.errors;
+        self.remarks += other.remarks;
+        self.unsettled += other.unsettled;
+        self.findings.extend(other.findings);
+        self.findings.truncate(MAX_LISTED);
+    }
+}
+
+impl Check<'_> {
+    fn add(
+        &self,
+        report: &mut CheckReport,
+        class: Class,
+        dir: &Directory,
+        name: &CStr,
+        why: impl Into<String>,
+    ) {
+        report.add(class, dir.path_of(name), self.plain_path(dir, name), why.into());
+    }
+
+    /// The keys of a directory, when its record opens.
+    fn dir_key(&self, dir: &Directory) -> Option<DirKey> {
+        let target = readlinkat(dir.fd(), DIR_RECORD, Vec::new()).ok()?;
+        let volume_key = &self.volume?.key;
+        dir::open(volume_key, target.as_bytes()).ok().map(|id| volume_key.dir_key(&id))
+    }
+
+    /// The plaintext path of `name` in `dir`, when every name on the way opens.
+    fn plain_path(&self, dir: &Directory, name: &CStr) -> Option<PathBuf> {
+        let mut names = vec![plain_name(&self.dir_key(dir)?, dir, name).ok()?];
+        let mut at = dir.parent();
+        while let Some((parent, name)) = at {
+            names.push(plain_name(&self.dir_key(parent)?, parent, name).ok()?);
+            at = parent.parent();
+        }
+        Some(names.iter().rev().map(|name| std::ffi::OsStr::from_bytes(name)).collect())
+    }
+
+    fn check_name(&self, report: &mut CheckReport, key: Option<&DirKey>, dir: &Directory, name: &CStr) {
+        let outcome = match key {
+            Some(key) => plain_name(key, dir, name).map(|_| ()),
+            None if classify(name.to_bytes()) == Kind::LongEntry => sidecar_target(dir, name).map(|_| ()),
+            None => Ok(()),
+        };
+        if let Err((class, why)) = outcome {
+            self.add(report, class, dir, name, why);
+        }
+    }
+
+    fn check_record(&self, report: &mut CheckReport, dir: &Directory, name: &CStr) {
+        let ours = name.to_bytes();
+        let of_root = [VOLUME_RECORD, VOLUME_RECORD_COPY, ".kmsfs.lock", ".kmsfs.log"];
+        let known = of_root.iter().any(|n| n.as_bytes() == ours) && dir.parent().is_none();
+        if ours.starts_with(TEMPORARY_PREFIX.as_bytes()) {
+            self.add(
+                report,
+                Class::Leftover,
+                dir,
+                name,
+                "a temporary name, left by a crash or in use by a mount",
+            );
+        } else if !known && ours != DIR_RECORD.as_bytes() {
+            self.add(report, Class::Foreign, dir, name, "a reserved name that this version does not know");
+        }
+    }
+
+    fn check_sidecar(&self, report: &mut CheckReport, dir: &Directory, name: &CStr) {
+        let entry = name.to_str().ok().and_then(name::entry_of_sidecar);
+        let missing = match entry {
+            Some(entry) => matches!(statat(dir.fd(), entry, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT)),
+            None => true,
+        };
+        if missing {
+            self.add(report, Class::Leftover, dir, name, "the sidecar of a long name without its entry");
+        }
+    }
+
+    fn check_file(&self, report: &mut CheckReport, dir: &Arc<Directory>, name: &CStr) {
+        report.files += 1;
+        match check_file::check_file(dir.fd(), name, self.volume, self.options.data) {
+            Ok(FileVerdict { size, unsettled }) => {
+                report.bytes += size;
+                report.unsettled += u64::from(unsettled);
+            }
+            Err((class, why)) => self.add(report, class, dir, name, why),
+        }
+        self.progress.done.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn check_link(&self, report: &mut CheckReport, dir: &Directory, name: &CStr) {
+        report.links += 1;
+        let Some(volume) = self.volume else { return };
+        match readlinkat(dir.fd(), name, Vec::new()) {
+            Ok(target) if link::open(&volume.key, target.as_bytes()).is_ok() => {}
+            Ok(_) => {
+                self.add(report, Class::Link, dir, name, "the link's target is damaged or of another volume")
+            }
+            Err(e) => self.add(report, Class::Unreadable, dir, name, e.to_string()),
+        }
+    }
+
+    fn check_directory_record(&self, report: &mut CheckReport, dir: &Directory) {
+        let c_name = CString::new(DIR_RECORD).expect("a constant without NUL");
+        let why = match readlinkat(dir.fd(), DIR_RECORD, Vec::new()) {
+            Ok(target) => match self.volume.map(|v| dir::open(&v.key, target.as_bytes())) {
+                None | Some(Ok(_)) => return,
+                Some(Err(dir::DirRecordError::Newer(v))) => {
+                    format!("it needs format version {v}; upgrade kmsfs")
+                }
+                Some(Err(dir::DirRecordError::Forged)) => "it is damaged or of another volume".to_owned(),
+            },
+            Err(Errno::NOENT) => "it is missing: the names below cannot be read".to_owned(),
+            Err(e) => e.to_string(),
+        };
+        self.add(report, Class::DirectoryRecord, dir, &c_name, why);
+    }
+}
+
+/// The plaintext name of an entry, short or long.
+fn plain_name(key: &DirKey, dir: &Directory, name: &CStr) -> Result<Vec<u8>, (Class, String)> {
+    let text = match classify(name.to_bytes()) {
+        Kind::LongEntry => sidecar_target(dir, name)?,
+        Kind::Short | Kind::Sidecar | Kind::Record | Kind::Foreign => name.to_bytes().to_vec(),
+    };
+    let forged = || (Class::Name, "the name is damaged, or was moved here from another directory".to_owned());
+    name::decrypt(key, &text).map_err(|_| forged())
+}
+
+fn sidecar_target(dir: &Directory, entry: &CStr) -> Result<Vec<u8>, (Class, String)> {
+    let damaged = |why: &str| (Class::Sidecar, why.to_owned());
+    let entry = entry.to_str().map_err(|_| damaged("the name is no text"))?;
+    let sidecar = name::sidecar_of(entry).ok_or_else(|| damaged("the name is no long name"))?;
+    match readlinkat(dir.fd(), sidecar, Vec::new()) {
+        Ok(target) if name::sidecar_fits(entry, target.as_bytes()) => Ok(target.into_bytes()),
+        Ok(_) => Err(damaged("the sidecar of the long name is of another entry")),
+        Err(Errno::NOENT) => Err(damaged("the sidecar of the long name is missing")),
+        Err(e) => Err((Class::Unreadable, e.to_string())),
+    }
+}
+
+impl Visitor for Check<'_> {
+    type Worker = CheckReport;
+
+    fn worker(&self) -> CheckReport {
+        CheckReport::default()
+    }
+
+    fn directory(&self, report: &mut CheckReport, dir: &Arc<Directory>) {
+        report.directories += 1;
+        self.check_directory_record(report, dir);
+    }
+
+    fn entries(&self, report: &mut CheckReport, dir: &Arc<Directory>, entries: &[Entry]) {
+        let key = self.dir_key(dir);
+        for entry in entries {
+            let name = entry.name.as_c_str();
+            match classify(name.to_bytes()) {
+                Kind::Record => self.check_record(report, dir, name),
+                Kind::Sidecar => self.check_sidecar(report, dir, name),
+                Kind::Foreign => self.add(report, Class::Foreign, dir, name, "not a file of the volume"),
+                Kind::Short | Kind::LongEntry => {
+                    self.check_name(report, key.as_ref(), dir, name);
+                    match entry.kind {
+                        FileType::RegularFile => self.check_file(report, dir, name),
+                        FileType::Symlink => self.check_link(report, dir, name),
+                        _ => report.specials += 1,
+                    }
+                }
+            }
+            if self.stopped() {
+                return;
+            }
+        }
+    }
+
+    fn descends(&self, report: &mut CheckReport, dir: &Arc<Directory>, name: &CStr) -> bool {
+        match classify(name.to_bytes()) {
+            Kind::Short | Kind::LongEntry => {
+                self.check_name(report, self.dir_key(dir).as_ref(), dir, name);
+                true
+            }
+            Kind::Record => {
+                self.check_record(report, dir, name);
+                false
+            }
+            Kind::Sidecar | Kind::Foreign => {
+                if !(dir.parent().is_none() && name.to_bytes() == b"lost+found") {
+                    self.add(report, Class::Foreign, dir, name, "not a directory of the volume");
+                }
+                false
+            }
+        }
+    }
+
+    fn unreadable(&self, report: &mut CheckReport, dir: &Arc<Directory>, name: &CStr, error: Errno) {
+        self.add(report, Class::Unreadable, dir, name, error.to_string());
+    }
+
+    fn finish(&self, report: CheckReport) {
+        self.report.lock().merge(report);
+    }
+
+    fn stopped(&self) -> bool {
+        self.progress.stopped()
+    }
+}

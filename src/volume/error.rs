@@ -1,0 +1,128 @@
+//! What can go wrong with a volume as a whole, each with a message that says what to do.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::api::ErrorCode;
+use crate::client::ClientError;
+use crate::format::record::RecordError;
+use crate::tree::{FsError, KeyError};
+
+/// Why a volume cannot be made, opened or worked on.
+#[derive(Debug)]
+pub enum VolumeError {
+    /// There is no volume record in this directory.
+    NotAVolume(PathBuf),
+    /// The volume record does not parse or does not open.
+    Record(PathBuf, RecordError),
+    /// The volume's key is not to be had: its name, and why.
+    Key(String, KeyError),
+    /// Another call to the key service failed.
+    Client(ClientError),
+    /// The directory for a new volume holds something.
+    NotEmpty(PathBuf),
+    /// Another mount or another rewrap uses the lower directory.
+    InUse(PathBuf, &'static str),
+    /// The recovery sheet would lie inside the tree that it is to recover.
+    SheetInside(PathBuf),
+    /// The key cannot wrap data keys: its name, and why.
+    UnfitKey(String, String),
+    /// The lower file system said no: to what, on which path.
+    Io(&'static str, PathBuf, io::Error),
+    /// The plaintext tree cannot be opened.
+    Tree(FsError),
+}
+
+impl VolumeError {
+    /// An I/O error while doing `what` to `path`.
+    pub(super) fn io(what: &'static str, path: &Path, error: impl Into<io::Error>) -> Self {
+        Self::Io(what, path.to_owned(), error.into())
+    }
+}
+
+impl From<ClientError> for VolumeError {
+    fn from(e: ClientError) -> Self {
+        Self::Client(e)
+    }
+}
+
+impl std::fmt::Display for VolumeError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NotAVolume(path) => {
+                let path = path.display();
+                write!(
+                    f,
+                    "{path} is not a volume (it has no .kmsfs.volume); make one with 'kmsfs init {path}'"
+                )
+            }
+            Self::Record(path, e) => {
+                write!(f, "{}: {e}", path.display())?;
+                if matches!(e, RecordError::NotARecord | RecordError::NoSlot) {
+                    write!(
+                        f,
+                        "; restore it from the recovery sheet with 'kmsfs init --restore SHEET LOWER'"
+                    )?;
+                }
+                Ok(())
+            }
+            Self::Key(key, e) => write!(f, "the volume's key {key}: {e}"),
+            Self::Client(e) => write!(f, "{e}"),
+            Self::NotEmpty(path) => {
+                write!(f, "{} is not empty; name an empty or new directory", path.display())
+            }
+            Self::InUse(path, by) => write!(f, "{} is in use by {by}; end it first", path.display()),
+            Self::SheetInside(path) => write!(
+                f,
+                "{} lies inside the volume; name a place outside with --recovery-sheet",
+                path.display()
+            ),
+            Self::UnfitKey(key, why) => write!(f, "the key {key} cannot be used for a volume: {why}"),
+            Self::Io(what, path, e) => write!(f, "cannot {what} {}: {e}", path.display()),
+            Self::Tree(e) => write!(f, "cannot open the tree: {e}"),
+        }
+    }
+}
+
+impl std::error::Error for VolumeError {}
+
+/// What a failed key call means to a file. The one table from service errors to key errors.
+pub fn key_error(error: &ClientError) -> KeyError {
+    let text = error.to_string();
+    if error.is_unavailable() {
+        return KeyError::Unavailable(text);
+    }
+    match error.code() {
+        Some(
+            ErrorCode::AccessDeniedException
+            | ErrorCode::NotAuthorizedException
+            | ErrorCode::InvalidSignatureException
+            | ErrorCode::IncompleteSignature
+            | ErrorCode::MissingAuthenticationTokenException
+            | ErrorCode::UnrecognizedClientException,
+        ) => KeyError::Denied(text),
+        Some(
+            ErrorCode::DisabledException | ErrorCode::KMSInvalidStateException | ErrorCode::NotFoundException,
+        ) => KeyError::Disabled(text),
+        _ => KeyError::Invalid(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::KmsError;
+
+    #[test]
+    fn service_errors_map_to_what_they_mean_for_a_file() {
+        let map = |code| key_error(&ClientError::Kms(KmsError::new(code, "")));
+        assert!(matches!(map(ErrorCode::AccessDeniedException), KeyError::Denied(_)));
+        assert!(matches!(map(ErrorCode::DisabledException), KeyError::Disabled(_)));
+        assert!(matches!(map(ErrorCode::KMSInvalidStateException), KeyError::Disabled(_)));
+        assert!(matches!(map(ErrorCode::InvalidCiphertextException), KeyError::Invalid(_)));
+        assert!(matches!(map(ErrorCode::IncorrectKeyException), KeyError::Invalid(_)));
+        assert!(matches!(map(ErrorCode::ThrottlingException), KeyError::Unavailable(_)));
+        let down = ClientError::TimedOut("unix:/x".to_owned());
+        assert!(matches!(key_error(&down), KeyError::Unavailable(_)));
+    }
+}

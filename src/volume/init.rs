@@ -1,0 +1,195 @@
+//! Making a volume: its record, its root directory record, its recovery sheet.
+
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{AtFlags, fsync, symlinkat, unlinkat};
+
+use super::open::open_lower;
+use super::{VolumeError, context, key_error, record_file};
+use crate::client::{GeneratedKey, Kms};
+use crate::crypto::{Secret, VolumeKey, random_array};
+use crate::format::dir::{self, DIR_RECORD};
+use crate::format::record::{VOLUME_RECORD, VOLUME_RECORD_COPY, VolumeRecord, VolumeSettings};
+use crate::format::{VolumeId, WrappedKey};
+
+/// The key that the service manages for this filesystem; made by the service on first use.
+pub const SERVICE_KEY: &str = "alias/aws/kmsfs";
+/// Largest recovery sheet read.
+const SHEET_MAX: u64 = 256 * 1024;
+const SHEET_BEGIN: &str = "-----BEGIN KMSFS VOLUME RECORD-----";
+const SHEET_END: &str = "-----END KMSFS VOLUME RECORD-----";
+
+/// How to make a volume.
+#[derive(Debug)]
+pub struct InitOptions {
+    /// The master key: alias, id or ARN.
+    pub key: String,
+    /// Directory for the recovery sheet; must lie outside the lower directory.
+    pub sheet_dir: PathBuf,
+}
+
+/// What was made.
+#[derive(Debug)]
+pub struct Made {
+    /// The new volume's identity.
+    pub id: VolumeId,
+    /// ARN of its key.
+    pub key_arn: String,
+    /// Where the recovery sheet is.
+    pub sheet: PathBuf,
+}
+
+/// Makes a volume in `lower`, which is an empty directory or none yet.
+pub fn init(lower: &Path, kms: &Kms, options: &InitOptions) -> Result<Made, VolumeError> {
+    check_empty(lower)?;
+    let id = VolumeId(random_array());
+    // The key first: a service that says no leaves nothing behind.
+    let generated = kms
+        .generate_data_key(&options.key, &context::record(id))
+        .map_err(|e| VolumeError::Key(options.key.clone(), key_error(&e)))?;
+    let key_arn = generated.key_arn.clone();
+    let volume_key = VolumeKey::new(Secret::random());
+    let record = seal(lower, id, generated, &volume_key)?;
+    let made_dir = !lower.exists();
+    if made_dir {
+        std::fs::create_dir(lower).map_err(|e| VolumeError::io("make", lower, e))?;
+    }
+    let written = write_sheet(lower, &options.sheet_dir, &record, &key_arn).and_then(|sheet| {
+        populate(lower, &record, &volume_key).map(|()| sheet.clone()).inspect_err(|_| {
+            let _ = std::fs::remove_file(&sheet);
+        })
+    });
+    match written {
+        Ok(sheet) => Ok(Made { id, key_arn, sheet }),
+        Err(e) => {
+            undo(lower, made_dir);
+            Err(e)
+        }
+    }
+}
+
+fn seal(
+    lower: &Path,
+    id: VolumeId,
+    key: GeneratedKey,
+    volume_key: &VolumeKey,
+) -> Result<VolumeRecord, VolumeError> {
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let GeneratedKey { data_key, blob, key_arn, material_id } = key;
+    let settings = VolumeSettings { default_key: key_arn.clone(), keys: vec![key_arn.clone()], created };
+    let wrapped = WrappedKey { key_arn, material_id, blob };
+    VolumeRecord::seal(id, &data_key, wrapped, volume_key, &settings)
+        .and_then(|record| record.encode().map(|_| record))
+        .map_err(|e| VolumeError::Record(lower.to_owned(), e))
+}
+
+fn check_empty(lower: &Path) -> Result<(), VolumeError> {
+    let mut entries = match std::fs::read_dir(lower) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(VolumeError::io("read", lower, e)),
+    };
+    // A file system's own lost+found does not count.
+    let foreign = entries.any(|entry| entry.map_or(true, |e| e.file_name() != "lost+found"));
+    if foreign { Err(VolumeError::NotEmpty(lower.to_owned())) } else { Ok(()) }
+}
+
+fn populate(lower: &Path, record: &VolumeRecord, volume_key: &VolumeKey) -> Result<(), VolumeError> {
+    let root = open_lower(lower)?;
+    // The record last: without it the directory is not a volume.
+    let target = dir::seal(volume_key, &random_array());
+    symlinkat(target, root.as_fd(), DIR_RECORD)
+        .and_then(|()| fsync(root.as_fd()))
+        .map_err(|e| VolumeError::io("write", &lower.join(DIR_RECORD), e))?;
+    record_file::write(root.as_fd(), lower, record)?;
+    let parent = lower.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let synced = std::fs::File::open(parent).and_then(|dir| dir.sync_all());
+    synced.map_err(|e| VolumeError::io("sync", parent, e))
+}
+
+/// Removes what an attempt that failed may have left.
+fn undo(lower: &Path, made_dir: bool) {
+    if let Ok(root) = open_lower(lower) {
+        for name in [VOLUME_RECORD, VOLUME_RECORD_COPY, DIR_RECORD] {
+            let _ = unlinkat(root.as_fd(), name, AtFlags::empty());
+        }
+    }
+    if made_dir {
+        let _ = std::fs::remove_dir(lower);
+    }
+}
+
+fn write_sheet(
+    lower: &Path,
+    dir: &Path,
+    record: &VolumeRecord,
+    key_arn: &str,
+) -> Result<PathBuf, VolumeError> {
+    let failed = |path: &Path, e: std::io::Error| VolumeError::io("write the recovery sheet", path, e);
+    let real_lower = std::fs::canonicalize(lower).map_err(|e| failed(lower, e))?;
+    // Before anything is made there: what the nearest directory that exists really is.
+    let existing = dir.ancestors().find_map(|at| std::fs::canonicalize(at).ok());
+    if existing.is_some_and(|at| at.starts_with(&real_lower)) {
+        return Err(VolumeError::SheetInside(dir.to_owned()));
+    }
+    std::fs::create_dir_all(dir).map_err(|e| failed(dir, e))?;
+    let path = dir.join(format!("{}.txt", record.volume_id));
+    let text = sheet_text(lower, record, key_arn)?;
+    let mut options = std::fs::OpenOptions::new();
+    let file = options.write(true).create_new(true).mode(0o600).open(&path);
+    let written = file.and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));
+    written.map_err(|e| failed(&path, e))?;
+    Ok(path)
+}
+
+fn sheet_text(lower: &Path, record: &VolumeRecord, key_arn: &str) -> Result<String, VolumeError> {
+    let body = record.to_text().map_err(|e| VolumeError::Record(lower.to_owned(), e))?;
+    let place = std::fs::canonicalize(lower).unwrap_or_else(|_| lower.to_owned());
+    Ok(format!(
+        "Recovery sheet of a kmsfs volume\n\n\
+         volume         {}\n\
+         lower directory {}\n\
+         key            {key_arn}\n\n\
+         Keep this outside the volume, on paper or on another disk. It replaces a lost volume record:\n\
+         \x20   kmsfs init --restore THIS_FILE LOWER\n\
+         It opens nothing by itself: whoever reads files of the volume needs the key above as well.\n\n\
+         {SHEET_BEGIN}\n{body}\n{SHEET_END}\n",
+        record.volume_id,
+        place.display(),
+    ))
+}
+
+/// Puts the record from a recovery sheet back into `lower`. Returns what was restored.
+pub fn restore(lower: &Path, sheet: &Path, kms: &Kms) -> Result<VolumeId, VolumeError> {
+    use std::io::Read;
+    let unreadable = |e| VolumeError::io("read", sheet, e);
+    let mut text = String::new();
+    let file = std::fs::File::open(sheet).map_err(unreadable)?;
+    file.take(SHEET_MAX).read_to_string(&mut text).map_err(unreadable)?;
+    let body =
+        text.split_once(SHEET_BEGIN).and_then(|(_, rest)| rest.split_once(SHEET_END)).map(|(body, _)| body);
+    let record = VolumeRecord::from_text(body.unwrap_or_default())
+        .map_err(|e| VolumeError::Record(sheet.to_owned(), e))?;
+    // A record that does not open would lock the user out for good.
+    let (key, _) = super::open::open_record(kms, &record, sheet)?;
+    let root = open_lower(lower)?;
+    let _lock = record_file::ChangeLock::take(root.as_fd(), lower)?;
+    check_root_record(root.as_fd(), lower, &key)?;
+    record_file::write(root.as_fd(), lower, &record)?;
+    Ok(record.volume_id)
+}
+
+/// The root's directory record must be of the volume that the sheet describes.
+fn check_root_record(root: BorrowedFd<'_>, lower: &Path, key: &VolumeKey) -> Result<(), VolumeError> {
+    let place = lower.join(DIR_RECORD);
+    let target = rustix::fs::readlinkat(root, DIR_RECORD, Vec::new())
+        .map_err(|e| VolumeError::io("read", &place, e))?;
+    dir::open(key, target.as_bytes()).map(|_| ()).map_err(|_| {
+        let why = std::io::Error::other("the directory record is not of the volume on the recovery sheet");
+        VolumeError::io("restore", &place, why)
+    })
+}

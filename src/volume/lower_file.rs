@@ -1,0 +1,119 @@
+//! Access to the header of one lower file, whatever its permission bits, without a trace in its times.
+//!
+//! Called by `rewrap`, `check` and `info`. Must never write outside a key slot.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, statat};
+use rustix::fs::{CWD, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, chmodat, fstat, futimens, openat};
+use rustix::io::{Errno, pread, pwrite};
+
+use crate::format::header::{SLOT_LEN, SLOTS_LEN};
+
+/// The first bytes of a header page: superblocks and slots.
+pub type SlotBytes = [u8; SLOTS_LEN];
+
+/// Opens the regular file `name` of `dir`, also where its owner took the right away from himself.
+pub fn open(dir: BorrowedFd<'_>, name: &CStr, access: OFlags) -> Result<OwnedFd, Errno> {
+    let flags = access | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    match openat(dir, name, flags, Mode::empty()) {
+        Err(Errno::ACCESS) => open_in_spite_of_mode(dir, name, access),
+        other => other,
+    }
+}
+
+/// Permission is checked when a file is opened, so the mode is changed for just that long.
+fn open_in_spite_of_mode(dir: BorrowedFd<'_>, name: &CStr, access: OFlags) -> Result<OwnedFd, Errno> {
+    let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    if stat.st_uid != rustix::process::geteuid().as_raw() {
+        return Err(Errno::ACCESS);
+    }
+    let path = openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    let by_path = format!("/proc/self/fd/{}", path.as_raw_fd());
+    let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
+    chmodat(CWD, by_path.as_str(), mode | Mode::RUSR | Mode::WUSR, AtFlags::empty())?;
+    let opened = openat(CWD, by_path.as_str(), access | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty());
+    chmodat(CWD, by_path.as_str(), mode, AtFlags::empty())?;
+    opened
+}
+
+/// Superblocks and slots; `None` for a file that is empty and has no header yet.
+pub fn read_slots(file: BorrowedFd<'_>) -> Result<Option<SlotBytes>, Errno> {
+    let mut bytes = [0; SLOTS_LEN];
+    let mut filled = 0;
+    while filled < SLOTS_LEN {
+        match pread(file, &mut bytes[filled..], filled as u64) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    // A file cut inside its header reads as zeros from there, which no checksum matches.
+    Ok((filled > 0).then_some(bytes))
+}
+
+/// What came of an attempt to write a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// The slot is written.
+    Yes,
+    /// The header is no longer the one that was read; nothing was written.
+    Changed,
+}
+
+/// Writes a slot at `offset` if the header still is `expected`, and keeps the file's time of modification.
+pub fn write_slot(
+    file: BorrowedFd<'_>,
+    expected: &SlotBytes,
+    offset: usize,
+    slot: &[u8; SLOT_LEN],
+) -> Result<Written, Errno> {
+    if read_slots(file)?.as_ref() != Some(expected) {
+        return Ok(Written::Changed);
+    }
+    let before = fstat(file)?;
+    // One call and one page: the kernel takes all of it or none.
+    let written = pwrite(file, slot, offset as u64)?;
+    let times = Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT as _ },
+        last_modification: Timespec { tv_sec: before.st_mtime as _, tv_nsec: before.st_mtime_nsec as _ },
+    };
+    futimens(file, &times)?;
+    if written == slot.len() { Ok(Written::Yes) } else { Err(Errno::IO) }
+}
+
+/// Opens a file for writing that is open for reading.
+pub fn reopen_for_writing(dir: BorrowedFd<'_>, name: &CStr, file: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let writable = open(dir, name, OFlags::RDWR)?;
+    let (a, b) = (fstat(file.as_fd())?, fstat(writable.as_fd())?);
+    if (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino) { Ok(writable) } else { Err(Errno::NOENT) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::CString;
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    #[test]
+    fn a_slot_is_written_only_over_the_header_that_was_read_and_leaves_the_mtime() {
+        let path = std::env::temp_dir().join(format!("kmsfs-slot-{}", std::process::id()));
+        std::fs::write(&path, [7; 5000]).unwrap();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000, 123_456_789)).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o444)).unwrap();
+        let name = CString::new(path.as_os_str().as_bytes()).unwrap();
+        let fd = open(CWD, &name, OFlags::RDWR).unwrap();
+        let read = read_slots(fd.as_fd()).unwrap().unwrap();
+        assert_eq!(write_slot(fd.as_fd(), &read, 512, &[9; SLOT_LEN]), Ok(Written::Yes));
+        assert_eq!(write_slot(fd.as_fd(), &read, 80, &[8; SLOT_LEN]), Ok(Written::Changed));
+        let bytes = std::fs::read(&path).unwrap();
+        assert!(bytes[512..856] == [9; SLOT_LEN] && bytes[..512] == [7; 512] && bytes[856..] == [7; 4144]);
+        let stat = std::fs::metadata(&path).unwrap();
+        assert_eq!((stat.mtime(), stat.mtime_nsec(), stat.mode() & 0o7777), (1_000_000, 123_456_789, 0o444));
+        std::fs::remove_file(path).unwrap();
+    }
+}

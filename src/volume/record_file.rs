@@ -1,0 +1,106 @@
+//! The volume record on disk: read with its copy as a fallback, replaced whole or not at all.
+//!
+//! Called by `init`, `open` and `rewrap`. Must never write one copy before the other is durable.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock, fsync, openat, renameat, statat, unlinkat};
+use rustix::io::Errno;
+
+use super::VolumeError;
+use crate::crypto::random_array;
+use crate::format::name::temporary;
+use crate::format::record::{RECORD_MAX, VOLUME_RECORD, VOLUME_RECORD_COPY, VolumeRecord};
+
+/// Locked by whoever changes records or headers of the lower tree; holds nothing.
+const LOCK_FILE: &str = ".kmsfs.lock";
+
+/// What tells one state of the stored record from another without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    inode: u64,
+    mtime: (i64, i64),
+}
+
+/// The stamp of the stored record, if there is one.
+pub fn stamp(root: BorrowedFd<'_>) -> Option<Stamp> {
+    let stat = statat(root, VOLUME_RECORD, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    Some(Stamp { inode: stat.st_ino, mtime: (stat.st_mtime as i64, stat.st_mtime_nsec as i64) })
+}
+
+/// Reads the record, or its copy when the record itself is missing or damaged.
+pub fn read(root: BorrowedFd<'_>, path: &Path) -> Result<VolumeRecord, VolumeError> {
+    let first = match read_one(root, path, VOLUME_RECORD) {
+        Ok(record) => return Ok(record),
+        Err(e) => e,
+    };
+    match read_one(root, path, VOLUME_RECORD_COPY) {
+        Ok(record) => {
+            log::warn!("{first}; its copy {VOLUME_RECORD_COPY} is used, run 'kmsfs fsck'");
+            Ok(record)
+        }
+        // What is wrong with the record itself matters more, unless it is merely absent.
+        Err(second) if matches!(first, VolumeError::NotAVolume(_)) => Err(second),
+        Err(_) => Err(first),
+    }
+}
+
+/// Reads one of the two copies.
+pub fn read_one(root: BorrowedFd<'_>, path: &Path, name: &str) -> Result<VolumeRecord, VolumeError> {
+    let place = path.join(name);
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = match openat(root, name, flags, Mode::empty()) {
+        Ok(fd) => std::fs::File::from(fd),
+        Err(Errno::NOENT) => return Err(VolumeError::NotAVolume(path.to_owned())),
+        Err(e) => return Err(VolumeError::io("read", &place, e)),
+    };
+    let mut bytes = Vec::new();
+    let limit = RECORD_MAX as u64 + 1;
+    file.take(limit).read_to_end(&mut bytes).map_err(|e| VolumeError::io("read", &place, e))?;
+    VolumeRecord::parse(&bytes).map_err(|e| VolumeError::Record(place, e))
+}
+
+/// Stores `record`: the copy first, and the record once the copy is durable.
+pub fn write(root: BorrowedFd<'_>, path: &Path, record: &VolumeRecord) -> Result<(), VolumeError> {
+    let bytes = record.encode().map_err(|e| VolumeError::Record(path.join(VOLUME_RECORD), e))?;
+    for name in [VOLUME_RECORD_COPY, VOLUME_RECORD] {
+        replace(root, name, &bytes).map_err(|e| VolumeError::io("write", &path.join(name), e))?;
+    }
+    Ok(())
+}
+
+/// Replaces the file `name` by one that holds `bytes`, durably.
+fn replace(root: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let temporary = temporary(random_array());
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut file = std::fs::File::from(openat(root, &temporary, flags, Mode::from_raw_mode(0o600))?);
+    let written = file
+        .write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| Ok(renameat(root, &temporary, root, name)?))
+        .and_then(|()| Ok(fsync(root)?));
+    if written.is_err() {
+        let _ = unlinkat(root, &temporary, AtFlags::empty());
+    }
+    written
+}
+
+/// Held while records or headers are changed; released on drop.
+pub struct ChangeLock(#[allow(dead_code, reason = "held for its lock alone")] std::fs::File);
+
+impl ChangeLock {
+    /// Takes the lock, or says that somebody else has it.
+    pub fn take(root: BorrowedFd<'_>, path: &Path) -> Result<Self, VolumeError> {
+        let place = path.join(LOCK_FILE);
+        let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = openat(root, LOCK_FILE, flags, Mode::from_raw_mode(0o600))
+            .map_err(|e| VolumeError::io("open", &place, e))?;
+        match flock(fd.as_fd(), FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self(fd.into())),
+            Err(Errno::WOULDBLOCK) => Err(VolumeError::InUse(path.to_owned(), "another rewrap")),
+            Err(e) => Err(VolumeError::io("lock", &place, e)),
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The watch over master keys in use: learns of revocations, and of changes to the volume record.
+//!
+//! Called by a mount. Must never take an unreachable service for a revocation: cached files go on.
+
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::VolumeKeys;
+use super::keys::Sample;
+use crate::client::Probe;
+
+/// How often keys past their age are wiped.
+const EXPIRE_EVERY: Duration = Duration::from_secs(10);
+
+/// How often each master key is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct WatchOptions {
+    /// Between two rounds of probes.
+    pub every: Duration,
+}
+
+impl WatchOptions {
+    /// Over the daemon's socket probes are cheap and a revocation shows within a second; elsewhere calls cost.
+    pub fn for_endpoint(is_unix: bool) -> Self {
+        Self { every: if is_unix { Duration::from_millis(400) } else { Duration::from_mins(1) } }
+    }
+}
+
+/// The threads that watch and refill; stopped on drop.
+pub struct KeyWatch {
+    keys: Arc<VolumeKeys>,
+    stop: Option<Sender<()>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl KeyWatch {
+    /// Starts watching. `revoked` is told of each master key that may no longer be used, once, before its
+    /// last data keys are wiped; it makes open files forget theirs.
+    pub fn start(
+        keys: Arc<VolumeKeys>,
+        options: WatchOptions,
+        revoked: impl Fn(&str) + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let (stop, stopped) = channel();
+        let watch = Watch { keys: Arc::clone(&keys), revoked: Box::new(revoked) };
+        let refiller = Arc::clone(&keys);
+        let threads = vec![
+            std::thread::Builder::new()
+                .name("key-refill".into())
+                .spawn(move || refiller.refill_until_closed())?,
+            std::thread::Builder::new().name("key-watch".into()).spawn(move || {
+                let mut last_expiry = Instant::now();
+                while stopped.recv_timeout(options.every) == Err(RecvTimeoutError::Timeout) {
+                    watch.round(&mut last_expiry);
+                }
+            })?,
+        ];
+        Ok(Self { keys, stop: Some(stop), threads })
+    }
+}
+
+impl Drop for KeyWatch {
+    fn drop(&mut self) {
+        self.stop.take();
+        self.keys.close();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                log::error!("a key thread ended by a panic");
+            }
+        }
+    }
+}
+
+struct Watch {
+    keys: Arc<VolumeKeys>,
+    revoked: Box<dyn Fn(&str) + Send>,
+}
+
+impl Watch {
+    fn round(&self, last_expiry: &mut Instant) {
+        for (key_arn, sample) in self.keys.samples() {
+            if self.keys.is_closed() {
+                return;
+            }
+            self.probe(&key_arn, &sample);
+        }
+        match self.keys.reload_if_changed() {
+            Ok(true) => {
+                log::info!("the volume record was read again; new files take {}", self.keys.default_key())
+            }
+            Ok(false) => {}
+            Err(e) => log::debug!("the volume record cannot be read again: {e}"),
+        }
+        if last_expiry.elapsed() >= EXPIRE_EVERY {
+            *last_expiry = Instant::now();
+            self.keys.expire();
+        }
+    }
+
+    fn probe(&self, key_arn: &str, sample: &Sample) {
+        match self.keys.kms().probe_decrypt(&sample.blob, key_arn, &sample.context) {
+            Probe::Refused(why) => {
+                if self.keys.note_refused(key_arn, true) {
+                    log::warn!("the key {key_arn} may no longer be used ({why}); its data keys are dropped");
+                    self.keys.drop_key(key_arn);
+                    (self.revoked)(key_arn);
+                }
+                // Whatever was fetched on the brink of the refusal goes as well.
+                self.keys.drop_key(key_arn);
+            }
+            Probe::Usable => {
+                if self.keys.note_refused(key_arn, false) {
+                    log::info!("the key {key_arn} may be used again");
+                }
+            }
+            Probe::Unknown(why) => log::debug!("the key {key_arn} cannot be probed: {why}"),
+        }
+    }
+}
