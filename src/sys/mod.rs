@@ -3,8 +3,10 @@
 //! Called from every layer. Knows nothing of keys, files or protocols.
 #![allow(unsafe_code)]
 
+pub mod at;
 pub mod harden;
 mod memory;
+pub mod mount;
 mod terminal;
 mod user;
 

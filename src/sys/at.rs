@@ -1,0 +1,165 @@
+//! File system calls relative to descriptors: single names only, never through a symbolic link.
+//!
+//! Called by `tree`. Must never be given a name that holds a slash: `checked` refuses it. A descriptor opened with
+//! `O_PATH` stands for an inode whatever its permissions; [`proc_path`] is how calls that refuse `O_PATH` reach it.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use rustix::fs::{self, AtFlags, Mode, OFlags, ResolveFlags, Stat};
+use rustix::io::Errno;
+
+/// Largest value of an extended attribute (XATTR_SIZE_MAX of xattr(7)).
+pub const XATTR_SIZE_MAX: usize = 65536;
+/// Largest list of attribute names (XATTR_LIST_MAX of xattr(7)).
+pub const XATTR_LIST_MAX: usize = 65536;
+
+/// A single path component that resolves below its directory.
+fn checked(name: &[u8]) -> Result<&[u8], Errno> {
+    if name.is_empty() || name.contains(&b'/') || name == b".." { Err(Errno::INVAL) } else { Ok(name) }
+}
+
+/// Opens `name` in `dir` with `flags`; a symbolic link is opened itself or refused.
+pub fn open(dir: impl AsFd, name: &[u8], flags: OFlags, mode: u32) -> Result<OwnedFd, Errno> {
+    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    fs::openat(dir, checked(name)?, flags, Mode::from_raw_mode(mode))
+}
+
+/// The inode `name` in `dir`, whatever it is, for everything but data.
+pub fn open_path(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd, Errno> {
+    open(dir, name, OFlags::PATH, 0)
+}
+
+/// The directory `name` in `dir`, for lookups; needs no right to read it.
+pub fn open_dir(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd, Errno> {
+    open(dir, name, OFlags::PATH | OFlags::DIRECTORY, 0)
+}
+
+/// A relative path of several components, resolved below `dir` and through no symbolic link.
+pub fn open_beneath(dir: impl AsFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    fs::openat2(dir, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+}
+
+/// A path by which calls without a descriptor form reach the inode of `fd` itself.
+pub fn proc_path(fd: impl AsFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
+}
+
+/// Opens the inode of `fd` anew, with its own offset and other flags.
+pub fn reopen(fd: impl AsFd, flags: OFlags) -> Result<OwnedFd, Errno> {
+    fs::open(proc_path(fd), flags | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Opens the directory of `fd` anew, for reading its entries or syncing it.
+pub fn reopen_dir(fd: impl AsFd) -> Result<OwnedFd, Errno> {
+    fs::openat(fd, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Status of the entry `name`.
+pub fn stat(dir: impl AsFd, name: &[u8]) -> Result<Stat, Errno> {
+    fs::statat(dir, checked(name)?, AtFlags::SYMLINK_NOFOLLOW)
+}
+
+/// Sets permission bits; works on `O_PATH`.
+pub fn set_mode(fd: impl AsFd, mode: u32) -> Result<(), Errno> {
+    fs::chmod(proc_path(fd), Mode::from_raw_mode(mode))
+}
+
+/// Sets owner and group; works on `O_PATH`.
+pub fn set_owner(fd: impl AsFd, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
+    let uid = uid.map(rustix::process::Uid::from_raw);
+    let gid = gid.map(rustix::process::Gid::from_raw);
+    fs::chownat(fd, "", uid, gid, AtFlags::EMPTY_PATH)
+}
+
+/// Sets the times; works on `O_PATH`.
+pub fn set_times(fd: impl AsFd, times: &fs::Timestamps) -> Result<(), Errno> {
+    fs::utimensat(fd, "", times, AtFlags::EMPTY_PATH)
+}
+
+/// The target of the symbolic link `name`.
+pub fn read_link(dir: impl AsFd, name: &[u8]) -> Result<Vec<u8>, Errno> {
+    fs::readlinkat(dir, checked(name)?, Vec::new()).map(std::ffi::CString::into_bytes)
+}
+
+/// The target of the symbolic link that the `O_PATH` descriptor `fd` stands for.
+pub fn read_link_of(fd: impl AsFd) -> Result<Vec<u8>, Errno> {
+    fs::readlinkat(fd, "", Vec::new()).map(std::ffi::CString::into_bytes)
+}
+
+/// Removes the entry `name`, which is not a directory.
+pub fn unlink(dir: impl AsFd, name: &[u8]) -> Result<(), Errno> {
+    fs::unlinkat(dir, checked(name)?, AtFlags::empty())
+}
+
+/// Removes the empty directory `name`.
+pub fn rmdir(dir: impl AsFd, name: &[u8]) -> Result<(), Errno> {
+    fs::unlinkat(dir, checked(name)?, AtFlags::REMOVEDIR)
+}
+
+/// Gives the inode of `fd` (`O_PATH` will do) another name.
+pub fn link(fd: impl AsFd, dir: impl AsFd, name: &[u8]) -> Result<(), Errno> {
+    fs::linkat(fs::CWD, proc_path(fd), dir, checked(name)?, AtFlags::SYMLINK_FOLLOW)
+}
+
+/// The value of an attribute of the inode of `fd`; works on `O_PATH`.
+pub fn xattr(fd: impl AsFd, name: &[u8]) -> Result<Vec<u8>, Errno> {
+    let path = proc_path(fd);
+    let mut value = Vec::with_capacity(256);
+    match fs::getxattr(path.as_str(), name, rustix::buffer::spare_capacity(&mut value)) {
+        Err(Errno::RANGE) => {}
+        other => return other.map(|_| value),
+    }
+    value.reserve(XATTR_SIZE_MAX);
+    fs::getxattr(path.as_str(), name, rustix::buffer::spare_capacity(&mut value))?;
+    Ok(value)
+}
+
+/// Sets an attribute of the inode of `fd`; works on `O_PATH`.
+pub fn set_xattr(fd: impl AsFd, name: &[u8], value: &[u8], flags: fs::XattrFlags) -> Result<(), Errno> {
+    fs::setxattr(proc_path(fd), name, value, flags)
+}
+
+/// Removes an attribute of the inode of `fd`; works on `O_PATH`.
+pub fn remove_xattr(fd: impl AsFd, name: &[u8]) -> Result<(), Errno> {
+    fs::removexattr(proc_path(fd), name)
+}
+
+/// The names of the attributes of the inode of `fd`; works on `O_PATH`.
+pub fn list_xattrs(fd: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
+    let mut list = Vec::with_capacity(XATTR_LIST_MAX);
+    fs::listxattr(proc_path(fd), rustix::buffer::spare_capacity(&mut list))?;
+    Ok(list.split(|b| *b == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect())
+}
+
+/// The supplementary groups of process `pid`; empty where they cannot be read.
+pub fn groups_of(pid: u32) -> Vec<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or_default();
+    line.split_ascii_whitespace().filter_map(|gid| gid.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_leaves_the_directory_is_refused() {
+        for name in [&b""[..], b"..", b"a/b", b"/etc"] {
+            assert_eq!(stat(fs::CWD, name).unwrap_err(), Errno::INVAL);
+        }
+    }
+
+    #[test]
+    fn a_symbolic_link_is_never_followed() {
+        let dir = std::env::temp_dir().join(format!("kmsfs-at-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        std::os::unix::fs::symlink("/etc", dir.join("link")).unwrap();
+        let fd = fs::open(&dir, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        assert_eq!(open(&fd, b"link", OFlags::RDONLY, 0).unwrap_err(), Errno::LOOP);
+        assert!(open_dir(&fd, b"link").is_err());
+        assert_eq!(open_beneath(&fd, b"link/passwd", OFlags::RDONLY).unwrap_err(), Errno::LOOP);
+        assert_eq!(read_link_of(open_path(&fd, b"link").unwrap()).unwrap(), b"/etc");
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}
