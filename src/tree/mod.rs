@@ -2,9 +2,28 @@
 //!
 //! Called by `fuse` and `volume`. Never talks to the key daemon itself: it asks a [`KeySource`].
 
+mod attr;
+mod create;
+mod dir;
 mod error;
 pub mod file;
 mod key_source;
+mod list;
+mod namespace;
+mod node;
+mod open;
+mod remove;
+mod rename;
+mod setattr;
+mod xattr;
 
+pub use attr::{Attr, Caller, Kind, SetAttr, SetTime, Time};
+pub use create::{NewObject, SpecialFile};
 pub use error::FsError;
+pub use file::{Allocate, FileContext, FileIo, Seek, TagLog};
 pub use key_source::{FreshKey, KeyError, KeySource};
+pub use list::{DirStream, Listed, ListedDir};
+pub use namespace::{DEFAULT_OPEN_DIRS, Tree, TreeOptions};
+pub use node::ROOT_ID;
+pub use rename::RenameMode;
+pub use xattr::XattrMode;

@@ -1,0 +1,257 @@
+//! New names: files, directories, links, special files.
+//!
+//! Nothing half-made is ever seen: a directory gets its record under a temporary name and is renamed into place; a long
+//! name's sidecar stands before its entry. New objects belong to the caller and follow the rules of set-group-id
+//! directories and default ACLs, which the lower filesystem applies.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use super::FsError;
+use super::attr::{Attr, Caller, Kind};
+use super::dir::Dir;
+use super::file::FileIo;
+use super::namespace::Tree;
+use super::node::OpenFile;
+use crate::crypto::random_array;
+use crate::format::dir::{self, DIR_RECORD};
+use crate::format::link;
+use crate::format::name::{self, LowerName};
+use crate::sys::at;
+
+const SET_ID_BITS: u32 = 0o6000;
+const SET_GID: u32 = 0o2000;
+const OWNER_BITS: u32 = 0o700;
+
+/// A new object's permissions and owner.
+#[derive(Debug, Clone, Copy)]
+pub struct NewObject {
+    /// Permission bits as asked for.
+    pub permissions: u32,
+    /// The caller's mask.
+    pub umask: u32,
+    /// The caller.
+    pub caller: Caller,
+}
+
+/// A special file or a plain one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpecialFile {
+    /// What to make; not a directory or symbolic link.
+    pub kind: Kind,
+    /// Major and minor number of a device.
+    pub device: (u32, u32),
+}
+
+impl Tree {
+    /// Makes a regular file and opens it for one handle. Fails when the name exists.
+    pub fn create(&self, parent: u64, name: &[u8], new: NewObject) -> Result<(Attr, u32), FsError> {
+        self.check_writable()?;
+        let dir = self.dir(parent)?;
+        let lower = dir.lower_name(name)?;
+        let permissions = effective_permissions(&dir, new);
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR;
+        let make = || at::open(&dir.fd, lower.entry.as_bytes(), flags, permissions);
+        let fd = with_sidecar(&dir, &lower, || self.spare_descriptors(make))?;
+        self.give_to_caller(&dir, &fd, permissions, new.caller)?;
+        let attr = self.attr_of(&fs::fstat(&fd)?)?;
+        let node = self.nodes.look_up(attr.node_id, attr.kind, parent, &lower.entry);
+        let io = FileIo::new_empty(fd, self.files.clone());
+        let mut slot = node.file.write();
+        slot.handles += 1;
+        slot.open = Some(Box::new(OpenFile { io, writable: true }));
+        drop(slot);
+        self.open_files.lock().insert(node.id, node.clone());
+        Ok((attr, node.generation))
+    }
+
+    /// Makes a fifo, a socket, a device or a regular file that stays closed.
+    pub fn make_node(
+        &self,
+        parent: u64,
+        name: &[u8],
+        file: SpecialFile,
+        new: NewObject,
+    ) -> Result<(Attr, u32), FsError> {
+        self.check_writable()?;
+        let dir = self.dir(parent)?;
+        let lower = dir.lower_name(name)?;
+        let permissions = effective_permissions(&dir, new);
+        let file_type = match file.kind {
+            Kind::File => FileType::RegularFile,
+            Kind::Fifo => FileType::Fifo,
+            Kind::Socket => FileType::Socket,
+            Kind::CharDevice => FileType::CharacterDevice,
+            Kind::BlockDevice => FileType::BlockDevice,
+            Kind::Dir | Kind::Symlink => return Err(FsError::Os(Errno::INVAL)),
+        };
+        let device = fs::makedev(file.device.0, file.device.1);
+        with_sidecar(&dir, &lower, || {
+            fs::mknodat(&dir.fd, &*lower.entry, file_type, Mode::from_raw_mode(permissions), device)
+        })?;
+        let fd = self.spare_descriptors(|| at::open_path(&dir.fd, lower.entry.as_bytes()))?;
+        self.give_to_caller(&dir, &fd, permissions, new.caller)?;
+        self.look_up_entry(&dir, &lower.entry)
+    }
+
+    /// Makes a symbolic link to `target`.
+    pub fn make_symlink(
+        &self,
+        parent: u64,
+        name: &[u8],
+        target: &[u8],
+        caller: Caller,
+    ) -> Result<(Attr, u32), FsError> {
+        self.check_writable()?;
+        let dir = self.dir(parent)?;
+        let lower = dir.lower_name(name)?;
+        let sealed = link::seal(&self.volume_key, target).ok_or(FsError::Os(Errno::NAMETOOLONG))?;
+        with_sidecar(&dir, &lower, || fs::symlinkat(&*sealed, &dir.fd, &*lower.entry))?;
+        let fd = self.spare_descriptors(|| at::open_path(&dir.fd, lower.entry.as_bytes()))?;
+        self.give_to_caller(&dir, &fd, 0, caller)?;
+        self.look_up_entry(&dir, &lower.entry)
+    }
+
+    /// The target of a symbolic link.
+    pub fn read_symlink(&self, id: u64) -> Result<Vec<u8>, FsError> {
+        let node = self.node(id)?;
+        if node.kind != Kind::Symlink {
+            return Err(FsError::Os(Errno::INVAL));
+        }
+        let fd = self.inode(&node)?;
+        let sealed = at::read_link_of(&fd)?;
+        link::open(&self.volume_key, &sealed)
+            .map_err(|_| FsError::Corrupt(format!("the target of symbolic link {id} does not open")))
+    }
+
+    /// Gives the inode `id` another name.
+    pub fn link(&self, id: u64, parent: u64, name: &[u8]) -> Result<(Attr, u32), FsError> {
+        self.check_writable()?;
+        let node = self.node(id)?;
+        let dir = self.dir(parent)?;
+        let lower = dir.lower_name(name)?;
+        with_sidecar(&dir, &lower, || {
+            let linked = node.by_name(|known| {
+                let from = self.dir(known.parent)?;
+                Ok(fs::linkat(&from.fd, &*known.name, &dir.fd, &*lower.entry, AtFlags::empty())?)
+            });
+            linked.map_err(|e| if let FsError::Os(e) = e { e } else { Errno::IO })
+        })?;
+        self.look_up_entry(&dir, &lower.entry)
+    }
+
+    /// Makes a directory with a fresh identity.
+    pub fn make_dir(&self, parent: u64, name: &[u8], new: NewObject) -> Result<(Attr, u32), FsError> {
+        self.check_writable()?;
+        let dir = self.dir(parent)?;
+        let lower = dir.lower_name(name)?;
+        if self.stat_if_present(&dir, &lower.entry)?.is_some() {
+            return Err(FsError::Os(Errno::EXIST));
+        }
+        let temporary = name::temporary(random_array());
+        let permissions = effective_permissions(&dir, new);
+        fs::mkdirat(&dir.fd, &*temporary, Mode::from_raw_mode(permissions | OWNER_BITS))?;
+        let made = self.furnish_dir(&dir, &temporary, permissions, new.caller).and_then(|()| {
+            with_sidecar(&dir, &lower, || {
+                fs::renameat_with(&dir.fd, &*temporary, &dir.fd, &*lower.entry, RenameFlags::NOREPLACE)
+            })
+        });
+        if let Err(e) = made {
+            discard_dir(&dir, &temporary);
+            return Err(e);
+        }
+        self.look_up_entry(&dir, &lower.entry)
+    }
+
+    /// Puts the record into the new directory `temporary` and sets its owner and permissions.
+    fn furnish_dir(
+        &self,
+        parent: &Dir,
+        temporary: &str,
+        permissions: u32,
+        caller: Caller,
+    ) -> Result<(), FsError> {
+        let fd = self.spare_descriptors(|| at::open_dir(&parent.fd, temporary.as_bytes()))?;
+        let record = dir::seal(&self.volume_key, &random_array());
+        fs::symlinkat(&*record, &fd, DIR_RECORD)?;
+        self.give_to_caller(parent, &fd, 0, caller)?;
+        if permissions & OWNER_BITS != OWNER_BITS {
+            // What an inherited ACL and set-group-id made of the other bits stays.
+            let mode = fs::fstat(&fd)?.st_mode & 0o7777;
+            at::set_mode(&fd, mode & !(OWNER_BITS & !permissions))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the caller own the new object `fd`. A set-group-id parent has given its group already.
+    pub(super) fn give_to_caller(
+        &self,
+        parent: &Dir,
+        fd: &OwnedFd,
+        permissions: u32,
+        caller: Caller,
+    ) -> Result<(), FsError> {
+        if !self.can_chown || (caller.uid == 0 && caller.gid == 0) {
+            return Ok(());
+        }
+        let inherits_group = fs::fstat(&parent.fd)?.st_mode & SET_GID != 0;
+        at::set_owner(fd, Some(caller.uid), (!inherits_group).then_some(caller.gid))?;
+        if permissions & SET_ID_BITS != 0 {
+            // A change of owner clears these.
+            at::set_mode(fd.as_fd(), permissions)?;
+        }
+        Ok(())
+    }
+}
+
+/// The permissions to create with: an inherited ACL takes the place of the mask.
+fn effective_permissions(dir: &Dir, new: NewObject) -> u32 {
+    let permissions = new.permissions & 0o7777;
+    if dir.has_default_acl() { permissions } else { permissions & !new.umask }
+}
+
+/// Removes a directory of ours that never got its name.
+fn discard_dir(parent: &Dir, temporary: &str) {
+    if let Ok(fd) = at::open_dir(&parent.fd, temporary.as_bytes()) {
+        let _ = at::unlink(&fd, DIR_RECORD.as_bytes());
+    }
+    if let Err(e) = at::rmdir(&parent.fd, temporary.as_bytes()) {
+        log::warn!("a temporary directory is left in the lower tree: {e}");
+    }
+}
+
+/// Runs `make`, which makes the entry of `lower`, with the sidecar of a long name in place before it.
+pub(super) fn with_sidecar<R>(
+    dir: &Dir,
+    lower: &LowerName,
+    make: impl FnOnce() -> Result<R, Errno>,
+) -> Result<R, FsError> {
+    let Some(sidecar) = &lower.sidecar else { return Ok(make()?) };
+    let _pair = dir.long_names.lock();
+    match fs::symlinkat(&*sidecar.target, &dir.fd, &*sidecar.name) {
+        Ok(()) => {}
+        Err(Errno::EXIST) => {
+            // A leftover, or the entry's own; anything else under that name would hide the entry.
+            if at::read_link(&dir.fd, sidecar.name.as_bytes())? != sidecar.target.as_bytes() {
+                return Err(FsError::Corrupt("a long name's sidecar holds another name".into()));
+            }
+        }
+        Err(e) => return Err(e.into()),
+    }
+    let made = make();
+    if made.is_err() {
+        remove_orphan_sidecar(dir, lower);
+    }
+    Ok(made?)
+}
+
+/// Removes the sidecar of `lower` where its entry is gone.
+pub(super) fn remove_orphan_sidecar(dir: &Dir, lower: &LowerName) {
+    if let Some(sidecar) = &lower.sidecar
+        && at::stat(&dir.fd, lower.entry.as_bytes()).is_err_and(|e| e == Errno::NOENT)
+    {
+        let _ = at::unlink(&dir.fd, sidecar.name.as_bytes());
+    }
+}

@@ -1,0 +1,162 @@
+//! Lower directories in use: descriptor, identity and keys, kept in a bounded cache.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use rustix::io::Errno;
+
+use super::FsError;
+use crate::crypto::{DirKey, VolumeKey};
+use crate::format::dir::{self, DIR_RECORD, DirId, DirRecordError};
+use crate::format::name::{self, LowerName, NameError};
+use crate::sys::at;
+
+/// Name of the attribute that new objects in a directory inherit their ACL from.
+pub const DEFAULT_ACL: &str = "system.posix_acl_default";
+const ACL_UNKNOWN: u8 = 0;
+const ACL_ABSENT: u8 = 1;
+const ACL_PRESENT: u8 = 2;
+
+/// One lower directory: its descriptor (`O_PATH`), its verified identity and its keys.
+pub struct Dir {
+    /// Node id.
+    pub node_id: u64,
+    /// The directory.
+    pub fd: OwnedFd,
+    /// Its identity, from the record.
+    pub id: DirId,
+    /// The keys of its names and attributes.
+    pub keys: DirKey,
+    default_acl: AtomicU8,
+    /// Held while a long name's sidecar and entry are made or removed together.
+    pub long_names: Mutex<()>,
+}
+
+/// Why a directory record is not to be had, as an error of the tree.
+fn record_error(e: DirRecordError) -> FsError {
+    match e {
+        DirRecordError::Forged => FsError::Corrupt("a directory record is not of this volume".into()),
+        DirRecordError::Newer(v) => FsError::Corrupt(format!("a directory record has the newer version {v}")),
+    }
+}
+
+impl Dir {
+    /// Reads and verifies the record of the directory `fd`.
+    pub fn open(volume_key: &VolumeKey, node_id: u64, fd: OwnedFd) -> Result<Self, FsError> {
+        let record = match at::read_link(&fd, DIR_RECORD.as_bytes()) {
+            Err(Errno::NOENT | Errno::INVAL) => {
+                return Err(FsError::Corrupt("a lower directory has no directory record".into()));
+            }
+            other => other?,
+        };
+        let id = dir::open(volume_key, &record).map_err(record_error)?;
+        let keys = volume_key.dir_key(&id);
+        let default_acl = AtomicU8::new(ACL_UNKNOWN);
+        Ok(Self { node_id, fd, id, keys, default_acl, long_names: Mutex::new(()) })
+    }
+
+    /// The lower name of `name` in this directory.
+    pub fn lower_name(&self, name: &[u8]) -> Result<LowerName, FsError> {
+        name::encrypt(&self.keys, name).map_err(|e| match e {
+            NameError::TooLong => FsError::Os(Errno::NAMETOOLONG),
+            NameError::Invalid | NameError::Forged => FsError::Os(Errno::INVAL),
+        })
+    }
+
+    /// The plaintext name of the lower entry `entry`; `None` for anything that is not an entry of ours.
+    pub fn plain_name(&self, entry: &[u8]) -> Option<Vec<u8>> {
+        match name::classify(entry) {
+            name::Kind::Short => name::decrypt(&self.keys, entry).ok(),
+            name::Kind::LongEntry => {
+                let entry = std::str::from_utf8(entry).ok()?;
+                let target = at::read_link(&self.fd, name::sidecar_of(entry)?.as_bytes()).ok()?;
+                name::sidecar_fits(entry, &target).then(|| name::decrypt(&self.keys, &target).ok())?
+            }
+            name::Kind::Sidecar | name::Kind::Record | name::Kind::Foreign => None,
+        }
+    }
+
+    /// Whether new objects inherit an ACL from this directory; asked of the lower filesystem once.
+    pub fn has_default_acl(&self) -> bool {
+        match self.default_acl.load(Ordering::Relaxed) {
+            ACL_ABSENT => false,
+            ACL_PRESENT => true,
+            _ => {
+                let present = at::xattr(&self.fd, DEFAULT_ACL.as_bytes()).is_ok();
+                self.default_acl.store(if present { ACL_PRESENT } else { ACL_ABSENT }, Ordering::Relaxed);
+                present
+            }
+        }
+    }
+
+    /// To be called when the default ACL may have changed.
+    pub fn forget_default_acl(&self) {
+        self.default_acl.store(ACL_UNKNOWN, Ordering::Relaxed);
+    }
+}
+
+struct Slot {
+    dir: Arc<Dir>,
+    used: AtomicU64,
+}
+
+/// The directories used last, at most `capacity` of them. The root is kept besides.
+pub struct DirCache {
+    root: Arc<Dir>,
+    slots: parking_lot::RwLock<HashMap<u64, Slot>>,
+    clock: AtomicU64,
+    capacity: usize,
+}
+
+impl DirCache {
+    /// An empty cache for `capacity` directories below `root`.
+    pub fn new(root: Arc<Dir>, capacity: usize) -> Self {
+        Self { root, slots: parking_lot::RwLock::default(), clock: AtomicU64::new(0), capacity }
+    }
+
+    /// The directory of node `id`, if cached.
+    pub fn find(&self, id: u64) -> Option<Arc<Dir>> {
+        if id == self.root.node_id {
+            return Some(self.root.clone());
+        }
+        let slots = self.slots.read();
+        let slot = slots.get(&id)?;
+        slot.used.store(self.clock.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        Some(slot.dir.clone())
+    }
+
+    /// Adds a directory; the ones not used for longest make room.
+    pub fn insert(&self, dir: Arc<Dir>) {
+        let used = AtomicU64::new(self.clock.fetch_add(1, Ordering::Relaxed));
+        let mut slots = self.slots.write();
+        if slots.len() >= self.capacity {
+            shrink(&mut slots, self.capacity - self.capacity / 8 - 1);
+        }
+        slots.insert(dir.node_id, Slot { dir, used });
+    }
+
+    /// Drops the directory of node `id`.
+    pub fn remove(&self, id: u64) {
+        self.slots.write().remove(&id);
+    }
+
+    /// Drops half of the directories, when descriptors run short.
+    pub fn halve(&self) {
+        let mut slots = self.slots.write();
+        let keep = slots.len() / 2;
+        shrink(&mut slots, keep);
+    }
+}
+
+fn shrink(slots: &mut HashMap<u64, Slot>, keep: usize) {
+    let mut ages: Vec<u64> = slots.values().map(|s| s.used.load(Ordering::Relaxed)).collect();
+    ages.sort_unstable();
+    let Some(oldest_kept) = ages.len().checked_sub(keep).and_then(|cut| ages.get(cut)).copied() else {
+        slots.clear();
+        return;
+    };
+    slots.retain(|_, slot| slot.used.load(Ordering::Relaxed) >= oldest_kept);
+}

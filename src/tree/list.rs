@@ -1,0 +1,133 @@
+//! Listings of directories. Positions are the lower filesystem's own, so they stay valid while entries change.
+
+use std::collections::VecDeque;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::{self, RawDir, SeekFrom};
+
+use super::FsError;
+use super::attr::{Attr, Kind};
+use super::dir::Dir;
+use super::namespace::Tree;
+use super::node::ROOT_ID;
+use crate::sys::at;
+
+/// Bytes of lower entries read at a time.
+const BUFFER_LEN: usize = 16 * 1024;
+
+/// One entry of a listing.
+#[derive(Debug, Clone)]
+pub struct Listed {
+    /// Node id.
+    pub node_id: u64,
+    /// What it is.
+    pub kind: Kind,
+    /// Plaintext name.
+    pub name: Vec<u8>,
+    /// Where the listing goes on after this entry.
+    pub position: u64,
+    /// The lower name; `None` for `.` and `..`.
+    entry: Option<String>,
+}
+
+/// A listing under way.
+pub struct DirStream {
+    dir: Arc<Dir>,
+    fd: OwnedFd,
+    position: u64,
+    ahead: VecDeque<Listed>,
+}
+
+impl Tree {
+    /// Opens a directory for listing.
+    pub fn open_stream(&self, id: u64) -> Result<DirStream, FsError> {
+        let dir = self.dir(id)?;
+        let fd = self.spare_descriptors(|| at::reopen_dir(&dir.fd))?;
+        Ok(DirStream { dir, fd, position: 0, ahead: VecDeque::new() })
+    }
+
+    /// Gives entries from `position` on to `take` until it answers `false`; the refused one comes first next time.
+    pub fn list(
+        &self,
+        stream: &mut DirStream,
+        position: u64,
+        mut take: impl FnMut(&Listed) -> bool,
+    ) -> Result<(), FsError> {
+        if stream.position != position {
+            stream.ahead.clear();
+            fs::seek(&stream.fd, SeekFrom::Start(position))?;
+            stream.position = position;
+        }
+        loop {
+            if stream.ahead.is_empty() && !self.read_ahead(stream)? {
+                return Ok(());
+            }
+            while let Some(entry) = stream.ahead.front() {
+                if !take(entry) {
+                    return Ok(());
+                }
+                stream.position = entry.position;
+                stream.ahead.pop_front();
+            }
+        }
+    }
+
+    /// Reads some lower entries; `false` at the end.
+    fn read_ahead(&self, stream: &mut DirStream) -> Result<bool, FsError> {
+        let mut buffer = [MaybeUninit::uninit(); BUFFER_LEN];
+        let mut lower = RawDir::new(&stream.fd, &mut buffer);
+        let mut end = true;
+        while let Some(entry) = lower.next() {
+            let entry = entry?;
+            end = false;
+            let kind = Kind::of_type(entry.file_type());
+            let (name, position) = (entry.file_name().to_bytes(), entry.next_entry_cookie());
+            let listed = self.plain_entry(&stream.dir, name, kind, entry.ino(), position);
+            stream.ahead.extend(listed);
+            if lower.is_buffer_empty() {
+                break;
+            }
+        }
+        Ok(!end)
+    }
+
+    /// The plaintext of one lower entry; `None` for what is not part of the tree.
+    fn plain_entry(
+        &self,
+        dir: &Dir,
+        name: &[u8],
+        kind: Option<Kind>,
+        ino: u64,
+        position: u64,
+    ) -> Option<Listed> {
+        if name == b"." || name == b".." {
+            let own = name == b"." || dir.node_id == ROOT_ID;
+            let node_id = if own { dir.node_id } else { self.node_id_of_ino(ino) };
+            return Some(Listed { node_id, kind: Kind::Dir, name: name.to_vec(), position, entry: None });
+        }
+        let plain = dir.plain_name(name)?;
+        let entry = std::str::from_utf8(name).ok()?.to_owned();
+        let kind = match kind {
+            Some(kind) => kind,
+            None => Kind::of_mode(self.stat_entry(dir, &entry).ok()?.st_mode)?,
+        };
+        Some(Listed { node_id: self.node_id_of_ino(ino), kind, name: plain, position, entry: Some(entry) })
+    }
+
+    /// Looks up an entry listed in `dir`: its attributes and one more lookup. `None` for the dots, and when it is gone.
+    pub fn look_up_listed(&self, dir: &ListedDir, listed: &Listed) -> Option<(Attr, u32)> {
+        self.look_up_entry(&dir.0, listed.entry.as_deref()?).ok()
+    }
+}
+
+/// The directory of a listing, for looking up its entries while it goes on.
+pub struct ListedDir(Arc<Dir>);
+
+impl DirStream {
+    /// The directory that is listed.
+    pub fn listed_dir(&self) -> ListedDir {
+        ListedDir(self.dir.clone())
+    }
+}

@@ -1,0 +1,264 @@
+//! The inode table: node id to inode, with the kernel's lookup counts and the names it is known by.
+//!
+//! The node id is the lower inode number (the root is 1), so it is stable and unique. A node holds no descriptor while
+//! it has a name: it is reopened by one of its known names. A node whose last known name goes keeps a descriptor
+//! until the kernel forgets it, so the lower inode number cannot be used again meanwhile.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+use rustix::io::Errno;
+
+use super::FsError;
+use super::attr::Kind;
+use super::file::FileIo;
+
+/// Node id of the root.
+pub const ROOT_ID: u64 = 1;
+const SHARDS: usize = 64;
+/// How often an inode that was renamed meanwhile is looked for again.
+pub(super) const RENAME_RETRIES: usize = 16;
+
+/// A name of an inode: the parent's node id and the lower name in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Node id of the parent directory.
+    pub parent: u64,
+    /// The lower name.
+    pub name: Box<str>,
+}
+
+/// The regular file of a node while it is open.
+pub struct OpenFile {
+    /// Its plaintext I/O, one for all handles.
+    pub io: FileIo,
+    /// Whether the lower descriptor can write.
+    pub writable: bool,
+}
+
+/// The open file, if any, and how many handles count on it.
+#[derive(Default)]
+pub struct FileSlot {
+    /// Present while handles are open; absent again when descriptors run short.
+    pub open: Option<Box<OpenFile>>,
+    /// Handles the kernel holds.
+    pub handles: u32,
+}
+
+/// Names beyond the first, and what keeps a nameless node alive. Rare, so kept out of line.
+#[derive(Default)]
+struct Extra {
+    links: Vec<Link>,
+    pin: Option<Arc<OwnedFd>>,
+}
+
+#[derive(Default)]
+struct Links {
+    first: Option<Link>,
+    extra: Option<Box<Extra>>,
+}
+
+/// One inode.
+pub struct Node {
+    /// Node id.
+    pub id: u64,
+    /// What it is; never changes.
+    pub kind: Kind,
+    /// Distinguishes two lives of one inode number.
+    pub generation: u32,
+    links: Mutex<Links>,
+    /// The open file.
+    pub file: RwLock<FileSlot>,
+}
+
+// A million cached inodes must fit a daemon: node, count, map slot and a 22-character name stay below 200 bytes.
+const _: () = assert!(size_of::<Node>() + 2 * size_of::<usize>() + 32 + 2 * size_of::<(u64, Entry)>() <= 200);
+
+impl Node {
+    fn new(id: u64, kind: Kind, generation: u32) -> Self {
+        Self { id, kind, generation, links: Mutex::default(), file: RwLock::default() }
+    }
+
+    /// A known name, the newest first.
+    pub fn link(&self) -> Option<Link> {
+        self.links.lock().first.clone()
+    }
+
+    /// Runs `action` with a known name, again when a rename came between.
+    pub fn by_name<R>(&self, action: impl Fn(&Link) -> Result<R, FsError>) -> Result<R, FsError> {
+        for _ in 0..RENAME_RETRIES {
+            let link = self.link().ok_or(FsError::Os(Errno::NOENT))?;
+            match action(&link) {
+                Err(FsError::Os(Errno::NOENT | Errno::STALE | Errno::NOTDIR)) => std::thread::yield_now(),
+                other => return other,
+            }
+        }
+        Err(FsError::Os(Errno::STALE))
+    }
+
+    /// How many names are known.
+    pub fn known_links(&self) -> usize {
+        let links = self.links.lock();
+        usize::from(links.first.is_some()) + links.extra.as_ref().map_or(0, |e| e.links.len())
+    }
+
+    /// Remembers a name. A directory has one name only.
+    pub fn add_link(&self, parent: u64, name: &str) {
+        let mut links = self.links.lock();
+        if links.first.as_ref().is_some_and(|l| l.parent == parent && *l.name == *name) {
+            return;
+        }
+        let link = Link { parent, name: name.into() };
+        let previous = links.first.replace(link.clone());
+        if self.kind == Kind::Dir {
+            return;
+        }
+        if let Some(previous) = previous {
+            let extra = links.extra.get_or_insert_default();
+            extra.links.retain(|l| *l != link);
+            extra.links.push(previous);
+        }
+    }
+
+    /// Forgets a name.
+    pub fn remove_link(&self, parent: u64, name: &str) {
+        let is_it = |l: &Link| l.parent == parent && *l.name == *name;
+        let mut links = self.links.lock();
+        if links.first.as_ref().is_some_and(is_it) {
+            links.first = None;
+        }
+        if let Some(extra) = &mut links.extra {
+            extra.links.retain(|l| !is_it(l));
+            let next = if extra.links.is_empty() || links.first.is_some() {
+                None
+            } else {
+                links.extra.as_mut().and_then(|e| e.links.pop())
+            };
+            if next.is_some() {
+                links.first = next;
+            }
+        }
+        if links.extra.as_ref().is_some_and(|e| e.links.is_empty() && e.pin.is_none()) {
+            links.extra = None;
+        }
+    }
+
+    /// Keeps a descriptor of the inode, for the time after its last name is gone.
+    pub fn pin(&self, fd: OwnedFd) {
+        self.links.lock().extra.get_or_insert_default().pin = Some(Arc::new(fd));
+    }
+
+    /// Lets the descriptor go, after all.
+    pub fn unpin(&self) {
+        if let Some(extra) = &mut self.links.lock().extra {
+            extra.pin = None;
+        }
+    }
+
+    /// The kept descriptor.
+    pub fn pinned(&self) -> Option<Arc<OwnedFd>> {
+        self.links.lock().extra.as_ref().and_then(|e| e.pin.clone())
+    }
+}
+
+struct Entry {
+    node: Arc<Node>,
+    lookups: u64,
+}
+
+/// All inodes the kernel knows.
+pub struct NodeTable {
+    shards: Vec<Mutex<HashMap<u64, Entry>>>,
+}
+
+impl NodeTable {
+    /// A table that holds the root, for ever.
+    pub fn new() -> Self {
+        let table = Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect() };
+        let root = Entry { node: Arc::new(Node::new(ROOT_ID, Kind::Dir, 0)), lookups: u64::MAX / 2 };
+        table.shard(ROOT_ID).lock().insert(ROOT_ID, root);
+        table
+    }
+
+    fn shard(&self, id: u64) -> &Mutex<HashMap<u64, Entry>> {
+        &self.shards[(id % SHARDS as u64) as usize]
+    }
+
+    /// The node `id`, if the kernel may name it.
+    pub fn find(&self, id: u64) -> Option<Arc<Node>> {
+        self.shard(id).lock().get(&id).map(|e| e.node.clone())
+    }
+
+    /// The node `id` after one more lookup; made when it is new. Its name is remembered.
+    pub fn look_up(&self, id: u64, kind: Kind, parent: u64, name: &str) -> Arc<Node> {
+        let mut shard = self.shard(id).lock();
+        let entry =
+            shard.entry(id).or_insert_with(|| Entry { node: Arc::new(Node::new(id, kind, 0)), lookups: 0 });
+        if entry.node.kind != kind {
+            // The lower inode was replaced behind the mount's back; the kernel learns it by the generation.
+            let generation = entry.node.generation.wrapping_add(1);
+            *entry = Entry { node: Arc::new(Node::new(id, kind, generation)), lookups: 0 };
+        }
+        entry.lookups += 1;
+        entry.node.add_link(parent, name);
+        entry.node.clone()
+    }
+
+    /// Takes back `count` lookups; gives the node when those were the last.
+    pub fn forget(&self, id: u64, count: u64) -> Option<Arc<Node>> {
+        if id == ROOT_ID {
+            return None;
+        }
+        let mut shard = self.shard(id).lock();
+        let entry = shard.get_mut(&id)?;
+        entry.lookups = entry.lookups.saturating_sub(count);
+        if entry.lookups > 0 {
+            return None;
+        }
+        let gone = shard.remove(&id).map(|e| e.node);
+        if shard.capacity() > 4 * (shard.len() + 16) {
+            shard.shrink_to_fit();
+        }
+        gone
+    }
+
+    /// How many inodes are known.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|s| s.lock().len()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_lives_until_the_last_lookup_is_forgotten() {
+        let table = NodeTable::new();
+        table.look_up(7, Kind::File, ROOT_ID, "a");
+        let node = table.look_up(7, Kind::File, ROOT_ID, "b");
+        assert_eq!(node.known_links(), 2);
+        assert!(table.forget(7, 1).is_none());
+        assert_eq!(table.forget(7, 1).map(|n| n.id), Some(7));
+        assert!(table.find(7).is_none());
+        assert!(table.forget(ROOT_ID, u64::MAX).is_none());
+    }
+
+    #[test]
+    fn removing_a_name_leaves_the_others() {
+        let node = Node::new(7, Kind::File, 0);
+        node.add_link(1, "a");
+        node.add_link(1, "b");
+        node.add_link(2, "a");
+        node.add_link(1, "b");
+        assert_eq!(node.known_links(), 3);
+        node.remove_link(1, "b");
+        node.remove_link(2, "a");
+        assert_eq!(node.link(), Some(Link { parent: 1, name: "a".into() }));
+        node.remove_link(1, "a");
+        assert_eq!(node.known_links(), 0);
+        assert_eq!(node.link(), None);
+    }
+}

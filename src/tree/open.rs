@@ -1,0 +1,302 @@
+//! Open regular files: one plaintext I/O per inode, shared by all its handles.
+//!
+//! The lower file is opened for reading and writing whatever the handle asks: partial blocks are read before they are
+//! written, and the kernel's write-back cache reads through write-only handles. Which handle may do what is the
+//! kernel's business.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{self, OFlags};
+use rustix::io::Errno;
+
+use super::FsError;
+use super::attr::Kind;
+use super::file::{Allocate, FileIo, Seek};
+use super::namespace::{InodeFd, Tree};
+use super::node::{Node, OpenFile};
+use crate::sys::at;
+
+const OWNER_READ_WRITE: u32 = 0o600;
+const SET_UID: u32 = 0o4000;
+const SET_GID: u32 = 0o2000;
+const GROUP_EXECUTE: u32 = 0o010;
+/// Bytes moved at a time by `copy_range`.
+const COPY_CHUNK: u64 = 1 << 20;
+
+impl Tree {
+    /// Opens a regular file for one more handle. The key must be to be had: what may not be decrypted does not open.
+    pub fn open_file(&self, id: u64, write: bool, truncate: bool) -> Result<(), FsError> {
+        if write || truncate {
+            self.check_writable()?;
+        }
+        let node = self.node(id)?;
+        if node.kind != Kind::File {
+            return Err(FsError::Os(Errno::INVAL));
+        }
+        node.file.write().handles += 1;
+        let opened = self.with_file(&node, write || truncate, |file| {
+            file.io.ensure_keys()?;
+            if truncate { file.io.truncate(0) } else { Ok(()) }
+        });
+        if opened.is_err() {
+            self.release_node(&node);
+        }
+        opened
+    }
+
+    /// One handle is gone; the last one leaves the file sealed and closed.
+    pub fn release_file(&self, id: u64) {
+        if let Some(node) = self.nodes.find(id) {
+            self.release_node(&node);
+        }
+    }
+
+    fn release_node(&self, node: &Node) {
+        let mut slot = node.file.write();
+        slot.handles = slot.handles.saturating_sub(1);
+        if slot.handles == 0
+            && let Some(open) = slot.open.take()
+        {
+            self.close(node.id, &open);
+        }
+    }
+
+    fn close(&self, id: u64, open: &OpenFile) {
+        if open.writable
+            && let Err(e) = open.io.seal()
+        {
+            log::error!("file {id} could not be sealed at its close: {e}");
+        }
+        self.open_files.lock().remove(&id);
+    }
+
+    /// Runs `action` on the open file of `node`, which is opened for it when it is not.
+    pub(super) fn with_file<R>(
+        &self,
+        node: &Arc<Node>,
+        write: bool,
+        action: impl Fn(&OpenFile) -> Result<R, FsError>,
+    ) -> Result<R, FsError> {
+        loop {
+            {
+                let slot = node.file.read();
+                if let Some(open) = &slot.open
+                    && (open.writable || !write)
+                {
+                    let done = action(open);
+                    let temporary = slot.handles == 0;
+                    drop(slot);
+                    if temporary {
+                        self.close_unused(node);
+                    }
+                    return done;
+                }
+            }
+            self.open_slot(node, write)?;
+        }
+    }
+
+    /// Closes the file where no handle counts on it.
+    fn close_unused(&self, node: &Node) {
+        let mut slot = node.file.write();
+        if slot.handles == 0
+            && let Some(open) = slot.open.take()
+        {
+            self.close(node.id, &open);
+        }
+    }
+
+    /// Opens the lower file of `node`, or opens it anew for writing.
+    fn open_slot(&self, node: &Arc<Node>, write: bool) -> Result<(), FsError> {
+        let mut slot = node.file.write();
+        if slot.open.as_ref().is_some_and(|open| open.writable || !write) {
+            return Ok(());
+        }
+        let inode = self.inode(node)?;
+        let (fd, writable) = self.open_lower(&inode, write)?;
+        slot.open = Some(Box::new(OpenFile { io: FileIo::new(fd, self.files.clone()), writable }));
+        drop(slot);
+        self.open_files.lock().insert(node.id, node.clone());
+        Ok(())
+    }
+
+    /// The lower file for reading and writing, or for reading alone where that is all there is.
+    fn open_lower(&self, inode: &InodeFd, write: bool) -> Result<(OwnedFd, bool), FsError> {
+        if self.read_only {
+            return Ok((self.spare_descriptors(|| at::reopen(inode, OFlags::RDONLY))?, false));
+        }
+        let denied = match self.spare_descriptors(|| at::reopen(inode, OFlags::RDWR)) {
+            Ok(fd) => return Ok((fd, true)),
+            Err(e @ (Errno::ACCESS | Errno::PERM | Errno::ROFS)) => e,
+            Err(e) => return Err(e.into()),
+        };
+        if !write && let Ok(fd) = self.spare_descriptors(|| at::reopen(inode, OFlags::RDONLY)) {
+            return Ok((fd, false));
+        }
+        if denied != Errno::ACCESS {
+            return Err(denied.into());
+        }
+        self.open_own(inode).map(|fd| (fd, true))
+    }
+
+    /// A file of the daemon's user whose mode denies what the kernel has allowed the caller, or what partial blocks
+    /// need: the mode is lifted for the moment of opening.
+    fn open_own(&self, inode: &InodeFd) -> Result<OwnedFd, FsError> {
+        let mode = fs::fstat(inode.as_fd())?.st_mode & 0o7777;
+        at::set_mode(inode, mode | OWNER_READ_WRITE)?;
+        let fd = self.spare_descriptors(|| at::reopen(inode, OFlags::RDWR));
+        at::set_mode(inode, mode)?;
+        Ok(fd?)
+    }
+
+    /// Reads up to `len` bytes at `offset` into `out`; short only at the end of the file.
+    pub fn read(&self, id: u64, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<(), FsError> {
+        let node = self.node(id)?;
+        let buffer = std::cell::RefCell::new(out);
+        self.with_file(&node, false, |file| {
+            file.io.read(offset, len, &mut buffer.borrow_mut())?;
+            Ok(())
+        })
+    }
+
+    /// Writes `data` at `offset`. `clear_set_id` is set where the writer may not keep those bits.
+    pub fn write(&self, id: u64, offset: u64, data: &[u8], clear_set_id: bool) -> Result<(), FsError> {
+        let node = self.node(id)?;
+        self.with_file(&node, true, |file| {
+            file.io.write(offset, data)?;
+            if clear_set_id { clear_set_id_bits(file.io.lower_fd()) } else { Ok(()) }
+        })
+    }
+
+    /// Sets the plaintext size.
+    pub fn truncate(&self, id: u64, size: u64) -> Result<(), FsError> {
+        self.check_writable()?;
+        let node = self.node(id)?;
+        if node.kind != Kind::File {
+            return Err(FsError::Os(if node.kind == Kind::Dir { Errno::ISDIR } else { Errno::INVAL }));
+        }
+        self.with_file(&node, true, |file| file.io.truncate(size))
+    }
+
+    /// Preallocates, punches or zeroes a range.
+    pub fn allocate(&self, id: u64, what: Allocate, offset: u64, len: u64) -> Result<(), FsError> {
+        self.check_writable()?;
+        let node = self.node(id)?;
+        self.with_file(&node, true, |file| file.io.allocate(what, offset, len))
+    }
+
+    /// The next data or hole at or after `offset`.
+    pub fn seek(&self, id: u64, offset: u64, what: Seek) -> Result<u64, FsError> {
+        let node = self.node(id)?;
+        self.with_file(&node, false, |file| file.io.seek(offset, what))
+    }
+
+    /// Copies a range from one file to another and gives the number of bytes copied.
+    pub fn copy_range(&self, from: u64, at: u64, to: u64, to_at: u64, len: u64) -> Result<u64, FsError> {
+        self.check_writable()?;
+        let mut copied = 0;
+        let mut chunk = Vec::new();
+        while copied < len {
+            let wanted = (len - copied).min(COPY_CHUNK) as usize;
+            let step = self.read(from, at + copied, wanted, &mut chunk).and_then(|()| {
+                if chunk.is_empty() { Ok(()) } else { self.write(to, to_at + copied, &chunk, true) }
+            });
+            match step {
+                Ok(()) if chunk.is_empty() => break,
+                Ok(()) => copied += chunk.len() as u64,
+                Err(_) if copied > 0 => break,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(copied)
+    }
+
+    /// Makes a file's data durable, and its attributes unless `data_only`.
+    pub fn sync_file(&self, id: u64, data_only: bool) -> Result<(), FsError> {
+        let node = self.node(id)?;
+        if self.read_only || node.kind != Kind::File {
+            return Ok(());
+        }
+        self.with_file(&node, false, |file| if file.writable { file.io.sync(data_only) } else { Ok(()) })
+    }
+
+    /// Makes the entries of a directory durable.
+    pub fn sync_dir(&self, id: u64) -> Result<(), FsError> {
+        let dir = self.dir(id)?;
+        let fd = self.spare_descriptors(|| at::reopen_dir(&dir.fd))?;
+        Ok(fs::fsync(fd)?)
+    }
+
+    /// Closes files that can be opened again by name, when descriptors run short.
+    pub(super) fn close_idle_files(&self) {
+        let nodes: Vec<Arc<Node>> = self.open_files.lock().values().cloned().collect();
+        for node in nodes.iter().filter(|node| node.link().is_some()) {
+            if let Some(mut slot) = node.file.try_write()
+                && let Some(open) = slot.open.take()
+            {
+                self.close(node.id, &open);
+            }
+        }
+    }
+
+    /// Seals and closes every file, at the end of a mount.
+    pub fn close_all(&self) {
+        let nodes: Vec<Arc<Node>> = self.open_files.lock().values().cloned().collect();
+        for node in nodes {
+            if let Some(open) = node.file.write().open.take() {
+                self.close(node.id, &open);
+            }
+        }
+        if let Some(log) = &self.files.log {
+            log.close();
+        }
+    }
+
+    /// Open files whose data key is wrapped under the CMK `key_arn`, or all of them.
+    pub fn nodes_under(&self, key_arn: Option<&str>) -> Vec<u64> {
+        let nodes: Vec<Arc<Node>> = self.open_files.lock().values().cloned().collect();
+        let under = |node: &Arc<Node>| {
+            let slot = node.file.read();
+            let wrapped = slot.open.as_ref().and_then(|open| open.io.wrapped());
+            wrapped.is_some_and(|(_, w)| key_arn.is_none_or(|arn| w.key_arn == arn))
+        };
+        nodes.into_iter().filter(under).map(|node| node.id).collect()
+    }
+
+    /// Drops the keys of open files under the CMK `key_arn`; their next use asks for them again. Dirty pages of
+    /// these nodes ([`Tree::nodes_under`]) should have been written back before.
+    pub fn revoke(&self, key_arn: &str) -> Vec<u64> {
+        let ids = self.nodes_under(Some(key_arn));
+        self.drop_keys(&ids);
+        ids
+    }
+
+    /// Drops every data key.
+    pub fn lock_all(&self) -> Vec<u64> {
+        let ids = self.nodes_under(None);
+        self.drop_keys(&ids);
+        ids
+    }
+
+    fn drop_keys(&self, ids: &[u64]) {
+        for node in ids.iter().filter_map(|id| self.nodes.find(*id)) {
+            if let Some(open) = &node.file.read().open {
+                open.io.drop_keys();
+            }
+        }
+    }
+}
+
+/// Set-user-id goes, and set-group-id where it means a group of executors.
+pub(super) fn clear_set_id_bits(fd: impl AsFd) -> Result<(), FsError> {
+    let mode = fs::fstat(&fd)?.st_mode & 0o7777;
+    let mut kept = mode & !SET_UID;
+    if mode & GROUP_EXECUTE != 0 {
+        kept &= !SET_GID;
+    }
+    if kept != mode {
+        at::set_mode(&fd, kept)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,166 @@
+//! Names that move. Each case ends in one atomic rename on the lower filesystem.
+
+use std::sync::Arc;
+
+use rustix::fs::{self, FileType, Mode, RenameFlags, Stat};
+use rustix::io::Errno;
+
+use super::FsError;
+use super::attr::Kind;
+use super::create::with_sidecar;
+use super::dir::Dir;
+use super::namespace::Tree;
+use super::node::Node;
+use super::remove::{check_empty, discard, drop_sidecar};
+use crate::format::name::LowerName;
+
+/// What a rename does with an existing target, and leaves at the source.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RenameMode {
+    /// Fail when the target exists.
+    pub no_replace: bool,
+    /// Source and target change places.
+    pub exchange: bool,
+    /// Leave a character device 0/0 at the source (for overlays).
+    pub whiteout: bool,
+}
+
+impl RenameMode {
+    fn flags(self) -> RenameFlags {
+        let mut flags = RenameFlags::empty();
+        flags.set(RenameFlags::NOREPLACE, self.no_replace);
+        flags.set(RenameFlags::EXCHANGE, self.exchange);
+        flags.set(RenameFlags::WHITEOUT, self.whiteout);
+        flags
+    }
+}
+
+/// One end of a rename.
+struct End {
+    dir: Arc<Dir>,
+    lower: LowerName,
+    stat: Option<Stat>,
+}
+
+impl End {
+    fn node(&self, tree: &Tree) -> Option<Arc<Node>> {
+        tree.nodes.find(tree.node_id(self.stat.as_ref()?))
+    }
+
+    fn is_dir(&self) -> bool {
+        self.stat.as_ref().is_some_and(|s| Kind::of_mode(s.st_mode) == Some(Kind::Dir))
+    }
+}
+
+impl Tree {
+    /// Renames `name` in `parent` to `new_name` in `new_parent`.
+    pub fn rename(
+        &self,
+        parent: u64,
+        name: &[u8],
+        new_parent: u64,
+        new_name: &[u8],
+        mode: RenameMode,
+    ) -> Result<(), FsError> {
+        self.check_writable()?;
+        let from = self.end(parent, name)?;
+        let to = self.end(new_parent, new_name)?;
+        let source = from.stat.as_ref().ok_or(FsError::Os(Errno::NOENT))?;
+        if mode.no_replace && to.stat.is_some() {
+            return Err(FsError::Os(Errno::EXIST));
+        }
+        if mode.exchange {
+            return self.exchange(&from, &to);
+        }
+        if to.stat.as_ref().is_some_and(|target| target.st_ino == source.st_ino) {
+            return Ok(()); // Two names of one inode: rename(2) leaves both.
+        }
+        if from.is_dir() && to.is_dir() {
+            return self.replace_dir(&from, &to, mode);
+        }
+        let victim = match &to.stat {
+            Some(stat) => self.keep_nameless(&to.dir, &to.lower, stat)?,
+            None => None,
+        };
+        if let Err(e) = rename_entry(&from, &to, mode.flags()) {
+            victim.inspect(|node| node.unpin());
+            return Err(e);
+        }
+        victim.inspect(|node| node.remove_link(new_parent, &to.lower.entry));
+        self.moved(&from, &to, mode);
+        Ok(())
+    }
+
+    fn end(&self, parent: u64, name: &[u8]) -> Result<End, FsError> {
+        let dir = self.dir(parent)?;
+        let lower = dir.lower_name(name)?;
+        let stat = self.stat_if_present(&dir, &lower.entry)?;
+        Ok(End { dir, lower, stat })
+    }
+
+    /// After `from` has become `to`: the node's name and the source's sidecar.
+    fn moved(&self, from: &End, to: &End, mode: RenameMode) {
+        if let Some(node) = from.node(self) {
+            node.add_link(to.dir.node_id, &to.lower.entry);
+            node.remove_link(from.dir.node_id, &from.lower.entry);
+        }
+        if !mode.whiteout {
+            drop_sidecar(&from.dir, &from.lower);
+        }
+    }
+
+    fn exchange(&self, from: &End, to: &End) -> Result<(), FsError> {
+        if to.stat.is_none() {
+            return Err(FsError::Os(Errno::NOENT));
+        }
+        let (first, second) = (from.node(self), to.node(self));
+        fs::renameat_with(
+            &from.dir.fd,
+            &*from.lower.entry,
+            &to.dir.fd,
+            &*to.lower.entry,
+            RenameFlags::EXCHANGE,
+        )?;
+        if let Some(node) = first {
+            node.add_link(to.dir.node_id, &to.lower.entry);
+            node.remove_link(from.dir.node_id, &from.lower.entry);
+        }
+        if let Some(node) = second {
+            node.add_link(from.dir.node_id, &from.lower.entry);
+            node.remove_link(to.dir.node_id, &to.lower.entry);
+        }
+        Ok(())
+    }
+
+    /// A directory over an empty one. The target holds its record, so the lower rename would refuse: they change
+    /// places, which is atomic, and the old target is taken away from the source's name.
+    fn replace_dir(&self, from: &End, to: &End, mode: RenameMode) -> Result<(), FsError> {
+        let stat = to.stat.as_ref().ok_or(FsError::Os(Errno::NOENT))?;
+        let victim = self.open_victim(&to.dir, &to.lower.entry, stat)?;
+        check_empty(&victim)?;
+        let node = self.keep_nameless(&to.dir, &to.lower, stat)?;
+        self.exchange(from, to)?;
+        if let Err(e) = discard(&from.dir, &from.lower.entry, &victim) {
+            let back = self.exchange(from, to);
+            node.inspect(|node| node.unpin());
+            return back.and(Err(e));
+        }
+        if let Some(node) = node {
+            node.remove_link(from.dir.node_id, &from.lower.entry);
+            self.dirs.remove(node.id);
+        }
+        if mode.whiteout {
+            let entry = &*from.lower.entry;
+            fs::mknodat(&from.dir.fd, entry, FileType::CharacterDevice, Mode::empty(), fs::makedev(0, 0))?;
+        } else {
+            drop_sidecar(&from.dir, &from.lower);
+        }
+        Ok(())
+    }
+}
+
+fn rename_entry(from: &End, to: &End, flags: RenameFlags) -> Result<(), FsError> {
+    with_sidecar(&to.dir, &to.lower, || {
+        fs::renameat_with(&from.dir.fd, &*from.lower.entry, &to.dir.fd, &*to.lower.entry, flags)
+    })
+}
