@@ -1,1 +1,13 @@
-//! (fuse: see lib.rs)
+//! The mount: kernel requests to operations of the tree, and back.
+//!
+//! The only user of `fuser`. Called by `cli`. Translates; decides nothing about names, contents or keys.
+
+mod adapter;
+mod attr;
+mod errno;
+mod handles;
+mod mount;
+mod reply;
+mod session;
+
+pub use session::{MountOptions, Session, SessionHandle};
