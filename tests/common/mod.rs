@@ -1,0 +1,212 @@
+//! A volume mounted in the test's own process, with data keys from a map instead of a key daemon.
+#![allow(dead_code, clippy::unwrap_used, missing_docs)] // Each test file uses its own part.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use kmsfs::crypto::{DataKey, Secret, VolumeKey, random_array};
+use kmsfs::format::{FileId, VolumeId, WrappedKey};
+use kmsfs::fuse::{MountOptions, Session, SessionHandle};
+use kmsfs::tree::{FileContext, FreshKey, KeyError, KeySource, TagLog, Tree, TreeOptions};
+use parking_lot::Mutex;
+
+/// The name under which the map's keys are wrapped.
+pub const KEY_ARN: &str = "arn:aws:kms:local:000000000000:key/test";
+
+/// Data keys by file id. The "wrapped" key is the file id: it shows that the right one is asked for.
+#[derive(Default)]
+pub struct MapKeys {
+    keys: Mutex<HashMap<FileId, DataKey>>,
+    /// While set, every request is refused as AWS does for a disabled key.
+    pub disabled: AtomicBool,
+    /// Calls of `unwrap`.
+    pub unwraps: AtomicU64,
+}
+
+impl KeySource for MapKeys {
+    fn fresh(&self, _key: Option<&str>) -> Result<FreshKey, KeyError> {
+        self.check()?;
+        let file_id = FileId(random_array());
+        let data_key = DataKey::random();
+        self.keys.lock().insert(file_id, data_key.duplicate());
+        let wrapped = WrappedKey { key_arn: KEY_ARN.into(), material_id: None, blob: file_id.0.to_vec() };
+        Ok(FreshKey { file_id, data_key, wrapped })
+    }
+
+    fn unwrap(&self, file_id: FileId, wrapped: &WrappedKey) -> Result<DataKey, KeyError> {
+        self.check()?;
+        self.unwraps.fetch_add(1, Ordering::Relaxed);
+        if wrapped.blob != file_id.0 {
+            return Err(KeyError::Invalid("the blob is another file's".into()));
+        }
+        let keys = self.keys.lock();
+        keys.get(&file_id).map(DataKey::duplicate).ok_or(KeyError::Invalid("unknown file".into()))
+    }
+}
+
+impl MapKeys {
+    fn check(&self) -> Result<(), KeyError> {
+        if self.disabled.load(Ordering::Relaxed) {
+            return Err(KeyError::Disabled("disabled by the test".into()));
+        }
+        Ok(())
+    }
+}
+
+static NUMBER: AtomicU64 = AtomicU64::new(0);
+
+/// A directory below the system's temporary one, removed at the end.
+pub struct TempDir(pub PathBuf);
+
+impl TempDir {
+    pub fn new(label: &str) -> Self {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("kmsfs-{label}-{}-{number}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path.canonicalize().unwrap())
+    }
+
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What stays of a volume between two mounts.
+pub struct Volume {
+    pub keys: Arc<MapKeys>,
+    pub secret: Arc<VolumeKey>,
+    id: VolumeId,
+    pub root: TempDir,
+}
+
+impl Volume {
+    /// An empty volume.
+    pub fn new(label: &str) -> Self {
+        let root = TempDir::new(label);
+        fs::create_dir(root.join("lower")).unwrap();
+        fs::create_dir(root.join("mnt")).unwrap();
+        let volume_key = Arc::new(VolumeKey::new(Secret::random()));
+        let record = kmsfs::format::dir::seal(&volume_key, &random_array());
+        std::os::unix::fs::symlink(record, root.join("lower").join(kmsfs::format::dir::DIR_RECORD)).unwrap();
+        Self { keys: Arc::default(), secret: volume_key, id: VolumeId(random_array()), root }
+    }
+
+    pub fn lower(&self) -> PathBuf {
+        self.root.join("lower")
+    }
+
+    pub fn mount(&self) -> Mount {
+        self.mount_with(&MountOptions::default())
+    }
+
+    pub fn tree(&self, read_only: bool) -> Arc<Tree> {
+        let root = open_dir(&self.lower());
+        let log = if read_only { TagLog::open_read_only(&root) } else { TagLog::open(&root) };
+        let context =
+            FileContext { volume_id: self.id, keys: self.keys.clone(), read_only, log: Some(log.unwrap()) };
+        let options = TreeOptions { read_only, ..TreeOptions::default() };
+        Tree::open(root, self.secret.clone(), Arc::new(context), &options).unwrap()
+    }
+
+    pub fn mount_with(&self, options: &MountOptions) -> Mount {
+        let descriptors = open_descriptors();
+        let tree = self.tree(options.read_only);
+        let mountpoint = self.root.join("mnt");
+        let session = Session::mount(tree.clone(), options, &mountpoint).unwrap();
+        let handle = session.handle();
+        let server = std::thread::spawn(move || session.run());
+        Mount { path: mountpoint, tree: Some(tree), handle: Some(handle), server: Some(server), descriptors }
+    }
+}
+
+fn open_dir(path: &Path) -> OwnedFd {
+    use rustix::fs::{Mode, OFlags};
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap()
+}
+
+fn open_descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// A mounted volume; unmounted on drop, also when the test fails.
+pub struct Mount {
+    pub path: PathBuf,
+    pub tree: Option<Arc<Tree>>,
+    pub handle: Option<SessionHandle>,
+    server: Option<JoinHandle<std::io::Result<()>>>,
+    descriptors: usize,
+}
+
+impl Mount {
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    pub fn tree(&self) -> &Arc<Tree> {
+        self.tree.as_ref().unwrap()
+    }
+
+    pub fn handle(&self) -> &SessionHandle {
+        self.handle.as_ref().unwrap()
+    }
+
+    fn stop(&mut self) {
+        let Some(server) = self.server.take() else { return };
+        let handle = self.handle.take().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while handle.unmount(false).is_err() {
+            if Instant::now() > deadline {
+                handle.unmount(true).unwrap();
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        drop(handle);
+        server.join().unwrap().unwrap();
+    }
+
+    /// Unmounts, and fails the test where a descriptor was left open.
+    pub fn unmount(mut self) {
+        self.stop();
+        assert_eq!(self.tree().open_file_count(), 0, "files left open");
+        self.tree = None;
+        assert_eq!(open_descriptors(), self.descriptors, "descriptors left open");
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Deterministic bytes that differ from block to block.
+pub fn pattern(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut out = Vec::with_capacity(len + 8);
+    while out.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        out.extend_from_slice(&state.to_le_bytes());
+    }
+    out.truncate(len);
+    out
+}
+
+/// Whether the test runs as root, which some promises need.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
