@@ -24,6 +24,7 @@ use super::attr::{decode_device, file_attr, file_type, set_time};
 use super::errno::report;
 use super::handles::Streams;
 use super::reply::{absent_entry, allocation, nameless, open_flags, reply_empty, reply_entry, reply_sized};
+use super::seeker::{SeekRequest, Seeker};
 use super::session::{MountOptions, negotiate};
 use crate::tree::{
     Attr, Caller, DirStream, FsError, Kind, NewObject, RenameMode, Seek, SetAttr, SpecialFile, Tree,
@@ -43,6 +44,7 @@ thread_local! {
 pub struct Adapter {
     tree: Arc<Tree>,
     streams: Streams,
+    seeker: Seeker,
     cache_time: Duration,
     writeback: bool,
 }
@@ -56,9 +58,9 @@ const FILE: FileHandle = FileHandle(0);
 
 impl Adapter {
     /// Serves `tree`.
-    pub fn new(tree: Arc<Tree>, options: &MountOptions) -> Self {
+    pub fn new(tree: Arc<Tree>, seeker: Seeker, options: &MountOptions) -> Self {
         let writeback = options.writeback && !options.read_only;
-        Self { tree, streams: Streams::default(), cache_time: options.cache_time, writeback }
+        Self { tree, seeker, streams: Streams::default(), cache_time: options.cache_time, writeback }
     }
 
     fn open_stream(&self, id: INodeNo) -> Result<u64, FsError> {
@@ -81,12 +83,13 @@ impl Adapter {
         new: NewObject,
         flags: i32,
     ) -> Result<(Attr, u32), FsError> {
-        match self.tree.create(parent, name, new) {
+        let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        match self.tree.create(parent, name, new, write) {
             Err(FsError::Os(rustix::io::Errno::EXIST)) if flags & libc::O_EXCL == 0 => {}
             other => return other,
         }
         let (attr, generation) = self.tree.look_up(parent, name)?;
-        let opened = self.tree.open_file(attr.node_id, true, flags & libc::O_TRUNC != 0);
+        let opened = self.tree.open_file(attr.node_id, write, flags & libc::O_TRUNC != 0);
         let attr = opened.and_then(|()| self.tree.attr(attr.node_id)).inspect_err(|_| {
             self.tree.forget(attr.node_id, 1);
         })?;
@@ -293,12 +296,12 @@ impl Filesystem for Adapter {
         _request: &Request,
         id: INodeNo,
         _handle: FileHandle,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.tree.release_file(id.0);
+        self.tree.release_file(id.0, flags.acc_mode() != OpenAccMode::O_RDONLY);
         reply.ok();
     }
 
@@ -512,15 +515,12 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let found = match whence {
-            libc::SEEK_DATA => self.tree.seek(id.0, offset as u64, Seek::Data),
-            libc::SEEK_HOLE => self.tree.seek(id.0, offset as u64, Seek::Hole),
-            _ => Err(FsError::Os(rustix::io::Errno::INVAL)),
+        let what = match whence {
+            libc::SEEK_DATA => Seek::Data,
+            libc::SEEK_HOLE => Seek::Hole,
+            _ => return reply.error(Errno::EINVAL),
         };
-        match found {
-            Ok(offset) => reply.offset(offset as i64),
-            Err(e) => reply.error(report(id.0, &e)),
-        }
+        self.seeker.seek(SeekRequest { id: id.0, offset: offset as u64, what, reply });
     }
 
     fn copy_file_range(

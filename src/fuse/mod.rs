@@ -8,6 +8,7 @@ mod errno;
 mod handles;
 mod mount;
 mod reply;
+mod seeker;
 mod session;
 
 pub use session::{MountOptions, Session, SessionHandle};

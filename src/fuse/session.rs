@@ -9,6 +9,7 @@ use fuser::{Config, INodeNo, InitFlags, KernelConfig, Notifier, SessionACL};
 
 use super::adapter::Adapter;
 use super::mount;
+use super::seeker::Seeker;
 use crate::tree::Tree;
 
 /// Bytes of one write request.
@@ -84,7 +85,8 @@ impl Session {
         let threads = options.threads.unwrap_or(2 * processors).clamp(*THREADS.start(), *THREADS.end());
         config.n_threads = Some(threads);
         config.clone_fd = true;
-        let adapter = Adapter::new(tree.clone(), options);
+        let (seeker, seeker_notifier) = Seeker::start(tree.clone())?;
+        let adapter = Adapter::new(tree.clone(), seeker, options);
         // The kernel keeps other users out unless `allow_other`; a second check here would refuse the kernel's own
         // write-back, which comes as root.
         let inner = match fuser::Session::from_fd(adapter, device, SessionACL::All, config) {
@@ -94,6 +96,7 @@ impl Session {
                 return Err(e);
             }
         };
+        let _ = seeker_notifier.set(inner.notifier());
         Ok(Self { inner, tree, mountpoint })
     }
 

@@ -46,8 +46,14 @@ pub struct SpecialFile {
 }
 
 impl Tree {
-    /// Makes a regular file and opens it for one handle. Fails when the name exists.
-    pub fn create(&self, parent: u64, name: &[u8], new: NewObject) -> Result<(Attr, u32), FsError> {
+    /// Makes a regular file and opens it for one handle, which may `write` or not. Fails when the name exists.
+    pub fn create(
+        &self,
+        parent: u64,
+        name: &[u8],
+        new: NewObject,
+        write: bool,
+    ) -> Result<(Attr, u32), FsError> {
         self.check_writable()?;
         let dir = self.dir(parent)?;
         let lower = dir.lower_name(name)?;
@@ -61,6 +67,7 @@ impl Tree {
         let io = FileIo::new_empty(fd, self.files.clone());
         let mut slot = node.file.write();
         slot.handles += 1;
+        slot.writers += u32::from(write);
         slot.open = Some(Box::new(OpenFile { io, writable: true }));
         drop(slot);
         self.open_files.lock().insert(node.id, node.clone());

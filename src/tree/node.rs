@@ -45,6 +45,8 @@ pub struct FileSlot {
     pub open: Option<Box<OpenFile>>,
     /// Handles the kernel holds.
     pub handles: u32,
+    /// Those of them that may write; while there are any, the kernel may hold data that is not here yet.
+    pub writers: u32,
 }
 
 /// Names beyond the first, and what keeps a nameless node alive. Rare, so kept out of line.

@@ -34,27 +34,32 @@ impl Tree {
         if node.kind != Kind::File {
             return Err(FsError::Os(Errno::INVAL));
         }
-        node.file.write().handles += 1;
+        {
+            let mut slot = node.file.write();
+            slot.handles += 1;
+            slot.writers += u32::from(write);
+        }
         let opened = self.with_file(&node, write || truncate, |file| {
             file.io.ensure_keys()?;
             if truncate { file.io.truncate(0) } else { Ok(()) }
         });
         if opened.is_err() {
-            self.release_node(&node);
+            self.release_node(&node, write);
         }
         opened
     }
 
-    /// One handle is gone; the last one leaves the file sealed and closed.
-    pub fn release_file(&self, id: u64) {
+    /// One handle is gone, opened to `write` or not; the last one leaves the file sealed and closed.
+    pub fn release_file(&self, id: u64, write: bool) {
         if let Some(node) = self.nodes.find(id) {
-            self.release_node(&node);
+            self.release_node(&node, write);
         }
     }
 
-    fn release_node(&self, node: &Node) {
+    fn release_node(&self, node: &Node, write: bool) {
         let mut slot = node.file.write();
         slot.handles = slot.handles.saturating_sub(1);
+        slot.writers = slot.writers.saturating_sub(u32::from(write));
         if slot.handles == 0
             && let Some(open) = slot.open.take()
         {
@@ -184,6 +189,11 @@ impl Tree {
         self.check_writable()?;
         let node = self.node(id)?;
         self.with_file(&node, true, |file| file.io.allocate(what, offset, len))
+    }
+
+    /// Whether a handle may write to the file, so that the kernel may hold data of it that is not here yet.
+    pub fn has_writers(&self, id: u64) -> bool {
+        self.nodes.find(id).is_some_and(|node| node.file.read().writers > 0)
     }
 
     /// The next data or hole at or after `offset`.
