@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::hex;
+
 const ALIAS_PREFIX: &str = "alias/";
 const KEY_PREFIX: &str = "key/";
 const MRK_PREFIX: &str = "mrk-";
@@ -70,15 +72,17 @@ impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.multi_region {
             f.write_str(MRK_PREFIX)?;
+            return f.write_str(&hex(&self.bytes));
         }
-        for (at, byte) in self.bytes.iter().enumerate() {
-            if !self.multi_region && matches!(at, 4 | 6 | 8 | 10) {
-                f.write_str("-")?;
-            }
-            write!(f, "{byte:02x}")?;
-        }
-        Ok(())
+        f.write_str(&uuid_text(self.bytes))
     }
+}
+
+/// 128 bits written as a UUID is: 8-4-4-4-12 digits.
+pub fn uuid_text(bytes: [u8; ID_LEN]) -> String {
+    let mut text = hex(&bytes);
+    UUID_HYPHENS.iter().for_each(|at| text.insert(*at, '-'));
+    text
 }
 
 impl Serialize for KeyId {

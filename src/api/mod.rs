@@ -29,7 +29,7 @@ pub use choice::{
 pub use context::EncryptionContext;
 pub use error::{ErrorBody, ErrorCode, KmsError};
 pub use hex::{hex, unhex};
-pub use key_ref::{Arn, ArnError, ArnResource, KeyId, KeyRef};
+pub use key_ref::{Arn, ArnError, ArnResource, KeyId, KeyRef, uuid_text};
 pub use operation::{Family, Operation, TARGET_PREFIX, TARGET_PREFIX_ADMIN};
 pub use parameters::{Parameters, Shown};
 pub use request::{Request, Violation, parse};

@@ -60,6 +60,11 @@ impl JsonText {
         Self("null".to_owned())
     }
 
+    /// Takes over a text that is a JSON value already.
+    pub fn from_json(json: String) -> Self {
+        Self(json)
+    }
+
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -1,0 +1,213 @@
+//! Changes of records: committed to the store first, then put in place in memory.
+//!
+//! Called by the operations that change something, by the seed file and by the background work. Each change demands
+//! the [`Turn`], so that what was read before it is still so.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::api::{ErrorCode, KeyId, KeyState, KmsError};
+use crate::crypto::BackingKey;
+
+use super::materials;
+use super::model::{
+    AccessKeyRecord, AliasRecord, Key, KeyRecord, MaterialRecord, UserRecord, Version, material_row,
+};
+use super::pipeline::{Kms, Turn};
+use super::policy::Policy;
+use super::state::compile_user;
+use super::store::{Change, Table};
+
+impl Kms {
+    /// Puts a key with its first versions in place.
+    pub(super) fn insert_key(
+        &self,
+        _turn: &Turn<'_>,
+        record: KeyRecord,
+        policy: Policy,
+        material: &BackingKey,
+        aliases: Vec<AliasRecord>,
+    ) -> Result<Arc<Key>, KmsError> {
+        let mut key = Key { record, policy, versions: Vec::new() };
+        let mut changes = vec![self.add_version(&mut key, material, None)?];
+        changes.push(put(Table::Key, key.record.id.to_string(), &key.record)?);
+        for alias in &aliases {
+            changes.push(put(Table::Alias, alias.name.clone(), alias)?);
+        }
+        self.commit(&changes)?;
+        let key = Arc::new(key);
+        let mut state = self.state.write();
+        state.keys.insert(key.record.id, Arc::clone(&key));
+        state.aliases.extend(aliases.into_iter().map(|alias| (alias.name.clone(), Arc::new(alias))));
+        Ok(key)
+    }
+
+    /// Gives a key new material: the last version encrypts from now on.
+    pub(super) fn add_material(
+        &self,
+        turn: &Turn<'_>,
+        key: &Key,
+        record: KeyRecord,
+        rotation: MaterialRotation,
+    ) -> Result<(), KmsError> {
+        let mut next = Key { record, policy: key.policy.clone(), versions: key.versions.clone() };
+        let token = self.add_version(&mut next, &BackingKey::random(), Some(rotation))?;
+        self.replace(turn, next, vec![token])
+    }
+
+    /// Changes a key's record.
+    pub(super) fn update_key(
+        &self,
+        turn: &Turn<'_>,
+        key: &Key,
+        change: impl FnOnce(&mut KeyRecord),
+    ) -> Result<(), KmsError> {
+        let mut record = key.record.clone();
+        change(&mut record);
+        let next = Key { record, policy: key.policy.clone(), versions: key.versions.clone() };
+        self.replace(turn, next, Vec::new())
+    }
+
+    /// Changes a key's policy.
+    pub(super) fn update_policy(
+        &self,
+        turn: &Turn<'_>,
+        key: &Key,
+        text: String,
+        policy: Policy,
+    ) -> Result<(), KmsError> {
+        let record = KeyRecord { policy: text, ..key.record.clone() };
+        self.replace(turn, Key { record, policy, versions: key.versions.clone() }, Vec::new())
+    }
+
+    fn replace(&self, _turn: &Turn<'_>, next: Key, mut changes: Vec<Change>) -> Result<(), KmsError> {
+        changes.push(put(Table::Key, next.record.id.to_string(), &next.record)?);
+        self.commit(&changes)?;
+        let (id, usable) = (next.record.id, next.record.state == KeyState::Enabled);
+        self.state.write().keys.insert(id, Arc::new(next));
+        if !usable {
+            self.materials.forget(id);
+        }
+        Ok(())
+    }
+
+    fn add_version(
+        &self,
+        key: &mut Key,
+        material: &BackingKey,
+        rotation: Option<MaterialRotation>,
+    ) -> Result<Change, KmsError> {
+        let id = material.material_id(&key.record.id.bytes);
+        let token = self.root.seal_material(materials::aad(key, &id), material);
+        let record = MaterialRecord {
+            id: crate::api::hex(&id),
+            since: rotation.map_or(key.record.created, |rotation| rotation.since),
+            rotation_type: rotation.map(|rotation| rotation.rotation_type),
+        };
+        let row = material_row(key.record.id, &record.id);
+        let version = Version::load(&record, token.clone()).ok_or_else(internal)?;
+        key.record.materials.push(record);
+        key.versions.push(version);
+        Ok(Change::Put { table: Table::Material, id: row, body: token })
+    }
+
+    /// Destroys a key: its material, its record and its aliases.
+    pub(super) fn destroy_key(&self, _turn: &Turn<'_>, key: &Key) -> Result<(), KmsError> {
+        let id = key.record.id;
+        let aliases = self.aliases_of(id);
+        let mut changes: Vec<Change> = key
+            .record
+            .materials
+            .iter()
+            .map(|material| Change::Delete { table: Table::Material, id: material_row(id, &material.id) })
+            .collect();
+        changes.extend(
+            aliases.iter().map(|alias| Change::Delete { table: Table::Alias, id: alias.name.clone() }),
+        );
+        changes.push(Change::Delete { table: Table::Key, id: id.to_string() });
+        self.commit(&changes)?;
+        let mut state = self.state.write();
+        state.keys.remove(&id);
+        aliases.iter().for_each(|alias| drop(state.aliases.remove(&alias.name)));
+        drop(state);
+        self.materials.forget(id);
+        Ok(())
+    }
+
+    /// The aliases of a key.
+    pub(super) fn aliases_of(&self, id: KeyId) -> Vec<Arc<AliasRecord>> {
+        self.state.read().aliases.values().filter(|alias| alias.target == id).cloned().collect()
+    }
+
+    /// Puts an alias in place.
+    pub(super) fn put_alias(&self, _turn: &Turn<'_>, alias: AliasRecord) -> Result<(), KmsError> {
+        self.commit(&[put(Table::Alias, alias.name.clone(), &alias)?])?;
+        self.state.write().aliases.insert(alias.name.clone(), Arc::new(alias));
+        Ok(())
+    }
+
+    /// Removes an alias.
+    pub(super) fn remove_alias(&self, _turn: &Turn<'_>, name: &str) -> Result<(), KmsError> {
+        self.commit(&[Change::Delete { table: Table::Alias, id: name.to_owned() }])?;
+        self.state.write().aliases.remove(name);
+        Ok(())
+    }
+
+    /// Puts a user in place.
+    pub(super) fn put_user(&self, _turn: &Turn<'_>, record: UserRecord) -> Result<(), KmsError> {
+        let row = put(Table::User, record.name.clone(), &record)?;
+        let name = record.name.clone();
+        let user = compile_user(record)
+            .map_err(|error| KmsError::new(ErrorCode::MalformedPolicyDocumentException, error))?;
+        self.commit(&[row])?;
+        self.state.write().users.insert(name, Arc::new(user));
+        Ok(())
+    }
+
+    /// Removes a user.
+    pub(super) fn remove_user(&self, _turn: &Turn<'_>, name: &str) -> Result<(), KmsError> {
+        self.commit(&[Change::Delete { table: Table::User, id: name.to_owned() }])?;
+        self.state.write().users.remove(name);
+        Ok(())
+    }
+
+    /// Puts an access key in place.
+    pub(super) fn put_access_key(&self, _turn: &Turn<'_>, record: AccessKeyRecord) -> Result<(), KmsError> {
+        self.commit(&[put(Table::AccessKey, record.id.clone(), &record)?])?;
+        self.state.write().access_keys.insert(record.id.clone(), Arc::new(record));
+        Ok(())
+    }
+
+    /// Removes an access key.
+    pub(super) fn remove_access_key(&self, _turn: &Turn<'_>, id: &str) -> Result<(), KmsError> {
+        self.commit(&[Change::Delete { table: Table::AccessKey, id: id.to_owned() }])?;
+        self.state.write().access_keys.remove(id);
+        Ok(())
+    }
+
+    fn commit(&self, changes: &[Change]) -> Result<(), KmsError> {
+        self.store.commit(changes).map_err(|error| {
+            log::error!("a change was refused because it could not be stored: {error}");
+            internal()
+        })
+    }
+}
+
+/// What made a version.
+#[derive(Debug, Clone, Copy)]
+pub struct MaterialRotation {
+    /// When.
+    pub since: crate::api::Timestamp,
+    /// On whose demand.
+    pub rotation_type: crate::api::RotationType,
+}
+
+fn put(table: Table, id: String, record: &impl Serialize) -> Result<Change, KmsError> {
+    let body = serde_json::to_vec(record).map_err(|_| internal())?;
+    Ok(Change::Put { table, id, body })
+}
+
+fn internal() -> KmsError {
+    KmsError::new(ErrorCode::KMSInternalException, "The record could not be stored.")
+}

@@ -1,0 +1,123 @@
+//! What falls due by itself: keys whose waiting time is over are destroyed, keys that rotate get new material.
+//!
+//! Called by the daemon's worker at start and from time to time. Each deed is recorded like a call.
+
+use std::sync::Arc;
+
+use crate::api::{KeyState, KmsError, RotationType, Timestamp, uuid_text};
+use crate::crypto::random_array;
+
+use super::audit::{AuditRecord, Identity, JsonText, Resource};
+use super::change::MaterialRotation;
+use super::model::Key;
+use super::pipeline::Kms;
+
+/// What was done, and when there is more to do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Due {
+    /// Keys destroyed.
+    pub deleted: usize,
+    /// Keys rotated.
+    pub rotated: usize,
+    /// Keys for which it failed; tried again the next time.
+    pub failed: usize,
+    /// When the next deed falls due.
+    pub next: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Deed {
+    Delete,
+    Rotate,
+}
+
+/// What falls due for a key, and when.
+fn due(key: &Key) -> Option<(Deed, Timestamp)> {
+    match key.record.state {
+        KeyState::PendingDeletion => key.record.deletion_date.map(|date| (Deed::Delete, date)),
+        KeyState::Enabled => key.record.rotation.map(|rotation| (Deed::Rotate, rotation.next)),
+        KeyState::Creating
+        | KeyState::Disabled
+        | KeyState::PendingImport
+        | KeyState::PendingReplicaDeletion
+        | KeyState::Unavailable
+        | KeyState::Updating => None,
+    }
+}
+
+impl Kms {
+    /// Does everything that is due at `now`.
+    pub fn run_due(&self, now: Timestamp) -> Due {
+        let mut done = Due::default();
+        let keys: Vec<Arc<Key>> = self.state.read().keys.values().cloned().collect();
+        for id in keys.iter().filter(|key| due(key).is_some_and(|(_, at)| at <= now)).map(|key| key.record.id)
+        {
+            match self.run_due_key(id, now) {
+                Ok(Some(Deed::Delete)) => done.deleted += 1,
+                Ok(Some(Deed::Rotate)) => done.rotated += 1,
+                Ok(None) => {}
+                Err(error) => {
+                    log::error!("background work on key {id} failed: {error}");
+                    done.failed += 1;
+                }
+            }
+        }
+        done.next = self.state.read().keys.values().filter_map(|key| due(key)).map(|(_, at)| at).min();
+        done
+    }
+
+    fn run_due_key(&self, id: crate::api::KeyId, now: Timestamp) -> Result<Option<Deed>, KmsError> {
+        let turn = self.turn();
+        // It may have been changed since it was listed.
+        let Some(key) = self.key(id) else { return Ok(None) };
+        let Some((deed, _)) = due(&key).filter(|(_, at)| *at <= now) else { return Ok(None) };
+        match deed {
+            Deed::Delete => self.destroy_key(&turn, &key)?,
+            Deed::Rotate => {
+                let mut record = key.record.clone();
+                if let Some(rotation) = &mut record.rotation {
+                    rotation.next = now.plus_days(rotation.period_days);
+                }
+                let rotation = MaterialRotation { since: now, rotation_type: RotationType::Automatic };
+                self.add_material(&turn, &key, record, rotation)?;
+            }
+        }
+        drop(turn);
+        self.record_deed(&key, deed, now);
+        Ok(Some(deed))
+    }
+
+    /// The deed is done and durable; a log that cannot take the record has latched and refuses every call after.
+    fn record_deed(&self, key: &Key, deed: Deed, now: Timestamp) {
+        let account = &self.settings.account;
+        let null = JsonText::null();
+        let record = AuditRecord {
+            time_ms: u64::try_from(now.millis()).unwrap_or(0),
+            event_name: match deed {
+                Deed::Delete => "DeleteKey",
+                Deed::Rotate => "RotateKey",
+            },
+            region: &self.settings.region,
+            identity: Identity {
+                kind: "AWSService",
+                arn: "kmsd",
+                account,
+                access_key_id: None,
+                invoked_by: Some("kmsd"),
+            },
+            source: "kmsd",
+            peer: None,
+            user_agent: "kmsd",
+            request: &null,
+            response: &null,
+            additional: &null,
+            error: None,
+            read_only: false,
+            resources: &[Resource { arn: &key.record.arn, account: &key.record.account }],
+            request_id: &uuid_text(random_array()),
+        };
+        if let Err(error) = self.audit.record(&record) {
+            log::error!("background work on {} could not be recorded: {error}", key.record.arn);
+        }
+    }
+}

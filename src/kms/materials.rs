@@ -1,0 +1,88 @@
+//! Key material in use: unsealed on first need, kept in locked memory, bounded, dropped when its key stops.
+//!
+//! Called by the operations that encrypt and decrypt, which must show their [`Allowed`].
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+
+use crate::api::{ErrorCode, KeyId, KeyState, KmsError};
+use crate::crypto::BackingKey;
+
+use super::authorise::Allowed;
+use super::model::{Key, Version};
+use super::pipeline::Kms;
+use super::root::MaterialAad;
+
+/// Most versions kept unsealed; unsealing another costs microseconds.
+const MAX_UNSEALED: usize = 4096;
+
+/// The cache of unsealed material.
+#[derive(Debug, Default)]
+pub struct Materials {
+    unsealed: RwLock<HashMap<(KeyId, [u8; 32]), Arc<BackingKey>>>,
+}
+
+impl Kms {
+    /// The material of `version` of `key`. `allowed` is the proof that somebody may use it.
+    pub(super) fn unseal(
+        &self,
+        _allowed: &Allowed,
+        key: &Key,
+        version: &Version,
+    ) -> Result<Arc<BackingKey>, KmsError> {
+        let id = key.record.id;
+        if let Some(material) = self.materials.known(id, version) {
+            return Ok(material);
+        }
+        let opened = self.root.open_material(aad(key, &version.id), &version.token).map_err(|error| {
+            log::error!("material {} of {} does not open: {error}", version.id_hex, key.record.arn);
+            KmsError::new(ErrorCode::KMSInternalException, "")
+        })?;
+        let material = self.materials.keep(id, version, opened);
+        // The key may have been stopped between the check of its state and now; then nothing may stay behind.
+        if self.key(id).is_none_or(|now| now.record.state != KeyState::Enabled) {
+            self.materials.forget(id);
+        }
+        Ok(material)
+    }
+}
+
+impl Materials {
+    fn known(&self, id: KeyId, version: &Version) -> Option<Arc<BackingKey>> {
+        self.unsealed.read().get(&(id, version.id)).cloned()
+    }
+
+    fn keep(&self, id: KeyId, version: &Version, material: BackingKey) -> Arc<BackingKey> {
+        let material = Arc::new(material);
+        let mut unsealed = self.unsealed.write();
+        if unsealed.len() >= MAX_UNSEALED
+            && let Some(any) = unsealed.keys().next().copied()
+        {
+            unsealed.remove(&any);
+        }
+        unsealed.insert((id, version.id), Arc::clone(&material));
+        material
+    }
+
+    /// Drops every version of `key`. Memory is wiped when the calls that hold it end.
+    pub fn forget(&self, key: KeyId) {
+        self.unsealed.write().retain(|(id, _), _| *id != key);
+    }
+
+    /// How many versions are unsealed.
+    pub fn len(&self) -> usize {
+        self.unsealed.read().len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What a version's sealed material is bound to.
+pub fn aad<'a>(key: &'a Key, material_id: &'a [u8; 32]) -> MaterialAad<'a> {
+    MaterialAad { key_arn: &key.record.arn, spec: key.record.spec.as_str(), material_id }
+}

@@ -1,0 +1,263 @@
+//! CreateKey, DescribeKey, ListKeys, EnableKey, DisableKey, UpdateKeyDescription.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use crate::api::{
+    CreateKeyRequest, DescribeKeyRequest, DisableKeyRequest, EnableKeyRequest, ErrorCode, KeyId, KeyManager,
+    KeyMetadataResponse, KeySpec, KeyState, KeyUsage, KmsError, ListKeysRequest, ListKeysResponse, Origin,
+    Tag, Timestamp, UpdateKeyDescriptionRequest,
+};
+use crate::crypto::{BackingKey, random_array};
+
+use super::super::authorise::{Allowed, Demand, Resource};
+use super::super::caller::root_arn;
+use super::super::find::Aliases;
+use super::super::lifecycle::{self, Need};
+use super::super::model::{Key, KeyRecord};
+use super::super::pipeline::{Answer, Call, Kms, Notes};
+use super::page::{Size, page};
+use super::policies::{check_lockout, compile_key_policy};
+use super::tags::check_tags;
+use super::{Perform, invalid, limit_exceeded, turn, unsupported};
+
+/// Most keys of a daemon.
+pub(in super::super) const MAX_KEYS: usize = 100_000;
+const PAGE: Size = Size { default: 100, max: 1000 };
+
+/// What a new key is to be.
+#[derive(Debug)]
+pub(in super::super) struct NewKey {
+    pub(in super::super) id: KeyId,
+    pub(in super::super) manager: KeyManager,
+    pub(in super::super) description: String,
+    pub(in super::super) policy: String,
+    pub(in super::super) tags: Vec<Tag>,
+}
+
+impl NewKey {
+    /// A customer's key with a fresh id.
+    pub(in super::super) fn of_customer(description: String, policy: String, tags: Vec<Tag>) -> Self {
+        let id = KeyId::from_random(random_array(), false);
+        Self { id, manager: KeyManager::Customer, description, policy, tags }
+    }
+
+    /// Its record, before it has material.
+    pub(in super::super) fn record(self, kms: &Kms, now: Timestamp) -> KeyRecord {
+        KeyRecord {
+            id: self.id,
+            arn: kms.key_arn(&self.id),
+            account: kms.settings.account.clone(),
+            created: now,
+            description: self.description,
+            spec: KeySpec::SymmetricDefault,
+            usage: KeyUsage::EncryptDecrypt,
+            origin: Origin::AwsKms,
+            manager: self.manager,
+            state: KeyState::Enabled,
+            deletion_date: None,
+            policy: self.policy,
+            tags: self.tags,
+            rotation: None,
+            on_demand_rotations: 0,
+            materials: Vec::new(),
+        }
+    }
+}
+
+/// The policy of a key made without one: the account's own policies decide.
+pub(in super::super) fn default_policy(account: &str) -> String {
+    let root = root_arn(account);
+    format!(
+        "{{\n  \"Version\" : \"2012-10-17\",\n  \"Id\" : \"key-default-1\",\n  \"Statement\" : [ {{\n    \
+         \"Sid\" : \"Enable IAM User Permissions\",\n    \"Effect\" : \"Allow\",\n    \"Principal\" : {{\n      \
+         \"AWS\" : \"{root}\"\n    }},\n    \"Action\" : \"kms:*\",\n    \"Resource\" : \"*\"\n  }} ]\n}}"
+    )
+}
+
+impl Perform for CreateKeyRequest {
+    fn demands<'a>(&'a self, _: &Call<'_>, _: &mut Notes) -> Result<Vec<Demand<'a>>, KmsError> {
+        let spec = self.key_spec.or(self.customer_master_key_spec).unwrap_or(KeySpec::SymmetricDefault);
+        let usage = self.key_usage.unwrap_or(KeyUsage::EncryptDecrypt);
+        let tags = self.tags.as_deref().unwrap_or_default();
+        let bypass = if self.bypass_policy_lockout_safety_check == Some(true) { "true" } else { "false" };
+        let facts = vec![
+            ("kms:keyspec", Cow::Borrowed(spec.as_str())),
+            ("kms:keyusage", Cow::Borrowed(usage.as_str())),
+            ("kms:keyorigin", Cow::Borrowed(self.origin.unwrap_or(Origin::AwsKms).as_str())),
+            ("kms:bypasspolicylockoutsafetycheck", Cow::Borrowed(bypass)),
+        ];
+        let create = Demand { request_tags: tags, facts, ..Demand::new("kms:CreateKey", Resource::Account) };
+        let tag = Demand { request_tags: tags, ..Demand::new("kms:TagResource", Resource::Account) };
+        Ok(if tags.is_empty() { vec![create] } else { vec![create, tag] })
+    }
+
+    fn perform(self, call: &Call<'_>, _: &Allowed, notes: &mut Notes) -> Result<Answer, KmsError> {
+        check_kind(&self)?;
+        let tags = self.tags.unwrap_or_default();
+        check_tags(&tags, &[])?;
+        let kms = call.kms;
+        if kms.state.read().keys.len() >= MAX_KEYS {
+            return Err(limit_exceeded(format!("The account has {MAX_KEYS} keys already.")));
+        }
+        let text = self.policy.unwrap_or_else(|| default_policy(&kms.settings.account));
+        let policy = compile_key_policy(&text)?;
+        let new = NewKey::of_customer(self.description.unwrap_or_default(), text, tags);
+        let draft = Key { record: new.record(kms, call.now), policy: policy.clone(), versions: Vec::new() };
+        if self.bypass_policy_lockout_safety_check != Some(true) {
+            check_lockout(call, &draft, &policy)?;
+        }
+        let key = kms.insert_key(turn(call)?, draft.record, policy, &BackingKey::random(), Vec::new())?;
+        notes.touched(&key);
+        Answer::of(&KeyMetadataResponse { key_metadata: key.metadata() }, 0)
+    }
+}
+
+/// Refuses kinds that do not go together, then kinds that are not served.
+fn check_kind(request: &CreateKeyRequest) -> Result<(), KmsError> {
+    let spec = match (request.key_spec, request.customer_master_key_spec) {
+        (Some(_), Some(_)) => {
+            return Err(invalid(
+                "You cannot specify KeySpec and CustomerMasterKeySpec in the same request. CustomerMasterKeySpec is deprecated.",
+            ));
+        }
+        (one, other) => one.or(other).unwrap_or(KeySpec::SymmetricDefault),
+    };
+    let usage = match request.key_usage {
+        Some(usage) => usage,
+        None if spec == KeySpec::SymmetricDefault => KeyUsage::EncryptDecrypt,
+        None => {
+            return Err(invalid(
+                "You must specify a KeyUsage value for all KMS keys except for symmetric encryption keys.",
+            ));
+        }
+    };
+    if !usages(spec).contains(&usage) {
+        return Err(invalid(format!("KeyUsage {usage} is not compatible with KeySpec {spec}")));
+    }
+    if spec != KeySpec::SymmetricDefault {
+        return Err(unsupported(format!("KeySpec {spec} is not supported.")));
+    }
+    match request.origin.unwrap_or(Origin::AwsKms) {
+        Origin::AwsKms if request.custom_key_store_id.is_none() && request.xks_key_id.is_none() => {}
+        Origin::AwsKms => return Err(unsupported("Custom key stores are not supported.")),
+        other => return Err(unsupported(format!("Origin {other} is not supported."))),
+    }
+    if request.multi_region == Some(true) {
+        return Err(unsupported("Multi-Region keys are not supported."));
+    }
+    Ok(())
+}
+
+/// What keys of a spec can be for.
+fn usages(spec: KeySpec) -> &'static [KeyUsage] {
+    use KeySpec as S;
+    match spec {
+        S::SymmetricDefault => &[KeyUsage::EncryptDecrypt],
+        S::Rsa2048 | S::Rsa3072 | S::Rsa4096 => &[KeyUsage::EncryptDecrypt, KeyUsage::SignVerify],
+        S::EccNistP256 | S::EccNistP384 | S::EccNistP521 => &[KeyUsage::SignVerify, KeyUsage::KeyAgreement],
+        S::Sm2 => &[KeyUsage::EncryptDecrypt, KeyUsage::SignVerify, KeyUsage::KeyAgreement],
+        S::EccSecgP256K1 | S::EccNistEdwards25519 | S::MlDsa44 | S::MlDsa65 | S::MlDsa87 => {
+            &[KeyUsage::SignVerify]
+        }
+        S::Hmac224 | S::Hmac256 | S::Hmac384 | S::Hmac512 => &[KeyUsage::GenerateVerifyMac],
+        S::MlKem512 | S::MlKem768 | S::MlKem1024 => &[KeyUsage::EncapsulateDecapsulate],
+    }
+}
+
+impl Perform for DescribeKeyRequest {
+    fn demands<'a>(&'a self, call: &Call<'_>, notes: &mut Notes) -> Result<Vec<Demand<'a>>, KmsError> {
+        let found = call.find(&self.key_id, Aliases::Taken, "kms:DescribeKey")?;
+        notes.touched(&found.key);
+        let demand = Demand::new("kms:DescribeKey", Resource::Key(found.key));
+        Ok(vec![Demand { request_alias: found.alias, ..demand }])
+    }
+
+    fn perform(self, _: &Call<'_>, allowed: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
+        Answer::of(&KeyMetadataResponse { key_metadata: allowed.key()?.metadata() }, 0)
+    }
+}
+
+impl Perform for ListKeysRequest {
+    fn demands<'a>(&'a self, _: &Call<'_>, _: &mut Notes) -> Result<Vec<Demand<'a>>, KmsError> {
+        Ok(vec![Demand::new("kms:ListKeys", Resource::Account)])
+    }
+
+    fn perform(self, call: &Call<'_>, _: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
+        let keys: Vec<Arc<Key>> = call.kms.state.read().keys.values().cloned().collect();
+        let page = page(keys.iter(), |key| sort_name(key), PAGE, self.limit, self.marker.as_deref())?;
+        let truncated = page.truncated();
+        let keys = page.items.into_iter().map(|key| key.entry()).collect();
+        Answer::of(&ListKeysResponse { keys, next_marker: page.next_marker, truncated }, 0)
+    }
+}
+
+/// Orders as the map of keys does.
+fn sort_name(key: &Key) -> String {
+    let id = key.record.id;
+    format!("{}{}", crate::api::hex(&id.bytes), u8::from(id.multi_region))
+}
+
+/// A right on a key that is named by id or ARN, without more to say.
+pub(super) fn plain_demand<'a>(
+    call: &Call<'_>,
+    key_id: &'a str,
+    action: &'static str,
+    notes: &mut Notes,
+) -> Result<Vec<Demand<'a>>, KmsError> {
+    let found = call.find(key_id, Aliases::Refused, action)?;
+    notes.touched(&found.key);
+    Ok(vec![Demand::new(action, Resource::Key(found.key))])
+}
+
+impl Perform for EnableKeyRequest {
+    fn demands<'a>(&'a self, call: &Call<'_>, notes: &mut Notes) -> Result<Vec<Demand<'a>>, KmsError> {
+        plain_demand(call, &self.key_id, "kms:EnableKey", notes)
+    }
+
+    fn perform(self, call: &Call<'_>, allowed: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
+        switch(call, allowed.key()?, KeyState::Enabled)
+    }
+}
+
+impl Perform for DisableKeyRequest {
+    fn demands<'a>(&'a self, call: &Call<'_>, notes: &mut Notes) -> Result<Vec<Demand<'a>>, KmsError> {
+        plain_demand(call, &self.key_id, "kms:DisableKey", notes)
+    }
+
+    fn perform(self, call: &Call<'_>, allowed: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
+        switch(call, allowed.key()?, KeyState::Disabled)
+    }
+}
+
+fn switch(call: &Call<'_>, key: &Key, to: KeyState) -> Result<Answer, KmsError> {
+    lifecycle::check(Need::Switch, key.record.state, &key.record.arn)?;
+    if key.record.state != to {
+        call.kms.update_key(turn(call)?, key, |record| record.state = to)?;
+    }
+    Ok(Answer::empty())
+}
+
+impl Perform for UpdateKeyDescriptionRequest {
+    fn demands<'a>(&'a self, call: &Call<'_>, notes: &mut Notes) -> Result<Vec<Demand<'a>>, KmsError> {
+        plain_demand(call, &self.key_id, "kms:UpdateKeyDescription", notes)
+    }
+
+    fn perform(self, call: &Call<'_>, allowed: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
+        let key = allowed.key()?;
+        lifecycle::check(Need::Change, key.record.state, &key.record.arn)?;
+        call.kms.update_key(turn(call)?, key, |record| record.description = self.description)?;
+        Ok(Answer::empty())
+    }
+}
+
+/// A key that only its service may touch.
+pub(super) fn refuse_managed(key: &Key) -> Result<(), KmsError> {
+    match key.record.manager {
+        KeyManager::Customer => Ok(()),
+        KeyManager::Aws => Err(KmsError::new(
+            ErrorCode::UnsupportedOperationException,
+            format!("{} is managed by its service.", key.record.arn),
+        )),
+    }
+}

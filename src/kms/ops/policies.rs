@@ -1,0 +1,89 @@
+//! PutKeyPolicy, GetKeyPolicy, ListKeyPolicies.
+
+use std::borrow::Cow;
+
+use crate::api::{
+    ErrorCode, GetKeyPolicyRequest, GetKeyPolicyResponse, KmsError, ListKeyPoliciesRequest,
+    ListKeyPoliciesResponse, PutKeyPolicyRequest,
+};
+
+use super::super::authorise::{Allowed, Demand, Resource, decide_key};
+use super::super::model::Key;
+use super::super::pipeline::{Answer, Call, Notes};
+use super::super::policy::{MAX_POLICY_BYTES, Policy};
+use super::keys::plain_demand;
+use super::{Perform, limit_exceeded, turn};
+
+/// The one name a key policy can have.
+const NAME: &str = "default";
+
+/// Compiles a key policy that a caller brings.
+pub(in super::super) fn compile_key_policy(text: &str) -> Result<Policy, KmsError> {
+    if text.len() > MAX_POLICY_BYTES {
+        return Err(limit_exceeded(format!("A key policy may have {MAX_POLICY_BYTES} bytes at most.")));
+    }
+    Policy::of_key(text).map_err(|error| malformed(error.to_string()))
+}
+
+fn malformed(message: impl Into<String>) -> KmsError {
+    KmsError::new(ErrorCode::MalformedPolicyDocumentException, message)
+}
+
+/// Refuses a policy under which its author could not put another one.
+pub(super) fn check_lockout(call: &Call<'_>, key: &Key, policy: &Policy) -> Result<(), KmsError> {
+    let demand = Demand::new("kms:PutKeyPolicy", Resource::Account);
+    let user = call.kms.user_of(call.caller);
+    decide_key(call.caller, user.as_deref(), &demand, key, policy).map_err(|_| {
+        malformed("The new key policy will not allow you to update the key policy in the future.")
+    })
+}
+
+fn check_policy_name(name: Option<&str>) -> Result<(), KmsError> {
+    match name {
+        None | Some(NAME) => Ok(()),
+        Some(_) => Err(KmsError::new(ErrorCode::NotFoundException, "No such policy exists")),
+    }
+}
+
+impl Perform for PutKeyPolicyRequest {
+    fn demands<'a>(&'a self, call: &Call<'_>, notes: &mut Notes) -> Result<Vec<Demand<'a>>, KmsError> {
+        let mut demands = plain_demand(call, &self.key_id, "kms:PutKeyPolicy", notes)?;
+        let bypass = if self.bypass_policy_lockout_safety_check == Some(true) { "true" } else { "false" };
+        let fact = ("kms:bypasspolicylockoutsafetycheck", Cow::Borrowed(bypass));
+        demands.iter_mut().for_each(|demand| demand.facts.push(fact.clone()));
+        Ok(demands)
+    }
+
+    fn perform(self, call: &Call<'_>, allowed: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
+        check_policy_name(self.policy_name.as_deref())?;
+        let key = allowed.key()?;
+        let policy = compile_key_policy(&self.policy)?;
+        if self.bypass_policy_lockout_safety_check != Some(true) {
+            check_lockout(call, key, &policy)?;
+        }
+        call.kms.update_policy(turn(call)?, key, self.policy, policy)?;
+        Ok(Answer::empty())
+    }
+}
+
+impl Perform for GetKeyPolicyRequest {
+    fn demands<'a>(&'a self, call: &Call<'_>, notes: &mut Notes) -> Result<Vec<Demand<'a>>, KmsError> {
+        plain_demand(call, &self.key_id, "kms:GetKeyPolicy", notes)
+    }
+
+    fn perform(self, _: &Call<'_>, allowed: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
+        check_policy_name(self.policy_name.as_deref())?;
+        let policy = allowed.key()?.record.policy.clone();
+        Answer::of(&GetKeyPolicyResponse { policy, policy_name: NAME.into() }, 0)
+    }
+}
+
+impl Perform for ListKeyPoliciesRequest {
+    fn demands<'a>(&'a self, call: &Call<'_>, notes: &mut Notes) -> Result<Vec<Demand<'a>>, KmsError> {
+        plain_demand(call, &self.key_id, "kms:ListKeyPolicies", notes)
+    }
+
+    fn perform(self, _: &Call<'_>, _: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
+        Answer::of(&ListKeyPoliciesResponse { policy_names: vec![NAME.into()], truncated: false }, 0)
+    }
+}

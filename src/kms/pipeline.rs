@@ -1,0 +1,299 @@
+//! One call from its bytes to its answer, written once: admit, parse, find, authorise, perform, record.
+//!
+//! Called by the server for each request, from any thread. Nothing leaves before the audit record is written.
+
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard, RwLock};
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use crate::api::{self, ErrorCode, KmsError, Operation, Timestamp, uuid_text};
+use crate::crypto::random_array;
+
+use super::audit::{Audit, AuditRecord, Identity, JsonText, PeerFacts, Resource};
+use super::authorise::authorise;
+use super::caller::{Caller, Source};
+use super::clock::Clock;
+use super::materials::Materials;
+use super::model::Key;
+use super::ops::{Perform, dispatch};
+use super::root::Root;
+use super::state::{LoadError, State};
+use super::store::Store;
+
+/// Longest body of any call.
+const MAX_BODY: usize = 1024 * 1024;
+/// Longest part of an unknown target that a record shows.
+const MAX_SHOWN_TARGET: usize = 64;
+/// What an answer is expected to take beside its blobs.
+const ANSWER_CAPACITY: usize = 512;
+
+/// Which account and region the daemon serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Twelve digits.
+    pub account: String,
+    /// As it stands in ARNs.
+    pub region: String,
+}
+
+/// What the daemon's core is made of.
+pub struct Parts {
+    /// Account and region.
+    pub settings: Settings,
+    /// Where records are kept.
+    pub store: Arc<dyn Store>,
+    /// The unsealed root of trust.
+    pub root: Root,
+    /// Where calls are recorded.
+    pub audit: Arc<dyn Audit>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// The key service: one per daemon, shared by all threads.
+pub struct Kms {
+    pub(super) settings: Settings,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) root: Root,
+    pub(super) audit: Arc<dyn Audit>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) state: RwLock<State>,
+    pub(super) materials: Materials,
+    writer: Mutex<()>,
+}
+
+impl std::fmt::Debug for Kms {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Kms({:?})", self.settings)
+    }
+}
+
+/// The right to change records: held by one call at a time.
+pub struct Turn<'a>(#[allow(dead_code)] MutexGuard<'a, ()>);
+
+/// One call being served.
+pub(super) struct Call<'a> {
+    pub(super) kms: &'a Kms,
+    pub(super) caller: &'a Caller,
+    pub(super) now: Timestamp,
+    pub(super) turn: Option<&'a Turn<'a>>,
+}
+
+/// What the audit record will say beside the facts of the caller.
+#[derive(Default)]
+pub(super) struct Notes {
+    operation: Option<Operation>,
+    parameters: Option<String>,
+    keys: Vec<Arc<Key>>,
+    /// The version that was used, in hex.
+    pub(super) material_id: Option<String>,
+    /// Why a ciphertext did not open: for the operator, never for the caller.
+    pub(super) reason: Option<&'static str>,
+}
+
+impl Notes {
+    /// Names a key that the call made or touched.
+    pub(super) fn touched(&mut self, key: &Arc<Key>) {
+        if !self.keys.iter().any(|known| known.record.id == key.record.id) {
+            self.keys.push(Arc::clone(key));
+        }
+    }
+
+    fn additional(&self) -> JsonText {
+        if self.material_id.is_none() && self.reason.is_none() {
+            return JsonText::null();
+        }
+        let mut members = api::Parameters::new();
+        if let Some(id) = &self.material_id {
+            members.add("key_material_id", id);
+        }
+        if let Some(reason) = self.reason {
+            members.add("reason", reason);
+        }
+        JsonText::from_json(members.finish())
+    }
+}
+
+/// The body of an answer that is not an error.
+pub(super) struct Answer(Zeroizing<Vec<u8>>);
+
+impl Answer {
+    /// No body, as operations answer that have nothing to say.
+    pub(super) fn empty() -> Self {
+        Self(Zeroizing::default())
+    }
+
+    /// The JSON of `value`. `blobs` is how many bytes of blobs it holds, so that the buffer never has to move and
+    /// leave a copy of a secret behind.
+    pub(super) fn of(value: &impl Serialize, blobs: usize) -> Result<Self, KmsError> {
+        let mut body = Zeroizing::new(Vec::with_capacity(ANSWER_CAPACITY + blobs.div_ceil(3) * 4));
+        let written = serde_json::to_writer(&mut *body, value);
+        written.map(|()| Self(body)).map_err(|_| KmsError::new(ErrorCode::KMSInternalException, ""))
+    }
+}
+
+/// What goes back to the caller.
+#[derive(Debug)]
+pub struct Reply {
+    /// HTTP status.
+    pub status: u16,
+    /// JSON, or nothing.
+    pub body: Zeroizing<Vec<u8>>,
+    /// The id that the audit record carries too.
+    pub request_id: String,
+    /// Which error it is, if it is one.
+    pub error: Option<ErrorCode>,
+}
+
+impl Kms {
+    /// Loads all records.
+    pub fn open(parts: Parts) -> Result<Self, LoadError> {
+        let state = State::load(&*parts.store)?;
+        Ok(Self {
+            settings: parts.settings,
+            store: parts.store,
+            root: parts.root,
+            audit: parts.audit,
+            clock: parts.clock,
+            state: RwLock::new(state),
+            materials: Materials::default(),
+            writer: Mutex::new(()),
+        })
+    }
+
+    /// Serves one call.
+    pub fn handle(&self, caller: &Caller, target: &str, body: &[u8]) -> Reply {
+        let request_id = uuid_text(random_array());
+        let now = self.clock.now();
+        let mut notes = Notes::default();
+        let outcome = match Operation::from_target(target) {
+            Some(operation) => {
+                notes.operation = Some(operation);
+                dispatch(self, caller, operation, body, now, &mut notes)
+            }
+            None => Err(KmsError::new(ErrorCode::UnknownOperationException, "")),
+        };
+        let outcome = self.record(caller, target, now, &request_id, &notes, outcome);
+        reply(request_id, outcome)
+    }
+
+    /// The steps of a call whose operation is known.
+    pub(super) fn run<R: Perform>(
+        &self,
+        caller: &Caller,
+        body: &[u8],
+        now: Timestamp,
+        notes: &mut Notes,
+    ) -> Result<Answer, KmsError> {
+        admit(body)?;
+        let request: R = api::parse(body)?;
+        let mut shown = String::new();
+        if request.show(&mut shown) {
+            notes.parameters = Some(shown);
+        }
+        let turn = (!R::OPERATION.is_read_only()).then(|| self.turn());
+        let call = Call { kms: self, caller, now, turn: turn.as_ref() };
+        let demands = request.demands(&call, notes)?;
+        let user = if caller.is_root { None } else { self.user_of(caller) };
+        let allowed = authorise(caller, user.as_deref(), &demands).map_err(|error| request.refused(error))?;
+        drop(demands);
+        request.perform(&call, &allowed, notes)
+    }
+
+    /// Waits for the right to change records.
+    pub(super) fn turn(&self) -> Turn<'_> {
+        Turn(self.writer.lock())
+    }
+
+    /// The caller's own record, if it is a user that has one.
+    pub(super) fn user_of(&self, caller: &Caller) -> Option<Arc<super::model::User>> {
+        self.state.read().users.get(caller.user_name()?).cloned()
+    }
+
+    /// Writes the record; a call that cannot be recorded has failed.
+    fn record(
+        &self,
+        caller: &Caller,
+        target: &str,
+        now: Timestamp,
+        request_id: &str,
+        notes: &Notes,
+        outcome: Result<Answer, KmsError>,
+    ) -> Result<Answer, KmsError> {
+        let shown_target: String = target.chars().take(MAX_SHOWN_TARGET).collect();
+        let resources: Vec<Resource<'_>> = notes
+            .keys
+            .iter()
+            .map(|key| Resource { arn: &key.record.arn, account: &key.record.account })
+            .collect();
+        let (source, peer) = source_of(caller);
+        let request = notes.parameters.clone().map_or_else(JsonText::null, JsonText::from_json);
+        let record = AuditRecord {
+            time_ms: u64::try_from(now.millis()).unwrap_or(0),
+            event_name: notes.operation.map_or(&shown_target, |operation| operation.name()),
+            region: &self.settings.region,
+            identity: identity_of(caller),
+            source: &source,
+            peer,
+            user_agent: &caller.user_agent,
+            request: &request,
+            response: &JsonText::null(),
+            additional: &notes.additional(),
+            error: outcome.as_ref().err().map(|error| (error.code.name(), error.message.as_str())),
+            read_only: notes.operation.is_none_or(Operation::is_read_only),
+            resources: &resources,
+            request_id,
+        };
+        match self.audit.record(&record) {
+            Ok(()) => outcome,
+            Err(error) => {
+                log::error!("a call was refused because it could not be recorded: {error}");
+                Err(KmsError::new(ErrorCode::KMSInternalException, "The call could not be recorded."))
+            }
+        }
+    }
+}
+
+fn admit(body: &[u8]) -> Result<(), KmsError> {
+    if body.len() > MAX_BODY {
+        return Err(KmsError::new(ErrorCode::RequestEntityTooLargeException, "The request is too large."));
+    }
+    Ok(())
+}
+
+fn identity_of(caller: &Caller) -> Identity<'_> {
+    let kind = match (&caller.source, caller.is_root) {
+        (Source::Internal, _) => "AWSService",
+        (_, true) => "Root",
+        (_, false) => "IAMUser",
+    };
+    Identity {
+        kind,
+        arn: &caller.principal_arn,
+        account: &caller.account,
+        access_key_id: caller.access_key_id.as_deref(),
+        invoked_by: caller.via_service.as_deref(),
+    }
+}
+
+fn source_of(caller: &Caller) -> (String, Option<PeerFacts>) {
+    match caller.source {
+        Source::Unix { uid, gid, pid } => (String::from("unix"), Some(PeerFacts { uid, gid, pid })),
+        Source::Tcp(ip) => (ip.to_string(), None),
+        Source::Internal => (String::from("kmsd"), None),
+    }
+}
+
+fn reply(request_id: String, outcome: Result<Answer, KmsError>) -> Reply {
+    match outcome {
+        Ok(Answer(body)) => Reply { status: 200, body, request_id, error: None },
+        Err(error) => Reply {
+            status: error.code.status(),
+            body: Zeroizing::new(error.body()),
+            request_id,
+            error: Some(error.code),
+        },
+    }
+}
