@@ -15,15 +15,17 @@ use rustix::fs::{AtFlags, FileType, readlinkat, statat};
 use rustix::io::Errno;
 use serde::Serialize;
 
-use super::check_file::{self, FileVerdict};
+use super::check_file::{self, Depth, Sound};
+use super::record_file::LOCK_FILE;
 use super::report::{MAX_LISTED, Progress};
 use super::walk::{self, Directory, Entry, Visitor};
-use super::{Volume, VolumeError, record_file};
+use super::{MountLock, Volume, VolumeError, record_file};
 use crate::crypto::DirKey;
 use crate::format::dir::{self, DIR_RECORD};
 use crate::format::link;
 use crate::format::name::{self, Kind, TEMPORARY_PREFIX, classify};
 use crate::format::record::{VOLUME_RECORD, VOLUME_RECORD_COPY};
+use crate::tree::file::LOG_NAME;
 
 /// How to check.
 #[derive(Debug, Clone)]
@@ -105,8 +107,10 @@ pub struct CheckReport {
     pub errors: u64,
     /// Remarks made.
     pub remarks: u64,
-    /// Files that were not closed cleanly; the next open settles them.
-    pub unsettled: u64,
+    /// Bytes of data that were read and verified.
+    pub verified_bytes: u64,
+    /// Whether a mount used the tree at the same time.
+    pub live: bool,
     /// The first findings.
     pub findings: Vec<Finding>,
     /// Whether the check was ended early.
@@ -121,7 +125,12 @@ pub fn check(
     progress: &Progress,
 ) -> Result<CheckReport, VolumeError> {
     let root = super::open::open_lower(lower)?;
-    let work = Check { volume, options, progress, report: Mutex::new(CheckReport::default()) };
+    // Held until the end, so that no mount begins meanwhile; one that is there already makes the check a live one.
+    let lock = MountLock::take(lower);
+    let live = lock.is_err();
+    let context = volume.map(|volume| volume.file_context(true).map(Arc::new)).transpose()?;
+    let depth = Depth { context, data: options.data, live };
+    let work = Check { volume, depth, progress, report: Mutex::new(CheckReport::default()) };
     let mut worker = CheckReport::default();
     for name in [VOLUME_RECORD, VOLUME_RECORD_COPY] {
         if let Err(e) = record_file::read_one(root.as_fd(), lower, name) {
@@ -138,13 +147,13 @@ pub fn check(
     report = worker;
     report.findings.sort_by(|a, b| a.lower_path.cmp(&b.lower_path));
     (report.with_key, report.with_data) = (volume.is_some(), volume.is_some() && options.data);
-    report.ended_early = progress.stopped();
+    (report.live, report.ended_early) = (live, progress.stopped());
     Ok(report)
 }
 
 struct Check<'a> {
     volume: Option<&'a Volume>,
-    options: &'a CheckOptions,
+    depth: Depth,
     progress: &'a Progress,
     report: Mutex<CheckReport>,
 }
@@ -165,7 +174,7 @@ impl CheckReport {
         self.bytes += other.bytes;
         self.errors += other.errors;
         self.remarks += other.remarks;
-        self.unsettled += other.unsettled;
+        self.verified_bytes += other.verified_bytes;
         self.findings.extend(other.findings);
         self.findings.truncate(MAX_LISTED);
     }
@@ -214,8 +223,9 @@ impl Check<'_> {
 
     fn check_record(&self, report: &mut CheckReport, dir: &Directory, name: &CStr) {
         let ours = name.to_bytes();
-        let of_root = [VOLUME_RECORD, VOLUME_RECORD_COPY, ".kmsfs.lock", ".kmsfs.log"];
-        let known = of_root.iter().any(|n| n.as_bytes() == ours) && dir.parent().is_none();
+        let of_root = [VOLUME_RECORD, VOLUME_RECORD_COPY, LOCK_FILE];
+        let known = of_root.iter().any(|n| n.as_bytes() == ours) || ours.starts_with(LOG_NAME.as_bytes());
+        let known = known && dir.parent().is_none();
         if ours.starts_with(TEMPORARY_PREFIX.as_bytes()) {
             self.add(
                 report,
@@ -242,11 +252,13 @@ impl Check<'_> {
 
     fn check_file(&self, report: &mut CheckReport, dir: &Arc<Directory>, name: &CStr) {
         report.files += 1;
-        match check_file::check_file(dir.fd(), name, self.volume, self.options.data) {
-            Ok(FileVerdict { size, unsettled }) => {
+        match check_file::check_file(dir.fd(), name, &self.depth) {
+            Ok(Sound { size, verified }) => {
                 report.bytes += size;
-                report.unsettled += u64::from(unsettled);
+                report.verified_bytes += verified;
             }
+            // Removed or renamed meanwhile, by a live mount.
+            Err((Class::Unreadable, why)) if self.depth.live && why == Errno::NOENT.to_string() => {}
             Err((class, why)) => self.add(report, class, dir, name, why),
         }
         self.progress.done.fetch_add(1, Ordering::Relaxed);

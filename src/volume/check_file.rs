@@ -1,96 +1,103 @@
-//! The check of one lower file: header, key, commitment, seal, data.
+//! The check of one lower file: header, key, commitment, seal, tags, data.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::fs::{OFlags, fstat};
-use rustix::io::{Errno, pread};
+use rustix::io::Errno;
 
 use super::check::Class;
-use super::{Volume, lower_file};
-use crate::crypto::{FileKeys, constant_time_eq};
-use crate::format::header::{SLOTS_LEN, SUPERBLOCK_LEN, Slots};
-use crate::format::layout::{BLOCK, BLOCK_LEN, lower_len, plain_size};
-use crate::format::seal::{Seal, State};
-use crate::tree::{KeyError, KeySource};
+use super::lower_file;
+use crate::format::header::{HeaderError, Slots};
+use crate::format::layout::{BLOCK, lower_len, plain_size};
+use crate::tree::FsError;
+use crate::tree::file::{FileContext, FileIo, Verified};
 
-/// What a file without errors is like.
-pub struct FileVerdict {
+/// A file that changes under the check, in a live mount, is read again this often before its trouble counts.
+const LIVE_TRIES: usize = 3;
+/// Problems of one file that are put into words.
+const MAX_TOLD: usize = 3;
+
+/// A file without trouble.
+pub struct Sound {
     /// Plaintext size in bytes.
     pub size: u64,
-    /// Whether it was not closed cleanly.
-    pub unsettled: bool,
+    /// Bytes of data that were verified.
+    pub verified: u64,
 }
 
 type Trouble = (Class, String);
 
-/// Checks the file `name` of `dir`. Without a volume: its structure alone.
-pub fn check_file(
-    dir: BorrowedFd<'_>,
-    name: &CStr,
-    volume: Option<&Volume>,
-    _data: bool,
-) -> Result<FileVerdict, Trouble> {
+/// How deep to look.
+pub struct Depth {
+    /// How files are opened; without it, structure alone is checked.
+    pub context: Option<Arc<FileContext>>,
+    /// Whether to verify all data.
+    pub data: bool,
+    /// Whether a mount uses the tree at the same time.
+    pub live: bool,
+}
+
+/// Checks the file `name` of `dir`.
+pub fn check_file(dir: BorrowedFd<'_>, name: &CStr, depth: &Depth) -> Result<Sound, Trouble> {
+    let mut tries = if depth.live { LIVE_TRIES } else { 1 };
+    loop {
+        let outcome = try_check(dir, name, depth);
+        tries -= 1;
+        match outcome {
+            Err((Class::Data | Class::Header, _)) if tries > 0 => {}
+            other => return other,
+        }
+    }
+}
+
+fn try_check(dir: BorrowedFd<'_>, name: &CStr, depth: &Depth) -> Result<Sound, Trouble> {
     let unreadable = |e: Errno| (Class::Unreadable, e.to_string());
     let file = lower_file::open(dir, name, OFlags::RDONLY).map_err(unreadable)?;
     let length = fstat(file.as_fd()).map_err(unreadable)?.st_size as u64;
     if length == 0 {
-        return Ok(FileVerdict { size: 0, unsettled: false });
+        return Ok(Sound { size: 0, verified: 0 });
     }
-    let page = read_header_page(&file).map_err(unreadable)?;
-    let slots: &[u8; SLOTS_LEN] = page[..SLOTS_LEN].try_into().expect("a page is longer than its slots");
-    let slots = Slots::parse(slots).map_err(|e| (Class::Header, e.to_string()))?;
-    let size = plain_size(length);
-    let Some(volume) = volume else {
-        let unsettled = lower_len(size) != length;
-        return Ok(FileVerdict { size, unsettled });
-    };
-    check_belonging(&slots, volume)?;
-    let keys = file_keys(&slots, volume)?;
-    let superblock: &[u8; SUPERBLOCK_LEN] =
-        page[..SUPERBLOCK_LEN].try_into().expect("it is the first part of a page");
-    let seal = Seal::latest(&keys, superblock, &page);
-    let seal = seal.ok_or_else(|| (Class::Data, "neither seal opens".to_owned()))?;
-    if seal.state == State::Clean && lower_len(seal.size) != length {
-        let why = format!(
-            "it was cut or extended: sealed at {} bytes, but {length} lower bytes are there",
-            seal.size
-        );
-        return Err((Class::Data, why));
+    check_structure(&file, length)?;
+    match &depth.context {
+        None => Ok(Sound { size: plain_size(length), verified: 0 }),
+        Some(context) => check_content(file, context, depth.data),
     }
-    Ok(FileVerdict { size: seal.size, unsettled: seal.state != State::Clean })
 }
 
-fn check_belonging(slots: &Slots, volume: &Volume) -> Result<(), Trouble> {
-    if slots.superblock.volume_id == volume.id {
-        return Ok(());
+/// What can be seen without a key.
+fn check_structure(file: &OwnedFd, length: u64) -> Result<(), Trouble> {
+    let bytes = lower_file::read_slots(file.as_fd()).map_err(|e| (Class::Unreadable, e.to_string()))?;
+    let header = bytes.ok_or(HeaderError::NoSuperblock).and_then(|bytes| Slots::parse(&bytes));
+    header.map_err(|e| (Class::Header, e.to_string()))?;
+    if length < BLOCK || lower_len(plain_size(length)) != length {
+        return Err((Class::Data, format!("it was cut: no file of ours is {length} bytes long")));
     }
-    Err((Class::Header, format!("it belongs to another volume, {}", slots.superblock.volume_id)))
+    Ok(())
 }
 
-fn file_keys(slots: &Slots, volume: &Volume) -> Result<FileKeys, Trouble> {
-    let file_id = slots.superblock.file_id;
-    let data_key = volume
-        .keys
-        .unwrap(file_id, &slots.active().wrapped)
-        .map_err(|e: KeyError| (Class::Key, e.to_string()))?;
-    let keys = FileKeys::derive(&data_key, &file_id.0);
-    if !constant_time_eq(keys.commitment(), &slots.superblock.commitment) {
-        return Err((Class::Key, "the wrapped key is another file's".to_owned()));
+fn check_content(file: OwnedFd, context: &Arc<FileContext>, data: bool) -> Result<Sound, Trouble> {
+    let io = FileIo::new(file, Arc::clone(context));
+    io.ensure_keys().map_err(trouble)?;
+    let size = io.size().map_err(trouble)?;
+    if !data {
+        return Ok(Sound { size, verified: 0 });
     }
-    Ok(keys)
+    let Verified { blocks, problems, .. } = io.verify().map_err(trouble)?;
+    if problems.is_empty() {
+        return Ok(Sound { size, verified: (blocks * BLOCK).min(size) });
+    }
+    let told: Vec<&str> = problems.iter().take(MAX_TOLD).map(String::as_str).collect();
+    let more = problems.len().saturating_sub(MAX_TOLD);
+    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+    Err((Class::Data, format!("{}{more}", told.join("; "))))
 }
 
-fn read_header_page(file: &OwnedFd) -> Result<[u8; BLOCK_LEN], Errno> {
-    let mut page = [0; BLOCK_LEN];
-    let mut filled = 0;
-    while filled < BLOCK as usize {
-        match pread(file.as_fd(), &mut page[filled..], filled as u64) {
-            Ok(0) => break,
-            Ok(n) => filled += n,
-            Err(Errno::INTR) => {}
-            Err(e) => return Err(e),
-        }
+fn trouble(error: FsError) -> Trouble {
+    match error {
+        FsError::Key(e) => (Class::Key, e.to_string()),
+        FsError::Os(e) => (Class::Unreadable, e.to_string()),
+        FsError::Corrupt(why) => (Class::Data, why),
     }
-    Ok(page)
 }

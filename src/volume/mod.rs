@@ -31,4 +31,4 @@ pub use open::{MountLock, Volume, peek};
 pub use report::{Failure, Progress, Version};
 pub use rewrap::{RewrapOptions, RewrapReport, rewrap};
 pub use walk::MAX_JOBS;
-pub use watch::{KeyWatch, WatchOptions};
+pub use watch::{KeyEvent, KeyWatch, WatchOptions};

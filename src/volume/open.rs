@@ -12,6 +12,8 @@ use crate::client::{CacheLimits, Kms};
 use crate::crypto::VolumeKey;
 use crate::format::VolumeId;
 use crate::format::record::{VolumeRecord, VolumeSettings};
+use crate::tree::KeySource;
+use crate::tree::file::{FileContext, TagLog};
 
 /// An open volume.
 pub struct Volume {
@@ -45,6 +47,14 @@ impl Volume {
     /// The lower directory.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What files of the volume are opened with. `read_only` changes nothing on disk, not even to recover.
+    pub(super) fn file_context(&self, read_only: bool) -> Result<FileContext, VolumeError> {
+        let opened = if read_only { TagLog::open_read_only(&self.root) } else { TagLog::open(&self.root) };
+        let log = opened.map_err(|e| VolumeError::io("open the tag log in", &self.path, e))?;
+        let keys: Arc<dyn KeySource> = self.keys.clone();
+        Ok(FileContext { volume_id: self.id, keys, read_only, log: Some(log) })
     }
 
     /// A descriptor of the lower directory.

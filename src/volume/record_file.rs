@@ -15,7 +15,7 @@ use crate::format::name::temporary;
 use crate::format::record::{RECORD_MAX, VOLUME_RECORD, VOLUME_RECORD_COPY, VolumeRecord};
 
 /// Locked by whoever changes records or headers of the lower tree; holds nothing.
-const LOCK_FILE: &str = ".kmsfs.lock";
+pub(super) const LOCK_FILE: &str = ".kmsfs.lock";
 
 /// What tells one state of the stored record from another without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

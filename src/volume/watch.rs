@@ -28,6 +28,15 @@ impl WatchOptions {
     }
 }
 
+/// What a mount must act on.
+#[derive(Debug, Clone, Copy)]
+pub enum KeyEvent<'a> {
+    /// The master key of this ARN may no longer be used: open files under it must forget their keys.
+    Revoked(&'a str),
+    /// The volume record was replaced, as a rewrap does: open files should look at their headers again.
+    RecordChanged,
+}
+
 /// The threads that watch and refill; stopped on drop.
 pub struct KeyWatch {
     keys: Arc<VolumeKeys>,
@@ -36,15 +45,14 @@ pub struct KeyWatch {
 }
 
 impl KeyWatch {
-    /// Starts watching. `revoked` is told of each master key that may no longer be used, once, before its
-    /// last data keys are wiped; it makes open files forget theirs.
+    /// Starts watching; `act` is told of each event once, on the watching thread.
     pub fn start(
         keys: Arc<VolumeKeys>,
         options: WatchOptions,
-        revoked: impl Fn(&str) + Send + 'static,
+        act: impl Fn(KeyEvent<'_>) + Send + 'static,
     ) -> std::io::Result<Self> {
         let (stop, stopped) = channel();
-        let watch = Watch { keys: Arc::clone(&keys), revoked: Box::new(revoked) };
+        let watch = Watch { keys: Arc::clone(&keys), act: Box::new(act) };
         let refiller = Arc::clone(&keys);
         let threads = vec![
             std::thread::Builder::new()
@@ -75,7 +83,7 @@ impl Drop for KeyWatch {
 
 struct Watch {
     keys: Arc<VolumeKeys>,
-    revoked: Box<dyn Fn(&str) + Send>,
+    act: Box<dyn Fn(KeyEvent<'_>) + Send>,
 }
 
 impl Watch {
@@ -88,7 +96,8 @@ impl Watch {
         }
         match self.keys.reload_if_changed() {
             Ok(true) => {
-                log::info!("the volume record was read again; new files take {}", self.keys.default_key())
+                log::info!("the volume record was read again; new files take {}", self.keys.default_key());
+                (self.act)(KeyEvent::RecordChanged);
             }
             Ok(false) => {}
             Err(e) => log::debug!("the volume record cannot be read again: {e}"),
@@ -105,7 +114,7 @@ impl Watch {
                 if self.keys.note_refused(key_arn, true) {
                     log::warn!("the key {key_arn} may no longer be used ({why}); its data keys are dropped");
                     self.keys.drop_key(key_arn);
-                    (self.revoked)(key_arn);
+                    (self.act)(KeyEvent::Revoked(key_arn));
                 }
                 // Whatever was fetched on the brink of the refusal goes as well.
                 self.keys.drop_key(key_arn);
