@@ -8,25 +8,36 @@ mod error;
 mod key_args;
 mod key_data;
 mod keys;
+mod mount;
+mod mount_plan;
 mod mounts;
 mod output;
 mod progress;
 mod runtime_dir;
+mod serve;
 mod service;
 mod speed;
 mod volumes;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
 use log::LevelFilter;
 
 use args::{Cli, Command};
-use error::CliError;
+
+/// What mount(8) expects of a helper whose mount failed.
+const MOUNT_FAILED: u8 = 32;
 
 /// Runs the command that the process was started with.
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let (cli, by_mount) = match mount::as_helper(&arguments) {
+        Some(Ok(cli)) => (cli, true),
+        Some(Err(exit)) => return exit,
+        None => (Cli::parse_from(arguments), false),
+    };
     crate::logging::init(match cli.verbose {
         0 => LevelFilter::Warn,
         1 => LevelFilter::Info,
@@ -43,13 +54,13 @@ pub fn run() -> ExitCode {
         Command::Lock(args) => mounts::lock(&args).map(done),
         Command::Umount(args) => mounts::umount(&args).map(done),
         Command::Speed => speed::run().map(done),
-        Command::Mount(_) => Err(CliError::failed("not here yet")),
+        Command::Mount(args) => mount::mount(&args, kms, cli.verbose).map(done),
     };
     outcome.unwrap_or_else(|e| {
         if !e.message.is_empty() {
             eprintln!("kmsfs: {e}");
         }
-        e.exit.into()
+        if by_mount { MOUNT_FAILED.into() } else { e.exit.into() }
     })
 }
 

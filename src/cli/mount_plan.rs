@@ -1,0 +1,235 @@
+//! What a mount command asks for, checked before anything is done.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::args::{MountArgs, parse_duration};
+use super::error::{CliError, Exit};
+
+/// Options that mount(8) and fstab add for themselves, which mean nothing here.
+const IGNORED: &[&str] = &[
+    "rw",
+    "defaults",
+    "auto",
+    "noauto",
+    "user",
+    "users",
+    "nouser",
+    "owner",
+    "group",
+    "_netdev",
+    "nofail",
+    "async",
+    "relatime",
+    "noatime",
+    "strictatime",
+    "nodiratime",
+    "default_permissions",
+    "exec",
+    "dirsync",
+];
+
+/// A mount as it will be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "they are mount(8)'s own independent options")]
+pub struct MountPlan {
+    /// Lower directory, absolute.
+    pub lower: PathBuf,
+    /// Mount point, absolute.
+    pub mountpoint: PathBuf,
+    /// Key service, as named.
+    pub kms: Option<String>,
+    /// Refuse every change.
+    pub read_only: bool,
+    /// Let other users in.
+    pub allow_other: bool,
+    /// Set-user-id has an effect.
+    pub suid: bool,
+    /// Device files have an effect.
+    pub dev: bool,
+    /// Programs do not run.
+    pub no_exec: bool,
+    /// The mount point may hold something.
+    pub non_empty: bool,
+    /// Unmount after this long without use.
+    pub idle: Option<Duration>,
+}
+
+impl MountPlan {
+    /// Puts arguments and options together and checks the places.
+    pub fn new(args: &MountArgs, kms: Option<&str>) -> Result<Self, CliError> {
+        let mut plan = Self {
+            lower: args.lower.clone(),
+            mountpoint: args.mountpoint.clone(),
+            kms: kms.map(str::to_owned),
+            read_only: args.read_only,
+            allow_other: args.allow_other,
+            suid: false,
+            dev: false,
+            no_exec: false,
+            non_empty: false,
+            idle: args.idle,
+        };
+        for option in args.options.iter().map(|option| option.trim()).filter(|option| !option.is_empty()) {
+            plan.apply(option)?;
+        }
+        plan.check_places()?;
+        Ok(plan)
+    }
+
+    fn apply(&mut self, option: &str) -> Result<(), CliError> {
+        let usage = |text: String| CliError::new(Exit::Usage, text);
+        if IGNORED.contains(&option) || option.starts_with("x-") || option.starts_with("comment=") {
+            return Ok(());
+        }
+        match option.split_once('=') {
+            None => match option {
+                "ro" => self.read_only = true,
+                "allow_other" => self.allow_other = true,
+                "suid" => self.suid = true,
+                "nosuid" => self.suid = false,
+                "dev" => self.dev = true,
+                "nodev" => self.dev = false,
+                "noexec" => self.no_exec = true,
+                "nonempty" => self.non_empty = true,
+                other => return Err(usage(format!("the mount option '{other}' is not known"))),
+            },
+            Some(("kms", endpoint)) => self.kms = Some(endpoint.to_owned()),
+            Some(("idle", time)) => {
+                let time = parse_duration(time).map_err(|e| usage(format!("the mount option idle: {e}")))?;
+                self.idle = Some(time);
+            }
+            Some(("durability", "strict")) => {}
+            Some(("durability", other)) => {
+                return Err(usage(format!("durability={other} is not offered; strict is what there is")));
+            }
+            Some((other, _)) => return Err(usage(format!("the mount option '{other}' is not known"))),
+        }
+        Ok(())
+    }
+
+    fn check_places(&mut self) -> Result<(), CliError> {
+        let missing =
+            |path: &Path, e: &std::io::Error| CliError::new(Exit::Mount, format!("{}: {e}", path.display()));
+        self.lower = std::fs::canonicalize(&self.lower).map_err(|e| missing(&self.lower, &e))?;
+        let shown = self.mountpoint.display().to_string();
+        let refused = |exit, why: &str| Err(CliError::new(exit, format!("mount point {shown} {why}")));
+        self.mountpoint = match std::fs::canonicalize(&self.mountpoint) {
+            Ok(path) => path,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return refused(Exit::Mount, "does not exist; make it with mkdir");
+            }
+            // A mount whose daemon died answers so.
+            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error()) => {
+                return refused(Exit::Busy, "holds a mount whose daemon is gone; unmount it first");
+            }
+            Err(e) => return Err(missing(&self.mountpoint, &e)),
+        };
+        if !self.mountpoint.is_dir() {
+            return refused(Exit::Mount, "is not a directory");
+        }
+        if self.mountpoint.starts_with(&self.lower) {
+            return refused(Exit::Mount, "lies inside the lower directory; choose a place outside");
+        }
+        if is_mounted(&self.mountpoint) {
+            return refused(Exit::Busy, "is in use: a kmsfs is mounted there");
+        }
+        let mut entries = std::fs::read_dir(&self.mountpoint).map_err(|e| missing(&self.mountpoint, &e))?;
+        if entries.next().is_some() && !self.non_empty {
+            return refused(
+                Exit::Mount,
+                "is not empty; choose another, or hide what is there with -o nonempty",
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Whether a kmsfs is mounted at `path`.
+pub fn is_mounted(path: &Path) -> bool {
+    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let is_here = |line: &[u8]| {
+        let fields: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
+        let dash = fields.iter().position(|field| *field == b"-");
+        let kind = dash.and_then(|at| fields.get(at + 1));
+        kind == Some(&b"fuse.kmsfs".as_slice()) && fields.get(4).is_some_and(|at| unescape(at) == path)
+    };
+    table.split(|b| *b == b'\n').any(is_here)
+}
+
+/// A path of the mount table, where blanks and backslashes are `\ooo`.
+fn unescape(field: &[u8]) -> PathBuf {
+    use std::os::unix::ffi::OsStringExt;
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let [first, tail @ ..] = rest {
+        let octal = (*first == b'\\').then(|| tail.get(..3)).flatten().and_then(|digits| {
+            digits
+                .iter()
+                .try_fold(0_u8, |n, d| n.checked_mul(8)?.checked_add(d.checked_sub(b'0').filter(|d| *d < 8)?))
+        });
+        if let Some(byte) = octal {
+            out.push(byte);
+            rest = &tail[3..];
+        } else {
+            out.push(*first);
+            rest = tail;
+        }
+    }
+    std::ffi::OsString::from_vec(out).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(options: &str) -> Result<MountPlan, CliError> {
+        let args = MountArgs {
+            lower: "/proc".into(),
+            mountpoint: "/sys".into(),
+            options: options.split(',').map(str::to_owned).collect(),
+            foreground: false,
+            allow_other: false,
+            read_only: false,
+            idle: None,
+            log: None,
+            daemon_child: false,
+        };
+        let mut plan = MountPlan {
+            lower: args.lower.clone(),
+            mountpoint: args.mountpoint.clone(),
+            kms: None,
+            read_only: false,
+            allow_other: false,
+            suid: false,
+            dev: false,
+            no_exec: false,
+            non_empty: false,
+            idle: None,
+        };
+        args.options.iter().try_for_each(|option| plan.apply(option)).map(|()| plan)
+    }
+
+    #[test]
+    fn the_options_of_fstab_are_taken() {
+        let plan =
+            plan("rw,nofail,x-systemd.automount,ro,allow_other,suid,noexec,kms=unix:/s,idle=10m").unwrap();
+        assert!(plan.read_only && plan.allow_other && plan.suid && plan.no_exec && !plan.dev);
+        assert_eq!((plan.kms.as_deref(), plan.idle), (Some("unix:/s"), Some(Duration::from_mins(10))));
+    }
+
+    #[test]
+    fn unknown_options_are_refused_by_name() {
+        for bad in ["compress", "compress=zstd", "idle=never", "durability=none"] {
+            let error = plan(bad).unwrap_err();
+            assert_eq!(error.exit, Exit::Usage);
+            assert!(error.message.contains(bad.split('=').next().unwrap()), "{error}");
+        }
+    }
+
+    #[test]
+    fn paths_of_the_mount_table_are_unescaped() {
+        assert_eq!(unescape(br"/a\040b\134c"), Path::new("/a b\\c"));
+        assert_eq!(unescape(br"/a\9\04"), Path::new(r"/a\9\04"));
+    }
+}

@@ -1,0 +1,284 @@
+//! The process of a mount: opens the volume, mounts, serves, cleans up.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::args::MountArgs;
+use super::control::{self, Answer, Request, Status};
+use super::error::{CliError, Exit};
+use super::mount::{FAILED, READY};
+use super::mount_plan::MountPlan;
+use super::runtime_dir;
+use super::service::{self, Behalf};
+use crate::client::CacheLimits;
+use crate::fuse::{MountOptions, Session, SessionHandle};
+use crate::volume::{KeyEvent, KeyWatch, MountLock, MountedTree, Volume, WatchOptions};
+
+/// Descriptors a mount may need: directories and files it keeps open.
+const OPEN_FILES: u64 = 65_536;
+/// How long the first request through the mount may take.
+const FIRST_ANSWER: Duration = Duration::from_secs(30);
+/// How often an idle mount is looked at.
+const IDLE_POLL: Duration = Duration::from_secs(1);
+
+/// Serves in this process until unmounted; logs to standard error.
+pub fn in_foreground(plan: &MountPlan) -> Result<(), CliError> {
+    serve(plan, || Ok(()))
+}
+
+/// Serves as the child of a `kmsfs mount` that waits for a word on standard output.
+pub fn as_child(args: &MountArgs, kms: Option<&str>) -> Result<(), CliError> {
+    let outcome = MountPlan::new(args, kms).and_then(|plan| {
+        let log = open_log(args.log.as_deref(), &plan.mountpoint)?;
+        serve(&plan, || detach(&log))
+    });
+    if let Err(e) = &outcome {
+        // After the word "ready" standard output is the null device, and this is lost on purpose.
+        let mut out = std::io::stdout().lock();
+        let _ = writeln!(out, "{FAILED} {}\n{e}", e.exit as u8);
+        log::error!("{e}");
+    }
+    outcome.map_err(|e| CliError::new(e.exit, ""))
+}
+
+fn open_log(named: Option<&Path>, mountpoint: &Path) -> Result<File, CliError> {
+    let path = match named {
+        Some(path) => path.to_owned(),
+        None => runtime_dir::make()?.join(format!("{}.log", runtime_dir::stem(mountpoint))),
+    };
+    let mut options = File::options();
+    let file = options.append(true).create(true).mode(0o600).open(&path);
+    file.map_err(|e| CliError::failed(format!("cannot open the log {}: {e}", path.display())))
+}
+
+/// Tells the parent that the mount answers, and lets go of its terminal.
+fn detach(log: &File) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{READY}")?;
+    out.flush()?;
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(log)?;
+    Ok(())
+}
+
+fn harden() -> Result<(), CliError> {
+    let failed = |e: std::io::Error| CliError::failed(format!("cannot harden the process: {e}"));
+    // Without a terminal of its own a signal to the parent's group does not reach the mount.
+    let _ = rustix::process::setsid();
+    std::env::set_current_dir("/").map_err(failed)?;
+    crate::sys::forbid_dumps().map_err(failed)?;
+    crate::sys::raise_open_files(OPEN_FILES);
+    Ok(())
+}
+
+fn serve(plan: &MountPlan, ready: impl FnOnce() -> std::io::Result<()>) -> Result<(), CliError> {
+    harden()?;
+    let lock = MountLock::take(&plan.lower)?;
+    let kms = service::connect(plan.kms.as_deref(), Behalf::Filesystem)?;
+    let is_unix = kms.endpoint().is_unix();
+    let volume = Volume::open(&plan.lower, kms, CacheLimits::default())?;
+    let read_only = plan.read_only || is_read_only(&plan.lower);
+    if read_only && !plan.read_only {
+        eprintln!("kmsfs: {} is on a read-only file system; mounted read-only", plan.lower.display());
+    }
+    let tree = volume.tree(read_only)?;
+    let session = Session::mount(tree.for_session(), &mount_options(plan, read_only), &plan.mountpoint)
+        .map_err(|e| {
+            CliError::new(Exit::Mount, format!("cannot mount at {}: {e}", plan.mountpoint.display()))
+        })?;
+    let handle = session.handle();
+    let (ended, end) = channel();
+    let served = spawn_session(session, ended)?;
+    let outcome = run_beside(plan, &Mounted { volume, tree, handle, read_only }, is_unix, &end, ready);
+    let served =
+        served.join().map_err(|_| CliError::new(Exit::Mount, "the mount's session ended by a panic"))?;
+    drop(lock);
+    outcome?;
+    served.map_err(|e| CliError::new(Exit::Mount, format!("the mount ended: {e}")))
+}
+
+/// What stands beside the session while it serves.
+struct Mounted {
+    volume: Volume,
+    tree: MountedTree,
+    handle: SessionHandle,
+    read_only: bool,
+}
+
+type Served = std::thread::JoinHandle<std::io::Result<()>>;
+
+fn spawn_session(session: Session, ended: Sender<()>) -> Result<Served, CliError> {
+    let run = move || {
+        let served = session.run();
+        let _ = ended.send(());
+        served
+    };
+    let spawned = std::thread::Builder::new().name("session".into()).spawn(run);
+    spawned.map_err(|e| CliError::new(Exit::Mount, format!("cannot start a thread: {e}")))
+}
+
+/// Watches keys, answers control requests and waits for the end. Unmounts when anything of it fails at the start.
+fn run_beside(
+    plan: &MountPlan,
+    mounted: &Mounted,
+    is_unix: bool,
+    end: &Receiver<()>,
+    ready: impl FnOnce() -> std::io::Result<()>,
+) -> Result<(), CliError> {
+    let started = start_beside(plan, mounted, is_unix).and_then(|beside| {
+        wait_for_answer(&plan.mountpoint)?;
+        ready().map_err(|e| CliError::failed(format!("cannot report that the mount answers: {e}")))?;
+        Ok(beside)
+    });
+    match started {
+        Ok(_beside) => {
+            wait_for_end(plan, mounted, end);
+            Ok(())
+        }
+        Err(e) => {
+            let _ = mounted.handle.unmount(true);
+            Err(e)
+        }
+    }
+}
+
+fn start_beside(
+    plan: &MountPlan,
+    mounted: &Mounted,
+    is_unix: bool,
+) -> Result<(KeyWatch, control::Server), CliError> {
+    let failed = |e: std::io::Error| CliError::failed(format!("cannot start a thread: {e}"));
+    unmount_on_signals(mounted.handle.clone()).map_err(failed)?;
+    let (tree, handle) = (mounted.tree.clone(), mounted.handle.clone());
+    let act = move |event: KeyEvent<'_>| tree.act_on(event, |ids| drop_pages(&handle, ids));
+    let watch = KeyWatch::start(Arc::clone(&mounted.volume.keys), WatchOptions::for_endpoint(is_unix), act);
+    let watch = watch.map_err(failed)?;
+    let server = control::Server::start(&plan.mountpoint, control_handler(plan, mounted))?;
+    Ok((watch, server))
+}
+
+/// Makes the kernel write back and forget these files' pages.
+fn drop_pages(handle: &SessionHandle, node_ids: &[u64]) {
+    if let Err(e) = handle.invalidate(node_ids) {
+        log::debug!("cached pages of some files could not be dropped: {e}");
+    }
+}
+
+/// A mount that answers one request answers all; without this the caller's first access might find nothing.
+fn wait_for_answer(mountpoint: &Path) -> Result<(), CliError> {
+    let (sender, receiver) = channel();
+    let path = mountpoint.to_owned();
+    std::thread::spawn(move || sender.send(std::fs::metadata(path)));
+    match receiver.recv_timeout(FIRST_ANSWER) {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(e)) => Err(CliError::new(Exit::Mount, format!("the mount does not work: {e}"))),
+        Err(_) => Err(CliError::new(Exit::Mount, "the mount does not answer")),
+    }
+}
+
+fn unmount_on_signals(handle: SessionHandle) -> std::io::Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    let unmount = move || {
+        // Out of sight at once, ended when the last file is closed.
+        while signals.forever().next().is_some() {
+            if let Err(e) = handle.unmount(true) {
+                log::error!("cannot unmount: {e}");
+            }
+        }
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(unmount).map(|_| ())
+}
+
+/// Waits until the session has ended; unmounts when it was idle for long enough.
+fn wait_for_end(plan: &MountPlan, mounted: &Mounted, end: &Receiver<()>) {
+    let mut last_seen = mounted.tree.activity();
+    let mut since = Instant::now();
+    loop {
+        match end.recv_timeout(IDLE_POLL) {
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
+        }
+        let Some(idle) = plan.idle else { continue };
+        let seen = mounted.tree.activity();
+        if seen != last_seen || mounted.tree.open_files() > 0 {
+            (last_seen, since) = (seen, Instant::now());
+        } else if since.elapsed() >= idle {
+            log::info!("unmounting after {} s without use", idle.as_secs());
+            // Somebody's working directory keeps it busy, which counts as use.
+            if mounted.handle.unmount(false).is_err() {
+                since = Instant::now();
+            }
+        }
+    }
+}
+
+fn control_handler(plan: &MountPlan, mounted: &Mounted) -> impl Fn(Request) -> Answer + Send + 'static {
+    let keys = Arc::clone(&mounted.volume.keys);
+    let (tree, handle) = (mounted.tree.clone(), mounted.handle.clone());
+    let status = Status {
+        mountpoint: plan.mountpoint.clone(),
+        lower: plan.lower.clone(),
+        volume_id: mounted.volume.id.to_string(),
+        kms: keys.kms().endpoint().to_string(),
+        default_key: keys.default_key(),
+        pid: std::process::id(),
+        read_only: mounted.read_only,
+        since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        cached_keys: 0,
+        fresh_keys: 0,
+        open_files: 0,
+        inodes: 0,
+        idle_seconds: plan.idle.map(|idle| idle.as_secs()),
+    };
+    move |request| match request {
+        Request::Status => {
+            let (cached_keys, fresh_keys) = keys.held();
+            let (open_files, inodes) = (tree.open_files(), tree.inodes());
+            let default_key = keys.default_key();
+            Answer::Status(Box::new(Status {
+                cached_keys,
+                fresh_keys,
+                open_files,
+                inodes,
+                default_key,
+                ..status.clone()
+            }))
+        }
+        Request::Lock => {
+            let open = tree.lock(|ids| drop_pages(&handle, ids));
+            Answer::Locked(keys.lock().max(open))
+        }
+        Request::Reload => match keys.reload_if_changed() {
+            Ok(changed) => Answer::Reloaded(changed),
+            Err(e) => Answer::Failed(e.to_string()),
+        },
+        Request::Locate { path } => match tree.lower_path(&path) {
+            Ok(lower) => Answer::Located(lower),
+            Err(e) => Answer::Failed(format!("{}: {e}", path.display())),
+        },
+    }
+}
+
+fn mount_options(plan: &MountPlan, read_only: bool) -> MountOptions {
+    MountOptions {
+        source: plan.lower.display().to_string(),
+        allow_other: plan.allow_other,
+        read_only,
+        no_suid: !plan.suid,
+        no_dev: !plan.dev,
+        no_exec: plan.no_exec,
+        ..MountOptions::default()
+    }
+}
+
+fn is_read_only(lower: &PathBuf) -> bool {
+    rustix::fs::statvfs(lower).is_ok_and(|stat| stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+}

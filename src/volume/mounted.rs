@@ -1,0 +1,101 @@
+//! The plaintext tree of an open volume, as a mount uses it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::readlinkat;
+use rustix::io::Errno;
+
+use super::watch::KeyEvent;
+use super::{Volume, VolumeError, walk};
+use crate::crypto::VolumeKey;
+use crate::format::dir::{self, DIR_RECORD};
+use crate::format::name;
+use crate::tree::{Tree, TreeOptions};
+
+/// A tree that is, or is about to be, mounted.
+#[derive(Clone)]
+pub struct MountedTree {
+    tree: Arc<Tree>,
+    key: Arc<VolumeKey>,
+    root: Arc<OwnedFd>,
+}
+
+impl Volume {
+    /// The plaintext tree. The caller holds the volume exclusively, unless `read_only`.
+    pub fn tree(&self, read_only: bool) -> Result<MountedTree, VolumeError> {
+        let files = Arc::new(self.file_context(read_only)?);
+        let options = TreeOptions { read_only, ..TreeOptions::default() };
+        let tree =
+            Tree::open(self.root()?, Arc::clone(&self.key), files, &options).map_err(VolumeError::Tree)?;
+        Ok(MountedTree { tree, key: Arc::clone(&self.key), root: Arc::new(self.root()?) })
+    }
+}
+
+impl MountedTree {
+    /// For the session that serves it.
+    pub fn for_session(&self) -> Arc<Tree> {
+        Arc::clone(&self.tree)
+    }
+
+    /// Files open now.
+    pub fn open_files(&self) -> usize {
+        self.tree.open_file_count()
+    }
+
+    /// Inodes the kernel knows.
+    pub fn inodes(&self) -> usize {
+        self.tree.node_count()
+    }
+
+    /// Changes when the mount is used.
+    pub fn activity(&self) -> usize {
+        self.tree.node_count()
+    }
+
+    /// Does what an event asks for. `drop_pages` makes the kernel write back and forget pages of open files, which
+    /// must come first: what is dirty can only be encrypted while the keys are there.
+    pub fn act_on(&self, event: KeyEvent<'_>, drop_pages: impl Fn(&[u64])) {
+        match event {
+            KeyEvent::Revoked(key_arn) => {
+                drop_pages(&self.tree.nodes_under(Some(key_arn)));
+                let dropped = self.tree.revoke(key_arn);
+                // Pages that were read while the first ones were being dropped.
+                drop_pages(&dropped);
+            }
+            KeyEvent::RecordChanged => {
+                self.tree.lock_all();
+            }
+        }
+    }
+
+    /// Drops the keys of all open files, and what the kernel caches of them. Returns how many there were.
+    pub fn lock(&self, drop_pages: impl Fn(&[u64])) -> usize {
+        drop_pages(&self.tree.nodes_under(None));
+        let dropped = self.tree.lock_all();
+        drop_pages(&dropped);
+        dropped.len()
+    }
+
+    /// Where the lower file of a plaintext path is, relative to the lower directory.
+    pub fn lower_path(&self, path: &Path) -> std::io::Result<PathBuf> {
+        let mut lower = PathBuf::new();
+        let mut here = self.root.try_clone()?;
+        let mut components = path.components().peekable();
+        while let Some(component) = components.next() {
+            let Component::Normal(plain) = component else { return Err(Errno::INVAL.into()) };
+            let record = readlinkat(here.as_fd(), DIR_RECORD, Vec::new())?;
+            let id = dir::open(&self.key, record.as_bytes()).map_err(|_| Errno::IO)?;
+            let key = self.key.dir_key(&id);
+            let name = name::encrypt(&key, plain.as_bytes()).map_err(|_| Errno::NAMETOOLONG)?;
+            if components.peek().is_some() {
+                let entry = std::ffi::CString::new(name.entry.as_str())?;
+                here = walk::open_dir(here.as_fd(), &entry)?;
+            }
+            lower.push(name.entry);
+        }
+        Ok(lower)
+    }
+}
