@@ -221,8 +221,8 @@ mod tests {
     #[test]
     fn durations_have_units() {
         assert_eq!(parse_duration("90"), Ok(Duration::from_secs(90)));
-        assert_eq!(parse_duration("10m"), Ok(Duration::from_secs(600)));
-        assert_eq!(parse_duration("2h"), Ok(Duration::from_secs(7200)));
+        assert_eq!(parse_duration("10m"), Ok(Duration::from_mins(10)));
+        assert_eq!(parse_duration("2h"), Ok(Duration::from_hours(2)));
         for bad in ["", "m", "0", "-1", "1d", "99999999999999999999h", "5124095576030432h"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }

@@ -73,8 +73,8 @@ fn harden() -> Result<(), CliError> {
     // Without a terminal of its own a signal to the parent's group does not reach the mount.
     let _ = rustix::process::setsid();
     std::env::set_current_dir("/").map_err(failed)?;
-    crate::sys::forbid_dumps().map_err(failed)?;
-    crate::sys::raise_open_files(OPEN_FILES);
+    crate::sys::harden::forbid_dumps().map_err(failed)?;
+    crate::sys::harden::raise_open_files(OPEN_FILES);
     Ok(())
 }
 
@@ -175,9 +175,11 @@ fn drop_pages(handle: &SessionHandle, node_ids: &[u64]) {
 fn wait_for_answer(mountpoint: &Path) -> Result<(), CliError> {
     let (sender, receiver) = channel();
     let path = mountpoint.to_owned();
-    std::thread::spawn(move || sender.send(std::fs::metadata(path)));
+    std::thread::spawn(move || {
+        let _ = sender.send(std::fs::metadata(path).map(drop));
+    });
     match receiver.recv_timeout(FIRST_ANSWER) {
-        Ok(Ok(_)) => Ok(()),
+        Ok(Ok(())) => Ok(()),
         Ok(Err(e)) => Err(CliError::new(Exit::Mount, format!("the mount does not work: {e}"))),
         Err(_) => Err(CliError::new(Exit::Mount, "the mount does not answer")),
     }
@@ -243,14 +245,8 @@ fn control_handler(plan: &MountPlan, mounted: &Mounted) -> impl Fn(Request) -> A
             let (cached_keys, fresh_keys) = keys.held();
             let (open_files, inodes) = (tree.open_files(), tree.inodes());
             let default_key = keys.default_key();
-            Answer::Status(Box::new(Status {
-                cached_keys,
-                fresh_keys,
-                open_files,
-                inodes,
-                default_key,
-                ..status.clone()
-            }))
+            let now = Status { default_key, cached_keys, fresh_keys, open_files, inodes, ..status.clone() };
+            Answer::Status(Box::new(now))
         }
         Request::Lock => {
             let open = tree.lock(|ids| drop_pages(&handle, ids));

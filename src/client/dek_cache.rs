@@ -261,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_second_opener_is_served_from_the_cache_unless_the_wrap_changed() {
-        let cache = cache(4, Duration::from_secs(60));
+        let cache = cache(4, Duration::from_mins(1));
         let calls = AtomicUsize::new(0);
         let fetch = || {
             calls.fetch_add(1, Ordering::Relaxed);
@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn many_openers_of_one_file_share_one_fetch() {
-        let cache = cache(4, Duration::from_secs(60));
+        let cache = cache(4, Duration::from_mins(1));
         let calls = AtomicUsize::new(0);
         let gate = std::sync::Barrier::new(8);
         std::thread::scope(|scope| {
@@ -297,7 +297,7 @@ mod tests {
 
     #[test]
     fn the_least_recently_used_key_goes_first() {
-        let cache = cache(2, Duration::from_secs(60));
+        let cache = cache(2, Duration::from_mins(1));
         for n in [1, 2, 1, 3] {
             cache.get_or_fetch(id(n), &WRAP, "arn:a", || Ok(DataKey::random())).unwrap();
         }
@@ -318,7 +318,7 @@ mod tests {
         let cache = cache(8, Duration::ZERO);
         cache.put(id(1), WRAP, "arn:a", DataKey::random());
         assert_eq!((cache.expire(), cache.len()), (1, 0));
-        let cache = self::cache(8, Duration::from_secs(60));
+        let cache = self::cache(8, Duration::from_mins(1));
         cache.put(id(1), WRAP, "arn:a", DataKey::random());
         cache.put(id(2), WRAP, "arn:b", DataKey::random());
         assert_eq!((cache.revoke("arn:a"), cache.len(), cache.clear(), cache.len()), (1, 1, 1, 0));
@@ -326,7 +326,7 @@ mod tests {
 
     #[test]
     fn a_fetch_overtaken_by_a_revocation_asks_again() {
-        let cache = cache(8, Duration::from_secs(60));
+        let cache = cache(8, Duration::from_mins(1));
         let mut calls = 0;
         let outcome = cache.get_or_fetch(id(1), &WRAP, "arn:a", || {
             calls += 1;
@@ -341,7 +341,7 @@ mod tests {
 
     #[test]
     fn a_failed_fetch_fails_its_waiters_and_is_not_remembered() {
-        let cache = cache(8, Duration::from_secs(60));
+        let cache = cache(8, Duration::from_mins(1));
         assert!(cache.get_or_fetch(id(1), &WRAP, "arn:a", || Err("down".to_owned())).is_err());
         assert!(cache.get_or_fetch(id(1), &WRAP, "arn:a", || Ok(DataKey::random())).is_ok());
     }

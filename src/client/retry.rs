@@ -71,7 +71,7 @@ mod tests {
             retries: 5,
             base: Duration::from_millis(10),
             cap: Duration::from_millis(40),
-            total: Duration::from_secs(60),
+            total: Duration::from_mins(1),
         };
         let mut backoff = Backoff::new(limits);
         let waits: Vec<_> = std::iter::from_fn(|| backoff.next_wait()).collect();

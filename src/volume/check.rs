@@ -87,6 +87,7 @@ pub struct Finding {
 }
 
 /// The outcome of a check.
+#[allow(clippy::struct_excessive_bools, reason = "independent facts of the JSON report")]
 #[derive(Debug, Default, Serialize)]
 pub struct CheckReport {
     /// Whether keys were used; without them only structure was checked.
@@ -270,7 +271,7 @@ impl Check<'_> {
         match readlinkat(dir.fd(), name, Vec::new()) {
             Ok(target) if link::open(&volume.key, target.as_bytes()).is_ok() => {}
             Ok(_) => {
-                self.add(report, Class::Link, dir, name, "the link's target is damaged or of another volume")
+                self.add(report, Class::Link, dir, name, "the link's target is damaged or of another volume");
             }
             Err(e) => self.add(report, Class::Unreadable, dir, name, e.to_string()),
         }

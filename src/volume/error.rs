@@ -66,6 +66,8 @@ impl std::fmt::Display for VolumeError {
                 }
                 Ok(())
             }
+            // It says which endpoint, and what to do, already.
+            Self::Key(_, KeyError::Unavailable(why)) => f.write_str(why),
             Self::Key(key, e) => write!(f, "the volume's key {key}: {e}"),
             Self::Client(e) => write!(f, "{e}"),
             Self::NotEmpty(path) => {

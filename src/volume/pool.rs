@@ -170,6 +170,6 @@ mod tests {
         let pool = Pool::default();
         pool.take();
         pool.close();
-        assert!(pool.wait(Duration::from_secs(3600)).is_none() && pool.is_closed());
+        assert!(pool.wait(Duration::from_hours(1)).is_none() && pool.is_closed());
     }
 }

@@ -439,7 +439,7 @@ impl Visitor for Pass<'_> {
             match (kind, entry.kind) {
                 (Kind::Foreign, _) => worker.tally.foreign += 1,
                 (Kind::Short | Kind::LongEntry, FileType::RegularFile) => {
-                    self.visit(worker, dir, &entry.name)
+                    self.visit(worker, dir, &entry.name);
                 }
                 // Links and special files have no header; records are not files.
                 (Kind::Short | Kind::LongEntry | Kind::Sidecar | Kind::Record, _) => {}
