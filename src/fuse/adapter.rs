@@ -28,7 +28,7 @@ use super::seeker::{SeekRequest, Seeker};
 use super::session::{MountOptions, negotiate};
 use crate::tree::{
     Attr, Caller, DirStream, FsError, Kind, NewObject, RenameMode, Seek, SetAttr, SpecialFile, Tree,
-    XattrMode,
+    WriteManner, XattrMode,
 };
 
 /// Buffers above this are not kept for the next read of the thread.
@@ -272,8 +272,11 @@ impl Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let clear_set_id = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        match self.tree.write(id.0, offset, data, clear_set_id) {
+        let manner = WriteManner {
+            from_cache: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
+            clear_set_id: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+        };
+        match self.tree.write(id.0, offset, data, manner) {
             Ok(()) => reply.written(data.len() as u32),
             Err(e) => reply.error(report(id.0, &e)),
         }

@@ -77,6 +77,12 @@ pub fn set_times(fd: impl AsFd, times: &fs::Timestamps) -> Result<(), Errno> {
     fs::utimensat(fd, "", times, AtFlags::EMPTY_PATH)
 }
 
+/// Sets the time of the last write of an open file.
+pub fn set_modified(fd: impl AsFd, time: fs::Timespec) -> Result<(), Errno> {
+    let last_access = fs::Timespec { tv_sec: 0, tv_nsec: fs::UTIME_OMIT };
+    fs::futimens(fd, &fs::Timestamps { last_access, last_modification: time })
+}
+
 /// The target of the symbolic link `name`.
 pub fn read_link(dir: impl AsFd, name: &[u8]) -> Result<Vec<u8>, Errno> {
     fs::readlinkat(dir, checked(name)?, Vec::new()).map(std::ffi::CString::into_bytes)

@@ -90,6 +90,11 @@ fn time(seconds: i64, nanoseconds: u64) -> Time {
     Time { seconds, nanoseconds: nanoseconds as u32 }
 }
 
+/// The time of the last write of a lower inode.
+pub(super) fn modified(stat: &Stat) -> Time {
+    time(stat.st_mtime, stat.st_mtime_nsec)
+}
+
 impl Attr {
     /// From the lower status, with the plaintext `size`. `None` for a type the kernel does not have.
     pub fn of(node_id: u64, stat: &Stat, size: u64) -> Option<Self> {
@@ -104,7 +109,7 @@ impl Attr {
             gid: stat.st_gid,
             device: (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)),
             accessed: time(stat.st_atime, stat.st_atime_nsec),
-            modified: time(stat.st_mtime, stat.st_mtime_nsec),
+            modified: modified(stat),
             changed: time(stat.st_ctime, stat.st_ctime_nsec),
         })
     }

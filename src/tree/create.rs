@@ -68,7 +68,7 @@ impl Tree {
         let mut slot = node.file.write();
         slot.handles += 1;
         slot.writers += u32::from(write);
-        slot.open = Some(Box::new(OpenFile { io, writable: true }));
+        slot.open = Some(Box::new(OpenFile::new(io, true)));
         drop(slot);
         self.open_files.lock().insert(node.id, node.clone());
         Ok((attr, node.generation))

@@ -25,5 +25,6 @@ pub use key_source::{FreshKey, KeyError, KeySource};
 pub use list::{DirStream, Listed, ListedDir};
 pub use namespace::{DEFAULT_OPEN_DIRS, Tree, TreeOptions};
 pub use node::ROOT_ID;
+pub use open::WriteManner;
 pub use rename::RenameMode;
 pub use xattr::XattrMode;

@@ -12,8 +12,9 @@ use parking_lot::{Mutex, RwLock};
 use rustix::io::Errno;
 
 use super::FsError;
-use super::attr::Kind;
+use super::attr::{Kind, Time, modified};
 use super::file::FileIo;
+use crate::sys::at;
 
 /// Node id of the root.
 pub const ROOT_ID: u64 = 1;
@@ -36,6 +37,37 @@ pub struct OpenFile {
     pub io: FileIo,
     /// Whether the lower descriptor can write.
     pub writable: bool,
+    /// The modification time as the kernel has it, once written-back data has moved the lower one.
+    pub kernel_modified: Mutex<Option<Time>>,
+}
+
+impl OpenFile {
+    /// A file just opened.
+    pub fn new(io: FileIo, writable: bool) -> Self {
+        Self { io, writable, kernel_modified: Mutex::default() }
+    }
+
+    /// Before data that the kernel wrote back: the time of that write is the kernel's to tell, and it tells only
+    /// what it changed since it last asked. So the lower time as it was stands until it does.
+    pub fn note_modified(&self) -> Result<(), Errno> {
+        let mut known = self.kernel_modified.lock();
+        if known.is_none() {
+            *known = Some(self.lower_modified()?);
+        }
+        Ok(())
+    }
+
+    /// Gives the lower file the time that the kernel has.
+    pub fn restore_modified(&self) -> Result<(), Errno> {
+        match self.kernel_modified.lock().take() {
+            Some(time) if time != self.lower_modified()? => at::set_modified(self.io.lower_fd(), time.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn lower_modified(&self) -> Result<Time, Errno> {
+        rustix::fs::fstat(self.io.lower_fd()).map(|stat| modified(&stat))
+    }
 }
 
 /// The open file, if any, and how many handles count on it.

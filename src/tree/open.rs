@@ -24,6 +24,15 @@ const GROUP_EXECUTE: u32 = 0o010;
 /// Bytes moved at a time by `copy_range`.
 const COPY_CHUNK: u64 = 1 << 20;
 
+/// What a write is besides its data.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct WriteManner {
+    /// Written back from the kernel's cache, which keeps the time of the write itself.
+    pub from_cache: bool,
+    /// The writer may not keep set-user-id and set-group-id.
+    pub clear_set_id: bool,
+}
+
 impl Tree {
     /// Opens a regular file for one more handle. The key must be to be had: what may not be decrypted does not open.
     pub fn open_file(&self, id: u64, write: bool, truncate: bool) -> Result<(), FsError> {
@@ -68,9 +77,8 @@ impl Tree {
     }
 
     fn close(&self, id: u64, open: &OpenFile) {
-        if open.writable
-            && let Err(e) = open.io.seal()
-        {
+        let sealed = if open.writable { open.io.seal() } else { Ok(()) };
+        if let Err(e) = sealed.and_then(|()| Ok(open.restore_modified()?)) {
             log::error!("file {id} could not be sealed at its close: {e}");
         }
         self.open_files.lock().remove(&id);
@@ -120,7 +128,7 @@ impl Tree {
         }
         let inode = self.inode(node)?;
         let (fd, writable) = self.open_lower(&inode, write)?;
-        slot.open = Some(Box::new(OpenFile { io: FileIo::new(fd, self.files.clone()), writable }));
+        slot.open = Some(Box::new(OpenFile::new(FileIo::new(fd, self.files.clone()), writable)));
         drop(slot);
         self.open_files.lock().insert(node.id, node.clone());
         Ok(())
@@ -165,12 +173,17 @@ impl Tree {
         })
     }
 
-    /// Writes `data` at `offset`. `clear_set_id` is set where the writer may not keep those bits.
-    pub fn write(&self, id: u64, offset: u64, data: &[u8], clear_set_id: bool) -> Result<(), FsError> {
+    /// Writes `data` at `offset`.
+    pub fn write(&self, id: u64, offset: u64, data: &[u8], manner: WriteManner) -> Result<(), FsError> {
         let node = self.node(id)?;
         self.with_file(&node, true, |file| {
+            if manner.from_cache {
+                file.note_modified()?;
+            } else {
+                *file.kernel_modified.lock() = None;
+            }
             file.io.write(offset, data)?;
-            if clear_set_id { clear_set_id_bits(file.io.lower_fd()) } else { Ok(()) }
+            if manner.clear_set_id { clear_set_id_bits(file.io.lower_fd()) } else { Ok(()) }
         })
     }
 
@@ -205,12 +218,14 @@ impl Tree {
     /// Copies a range from one file to another and gives the number of bytes copied.
     pub fn copy_range(&self, from: u64, at: u64, to: u64, to_at: u64, len: u64) -> Result<u64, FsError> {
         self.check_writable()?;
+        let manner = WriteManner { from_cache: false, clear_set_id: true };
         let mut copied = 0;
         let mut chunk = Vec::new();
         while copied < len {
             let wanted = (len - copied).min(COPY_CHUNK) as usize;
+            chunk.clear();
             let step = self.read(from, at + copied, wanted, &mut chunk).and_then(|()| {
-                if chunk.is_empty() { Ok(()) } else { self.write(to, to_at + copied, &chunk, true) }
+                if chunk.is_empty() { Ok(()) } else { self.write(to, to_at + copied, &chunk, manner) }
             });
             match step {
                 Ok(()) if chunk.is_empty() => break,
@@ -228,7 +243,10 @@ impl Tree {
         if self.read_only || node.kind != Kind::File {
             return Ok(());
         }
-        self.with_file(&node, false, |file| if file.writable { file.io.sync(data_only) } else { Ok(()) })
+        self.with_file(&node, false, |file| {
+            file.restore_modified()?;
+            if file.writable { file.io.sync(data_only) } else { Ok(()) }
+        })
     }
 
     /// Makes the entries of a directory durable.

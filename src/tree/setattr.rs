@@ -34,6 +34,11 @@ impl Tree {
         if set.accessed.is_some() || set.modified.is_some() {
             seal_before_times(&node)?;
             at::set_times(&fd, &timestamps(&set))?;
+            if let Some(open) = &node.file.read().open
+                && set.modified.is_some()
+            {
+                *open.kernel_modified.lock() = None;
+            }
         }
         self.attr_of(&fs::fstat(fd.as_fd())?)
     }
