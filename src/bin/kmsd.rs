@@ -1,3 +1,7 @@
 //! `kmsd`, the key daemon: hands its arguments to [`kmsfs::kms`].
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kmsfs::kms::run()
+}

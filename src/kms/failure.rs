@@ -3,7 +3,7 @@
 //! Made by the command line and the daemon's start.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::audit::AuditError;
 use super::sealed::{SealKind, SealedError};
@@ -30,8 +30,6 @@ Exit codes:
 pub enum Failure {
     /// The daemon answered with an error.
     Refused(String),
-    /// Arguments that do not fit together.
-    Usage(String),
     /// The state directory cannot be used.
     State(PathBuf, StateError),
     /// The state directory was initialised before.
@@ -65,12 +63,15 @@ impl Failure {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Refused(_) => 1,
-            Self::Usage(_) => 2,
             Self::State(_, StateError::Held(_)) | Self::NotRunning(_) | Self::NotStopped(_) => 5,
             Self::State(_, StateError::Io(_)) | Self::System(..) => 9,
-            Self::State(..) | Self::Initialised(_) | Self::NotInitialised(_) => 3,
-            Self::Seal(_, SealedError::Missing | SealedError::Exists) => 3,
-            Self::Seal(_, SealedError::Damaged | SealedError::Newer(_)) | Self::Store(_) | Self::Audit(_) => 7,
+            Self::State(..)
+            | Self::Initialised(_)
+            | Self::NotInitialised(_)
+            | Self::Seal(_, SealedError::Missing | SealedError::Exists) => 3,
+            Self::Seal(_, SealedError::Damaged | SealedError::Newer(_)) | Self::Store(_) | Self::Audit(_) => {
+                7
+            }
             Self::Seal(..) | Self::Secret(_) => 4,
             Self::Listen(_) => 6,
             Self::File(..) => 8,
@@ -82,9 +83,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Refused(what) | Self::Usage(what) | Self::Secret(what) | Self::Child(what, _) => {
-                f.write_str(what)
-            }
+            Self::Refused(what) | Self::Secret(what) | Self::Child(what, _) => f.write_str(what),
             Self::State(dir, error) => write_state(f, dir, error),
             Self::Initialised(dir) => write!(
                 f,
@@ -99,12 +98,18 @@ impl fmt::Display for Failure {
             Self::Seal(dir, error) => write_seal(f, dir, error),
             Self::NotRunning(dir) => write!(f, "no kmsd is running on {}", dir.display()),
             Self::NotStopped(pid) => {
-                write!(f, "kmsd (process {pid}) did not stop in time; look at its log, or kill it: it loses nothing")
+                write!(
+                    f,
+                    "kmsd (process {pid}) did not stop in time; look at its log, or kill it: it loses nothing"
+                )
             }
             Self::Listen(error) => write_listen(f, error),
             Self::Store(error) => error.fmt(f),
             Self::Audit(error @ AuditError::Broken(_)) => {
-                write!(f, "{error}; look at it with `kmsd audit verify`, move it aside and start anew with `kmsd audit reset`")
+                write!(
+                    f,
+                    "{error}; look at it with `kmsd audit verify`, move it aside and start anew with `kmsd audit reset`"
+                )
             }
             Self::Audit(error) => error.fmt(f),
             Self::File(path, what) => write!(f, "{}: {what}", path.display()),
@@ -115,16 +120,20 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-fn write_state(f: &mut fmt::Formatter<'_>, dir: &PathBuf, error: &StateError) -> fmt::Result {
+fn write_state(f: &mut fmt::Formatter<'_>, dir: &Path, error: &StateError) -> fmt::Result {
     let dir = dir.display();
     match error {
-        StateError::Missing => write!(f, "{dir} does not exist; run `kmsd init --dir {dir} --seal keyfile:PATH` first"),
+        StateError::Missing => {
+            write!(f, "{dir} does not exist; run `kmsd init --dir {dir} --seal keyfile:PATH` first")
+        }
         StateError::Held(Some(Running { pid, socket })) => write!(
             f,
             "a kmsd (process {pid}) is running on {dir} already and answers at {}; stop it with `kmsd stop --dir {dir}`",
             socket.display()
         ),
-        StateError::Held(None) => write!(f, "another kmsd is using {dir} at this moment; try again when it is done"),
+        StateError::Held(None) => {
+            write!(f, "another kmsd is using {dir} at this moment; try again when it is done")
+        }
         StateError::TooOpen(mode) => {
             write!(f, "{dir} has mode {mode:04o}, so others can get at it; run `chmod 0700 {dir}`")
         }
@@ -135,7 +144,7 @@ fn write_state(f: &mut fmt::Formatter<'_>, dir: &PathBuf, error: &StateError) ->
     }
 }
 
-fn write_seal(f: &mut fmt::Formatter<'_>, dir: &PathBuf, error: &SealedError) -> fmt::Result {
+fn write_seal(f: &mut fmt::Formatter<'_>, dir: &Path, error: &SealedError) -> fmt::Result {
     let dir = dir.display();
     match error {
         SealedError::Missing => {
@@ -144,12 +153,14 @@ fn write_seal(f: &mut fmt::Formatter<'_>, dir: &PathBuf, error: &SealedError) ->
         SealedError::Exists => write!(f, "{dir} is initialised already"),
         SealedError::Io(error) => write!(f, "{dir}/root: {error}"),
         SealedError::Damaged => write!(f, "{dir}/root is damaged; put back a backup of it"),
-        SealedError::Newer(version) => write!(
-            f,
-            "{dir} has format {version}, which this kmsd does not know; run a newer kmsd"
-        ),
+        SealedError::Newer(version) => {
+            write!(f, "{dir} has format {version}, which this kmsd does not know; run a newer kmsd")
+        }
         SealedError::WrongSecret(SealKind::KeyFile) => {
-            write!(f, "the key file does not unseal {dir}: give the one made by `kmsd init` with --seal keyfile:PATH")
+            write!(
+                f,
+                "the key file does not unseal {dir}: give the one made by `kmsd init` with --seal keyfile:PATH"
+            )
         }
         SealedError::WrongSecret(SealKind::Passphrase) => {
             write!(f, "the passphrase does not unseal {dir}: try again")
@@ -166,7 +177,11 @@ fn write_seal(f: &mut fmt::Formatter<'_>, dir: &PathBuf, error: &SealedError) ->
 fn write_listen(f: &mut fmt::Formatter<'_>, error: &ListenError) -> fmt::Result {
     match error {
         ListenError::NoDirectory(dir) => {
-            write!(f, "the directory {} of the socket does not exist; make it with `mkdir -p {0}`", dir.display())
+            write!(
+                f,
+                "the directory {} of the socket does not exist; make it with `mkdir -p {0}`",
+                dir.display()
+            )
         }
         ListenError::NotASocket(path) => {
             write!(f, "{} exists and is not a socket; give another path with --socket", path.display())

@@ -81,7 +81,7 @@ pub trait Service: Send + Sync + 'static {
     fn call(&self, call: &Call<'_>) -> Answer;
 
     /// The secret of an active access key.
-    fn secret_of(&self, access_key_id: &str) -> Option<Arc<AccessKeySecret>>;
+    fn secret_of(&self, access_key_id: &str) -> Option<AccessKeySecret>;
 
     /// Whether `target` waits for a disk: such calls must not hold up the others.
     fn blocks(&self, target: &str) -> bool;
@@ -211,7 +211,7 @@ impl Front {
 
 /// The response to a connection beyond the limit, written without reading a request.
 pub const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/x-amz-json-1.1\r\n\
-    content-length: 95\r\nconnection: close\r\n\r\n\
+    content-length: 99\r\nconnection: close\r\n\r\n\
     {\"__type\":\"ServiceUnavailableException\",\"message\":\"Too many connections to kmsd; try again later.\"}";
 
 fn body_limit(target: &str) -> usize {

@@ -2,40 +2,57 @@
 //!
 //! Called by `bin/kmsd.rs` only. Never linked into the FUSE daemon.
 //!
-//! A call: `pipeline` parses it, finds the keys (`find`), has it authorised (`authorise`, `policy`), performed
-//! (`ops`), and records it (`audit`) before the answer leaves. Records live in memory (`state`, `model`) and are
-//! written through (`change`) to the `store`.
+//! A call: `server` and `http` take it in and prove who calls (`peer`, `sigv4`); `pipeline` parses it, finds the keys
+//! (`find`), has it authorised (`authorise`, `policy`), performed (`ops`), and records it (`audit`) before the answer
+//! leaves. Records live in memory (`state`, `model`) and are written through (`change`) to the `store`. `cli` and
+//! `daemon` start and stop all of this; `worker` does what comes due.
 
+mod admin;
 pub mod audit;
 pub mod audit_chain;
+mod audit_command;
 pub mod audit_log;
 pub mod authorise;
+mod background;
+mod bench;
 pub mod blob;
 pub mod caller;
 pub mod change;
+mod cli;
 pub mod clock;
+mod connection;
+mod daemon;
+mod failure;
 mod find;
 pub mod http;
+mod keeper;
 pub mod lifecycle;
 pub mod maintenance;
 mod managed;
 pub mod materials;
 pub mod model;
+mod notify;
 mod ops;
 pub mod peer;
 pub mod pipeline;
 pub mod policy;
 pub mod root;
+mod seal_source;
 pub mod sealed;
+pub mod seed;
 pub mod seeding;
 pub mod server;
+mod settings;
 pub mod sigv4;
 pub mod sqlite;
 pub mod state;
 pub mod state_dir;
 pub mod store;
+pub mod toml_file;
+mod worker;
 
 pub use caller::{Caller, Source, root_arn, user_arn};
+pub use cli::run;
 pub use clock::{Clock, SettableClock, SystemClock};
 pub use managed::MANAGED_ALIAS;
 pub use ops::AccessKeyOwner;

@@ -21,10 +21,10 @@ use serde::Deserialize;
 
 use crate::sys::user_name;
 
+use super::toml_file::{self, TomlError};
+
 /// Most user ids remembered; when full the memory starts anew.
 const MAX_REMEMBERED: usize = 4096;
-/// Longest map file.
-const MAX_MAP_BYTES: u64 = 1024 * 1024;
 
 /// A principal of an unsigned call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,26 +36,6 @@ pub struct Principal {
     /// Whether it is the root of this daemon's account.
     pub is_root: bool,
 }
-
-/// Why the map file was refused.
-#[derive(Debug)]
-pub enum MapError {
-    /// It cannot be read.
-    Io(std::io::Error),
-    /// It is not a map; the text names the line.
-    Invalid(String),
-}
-
-impl std::fmt::Display for MapError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Io(error) => error.fmt(f),
-            Self::Invalid(what) => f.write_str(what),
-        }
-    }
-}
-
-impl std::error::Error for MapError {}
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -80,15 +60,11 @@ impl PeerMap {
     }
 
     /// With the map file `path` on top.
-    pub fn with_file(mut self, path: &Path) -> Result<Self, MapError> {
-        let length = std::fs::metadata(path).map_err(MapError::Io)?.len();
-        if length > MAX_MAP_BYTES {
-            return Err(MapError::Invalid(format!("longer than {MAX_MAP_BYTES} bytes")));
-        }
-        let text = std::fs::read_to_string(path).map_err(MapError::Io)?;
-        let file: MapFile = toml::from_str(&text).map_err(|error| MapError::Invalid(error.to_string()))?;
+    pub fn with_file(mut self, path: &Path) -> Result<Self, TomlError> {
+        let file: MapFile = toml_file::read(path)?;
         for (user, target) in &file.users {
-            check_target(target).map_err(|what| MapError::Invalid(format!("user {user:?}: {what}")))?;
+            check_target(target)
+                .map_err(|what| TomlError::Contradiction(format!("user {user:?}: {what}")))?;
         }
         self.users = file.users;
         Ok(self)
@@ -161,7 +137,7 @@ fn check_target(target: &str) -> Result<(), String> {
 mod tests {
     use super::*;
 
-    fn map(text: &str) -> Result<PeerMap, MapError> {
+    fn map(text: &str) -> Result<PeerMap, TomlError> {
         let name = format!("kmsd-map-{}", crate::api::hex(&crate::crypto::random_array::<8>()));
         let path = std::env::temp_dir().join(name);
         std::fs::write(&path, text).unwrap();

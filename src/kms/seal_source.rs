@@ -107,7 +107,9 @@ impl SealSource {
             _ => self.read()?,
         };
         if secret.kind == SealKind::Passphrase && secret.bytes.len() < MIN_PASSPHRASE {
-            return Err(Failure::Secret(format!("the passphrase is shorter than {MIN_PASSPHRASE} bytes; use a longer one")));
+            return Err(Failure::Secret(format!(
+                "the passphrase is shorter than {MIN_PASSPHRASE} bytes; use a longer one"
+            )));
         }
         Ok(secret)
     }

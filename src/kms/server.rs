@@ -42,7 +42,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 4096,
-            head_timeout: Duration::from_secs(120),
+            head_timeout: Duration::from_mins(2),
             body_timeout: Duration::from_secs(30),
             head_bytes: 32 * 1024,
             drain_timeout: Duration::from_secs(10),
@@ -155,11 +155,11 @@ impl Hub {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
+        static LIMIT: RateLimit = RateLimit::new();
         if let Some(place) = self.place(&origin) {
             tokio::spawn(serve_connection(place, stream, origin));
             return;
         }
-        static LIMIT: RateLimit = RateLimit::new();
         if let Some(held_back) = LIMIT.admit() {
             log::warn!("too many connections: refused one from {origin:?} ({held_back} more before it)");
         }
@@ -291,5 +291,123 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
         Ok(_) => Err(ListenError::InUse(path.to_owned())),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(io),
         Err(error) => Err(io(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::http::{Answer, Call, Service};
+    use super::super::sigv4::AccessKeySecret;
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::thread::JoinHandle;
+
+    const REQUEST: &[u8] = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}";
+
+    struct Echo;
+
+    impl Service for Echo {
+        fn call(&self, call: &Call<'_>) -> Answer {
+            Answer { status: 200, body: call.body.to_vec().into(), request_id: "id".into() }
+        }
+
+        fn secret_of(&self, _: &str) -> Option<AccessKeySecret> {
+            None
+        }
+
+        fn blocks(&self, _: &str) -> bool {
+            false
+        }
+    }
+
+    struct Running {
+        path: PathBuf,
+        stop: watch::Sender<bool>,
+        thread: Option<JoinHandle<()>>,
+    }
+
+    impl Running {
+        fn with(limits: Limits) -> Self {
+            let name = format!("kmsd-server-{}", crate::api::hex(&crate::crypto::random_array::<8>()));
+            let path = std::env::temp_dir().join(name);
+            let (stop, stopped) = watch::channel(false);
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+            let listeners = runtime.block_on(Listeners::bind(&path, 0o600, None)).unwrap();
+            let front = Arc::new(Front::new(Arc::new(Echo), "local", limits.body_timeout));
+            let thread =
+                std::thread::spawn(move || runtime.block_on(listeners.serve(front, limits, stopped)));
+            Self { path, stop, thread: Some(thread) }
+        }
+
+        fn connect(&self) -> UnixStream {
+            let stream = UnixStream::connect(&self.path).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+            stream
+        }
+    }
+
+    impl Drop for Running {
+        fn drop(&mut self) {
+            self.stop.send(true).unwrap();
+            self.thread.take().unwrap().join().unwrap();
+        }
+    }
+
+    fn first_line(stream: &mut UnixStream) -> String {
+        let mut bytes = [0; 4096];
+        let read = stream.read(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes[..read]).lines().next().unwrap_or_default().to_owned()
+    }
+
+    #[test]
+    fn connections_beyond_the_limit_get_a_clean_refusal_and_the_place_of_one_gone_is_free() {
+        // All but root leave a reserve.
+        let root = rustix::process::geteuid().is_root();
+        let connections = if root { 3 } else { 3 + RESERVED_FOR_ROOT };
+        let server = Running::with(Limits { connections, ..Limits::default() });
+        let mut held: Vec<_> = (0..3).map(|_| server.connect()).collect();
+        for stream in &mut held {
+            stream.write_all(REQUEST).unwrap();
+            assert_eq!(first_line(stream), "HTTP/1.1 200 OK");
+        }
+        let mut refused = server.connect();
+        assert_eq!(first_line(&mut refused), "HTTP/1.1 503 Service Unavailable");
+        held.pop();
+        let mut outcome = String::new();
+        for _ in 0..1000 {
+            let mut again = server.connect();
+            let _ = again.write_all(REQUEST);
+            outcome = first_line(&mut again);
+            if outcome == "HTTP/1.1 200 OK" {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("{outcome}");
+    }
+
+    #[test]
+    fn half_a_head_is_hung_up_on_and_half_a_body_is_told() {
+        let short = Duration::from_millis(200);
+        let server = Running::with(Limits { head_timeout: short, body_timeout: short, ..Limits::default() });
+        let mut half_head = server.connect();
+        half_head.write_all(b"POST / HTTP/1.1\r\nHost").unwrap();
+        let mut rest = Vec::new();
+        half_head.read_to_end(&mut rest).unwrap();
+        let mut half_body = server.connect();
+        half_body.write_all(&REQUEST[..REQUEST.len() - 1]).unwrap();
+        assert_eq!(first_line(&mut half_body), "HTTP/1.1 400 Bad Request");
+    }
+
+    #[test]
+    fn a_stuck_caller_does_not_keep_the_server_from_stopping() {
+        let drain_timeout = Duration::from_millis(200);
+        let server = Running::with(Limits { drain_timeout, ..Limits::default() });
+        let mut stuck = server.connect();
+        stuck.write_all(&REQUEST[..REQUEST.len() - 1]).unwrap();
+        drop(server);
+        let mut rest = Vec::new();
+        stuck.read_to_end(&mut rest).unwrap();
     }
 }

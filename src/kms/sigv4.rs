@@ -24,7 +24,7 @@ pub const SERVICE: &str = "kms";
 /// Signing keys kept; when full the cache starts anew.
 const MAX_CACHED_KEYS: usize = 1024;
 
-/// An access key's secret. Shared by the store of access keys and the cache of signing keys, wiped with the last.
+/// An access key's secret, wiped on drop.
 pub struct AccessKeySecret(Zeroizing<Vec<u8>>);
 
 impl AccessKeySecret {
@@ -144,7 +144,7 @@ impl std::error::Error for SignatureError {}
 
 struct CachedKey {
     date: String,
-    secret: Arc<AccessKeySecret>,
+    secret: AccessKeySecret,
     key: Arc<SigningKey>,
 }
 
@@ -172,7 +172,7 @@ impl Verifier {
         &self,
         request: &SignedRequest<'a>,
         now_seconds: u64,
-        secret_of: impl Fn(&str) -> Option<Arc<AccessKeySecret>>,
+        secret_of: impl Fn(&str) -> Option<AccessKeySecret>,
     ) -> Result<&'a str, SignatureError> {
         let header = request.header("authorization").ok_or(SignatureError::Missing)?;
         let authorization = parse_authorization(header).map_err(SignatureError::Incomplete)?;
@@ -186,7 +186,7 @@ impl Verifier {
         }
         let body_hash = check_body(request)?;
         let text = text_to_sign(request, &authorization, &time, &body_hash)?;
-        let expected = self.signing_key(&authorization, &secret).sign(&text);
+        let expected = self.signing_key(&authorization, secret).sign(&text);
         let given = unhex(authorization.signature).ok_or(SignatureError::Mismatch)?;
         if !constant_time_eq(&expected, &given) {
             return Err(SignatureError::Mismatch);
@@ -207,15 +207,11 @@ impl Verifier {
         Ok(())
     }
 
-    fn signing_key(
-        &self,
-        authorization: &Authorization<'_>,
-        secret: &Arc<AccessKeySecret>,
-    ) -> Arc<SigningKey> {
+    fn signing_key(&self, authorization: &Authorization<'_>, secret: AccessKeySecret) -> Arc<SigningKey> {
         let Scope { date, region, service } = authorization.scope;
         let mut keys = self.keys.lock();
         if let Some(cached) = keys.get(authorization.access_key_id) {
-            if cached.date == date && Arc::ptr_eq(&cached.secret, secret) {
+            if cached.date == date && constant_time_eq(&cached.secret.0, &secret.0) {
                 return Arc::clone(&cached.key);
             }
         }
@@ -223,7 +219,7 @@ impl Verifier {
         if keys.len() >= MAX_CACHED_KEYS {
             keys.clear();
         }
-        let cached = CachedKey { date: date.to_owned(), secret: Arc::clone(secret), key: Arc::clone(&key) };
+        let cached = CachedKey { date: date.to_owned(), secret, key: Arc::clone(&key) };
         keys.insert(authorization.access_key_id.to_owned(), cached);
         key
     }
@@ -311,9 +307,9 @@ mod tests {
     ];
     const NOW: u64 = 1_769_903_998;
 
-    fn secret_of(id: &str) -> Option<Arc<AccessKeySecret>> {
+    fn secret_of(id: &str) -> Option<AccessKeySecret> {
         let secret = b"wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY".to_vec();
-        (id == "AKIDEXAMPLE").then(|| Arc::new(AccessKeySecret::new(Zeroizing::new(secret))))
+        (id == "AKIDEXAMPLE").then(|| AccessKeySecret::new(Zeroizing::new(secret)))
     }
 
     fn request<'a>(headers: &'a [(&'a str, &'a str)], body: &'a [u8]) -> SignedRequest<'a> {
@@ -395,7 +391,7 @@ mod tests {
     fn a_changed_secret_is_not_served_from_the_cache() {
         let verifier = Verifier::new("local");
         assert!(verifier.verify(&request(&HEADERS, BODY), NOW, secret_of).is_ok());
-        let other = |_: &str| Some(Arc::new(AccessKeySecret::new(Zeroizing::new(b"other".to_vec()))));
+        let other = |_: &str| Some(AccessKeySecret::new(Zeroizing::new(b"other".to_vec())));
         assert_eq!(verifier.verify(&request(&HEADERS, BODY), NOW, other), Err(SignatureError::Mismatch));
     }
 }

@@ -1,0 +1,289 @@
+//! The command line of `kmsd`. Parses, hands over, and turns failures into a line and an exit code.
+//!
+//! Called by `bin/kmsd.rs`. Everything below gets validated structs and never looks at arguments or the environment.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::admin::{self, IamCommand};
+use super::audit_command::{self, AuditCommand};
+use super::audit_log::AuditSync;
+use super::background;
+use super::bench::{self, BenchOperation, BenchPlan};
+use super::daemon::{self, InitPlan, ServePlan};
+use super::failure::{EXIT_CODES, Failure};
+use super::seal_source::SealSource;
+use super::state_dir::StateDir;
+
+/// Where a daemon answers when nobody says else.
+const DEFAULT_SOCKET: &str = "/run/kmsd/kmsd.sock";
+
+/// The key daemon of kmsfs: keeps master keys, decides who may use them, records each use.
+#[derive(Debug, Parser)]
+#[command(name = "kmsd", version, after_help = EXIT_CODES, propagate_version = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// Say more: once for information, twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a new key store with a fresh root key
+    Init(InitArguments),
+    /// Answer on a Unix socket, and on TCP where asked
+    Serve(ServeArguments),
+    /// Stop the daemon of a state directory; what is in flight finishes
+    Stop(StateArguments),
+    /// Tell whether a daemon runs on a state directory, and where it answers
+    Status(StateArguments),
+    /// Manage users, their policies and access keys
+    Iam(IamArguments),
+    /// Look at the audit log, and check it
+    Audit(AuditArguments),
+    /// Measure a running daemon
+    Bench(BenchArguments),
+}
+
+#[derive(Debug, Args)]
+struct StateArguments {
+    /// The state directory
+    #[arg(long, env = "KMSD_DIR")]
+    dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct InitArguments {
+    #[command(flatten)]
+    state: StateArguments,
+    /// Account id in every ARN
+    #[arg(long, default_value = "000000000000", value_parser = account)]
+    account: String,
+    /// Region in every ARN, and the one that clients sign for
+    #[arg(long, default_value = "local", value_parser = region)]
+    region: String,
+    /// What seals the root key: keyfile:PATH (made where missing), passphrase, passphrase:FILE
+    #[arg(long, value_name = "SOURCE")]
+    seal: SealSource,
+}
+
+#[derive(Debug, Args)]
+struct ServeArguments {
+    #[command(flatten)]
+    state: StateArguments,
+    /// Path of the Unix socket
+    #[arg(long, default_value = DEFAULT_SOCKET)]
+    socket: PathBuf,
+    /// Mode of the Unix socket, in octal
+    #[arg(long, default_value = "0660", value_parser = octal)]
+    socket_mode: u32,
+    /// Listen on TCP as well, e.g. 127.0.0.1:4599; calls there must be signed (Signature Version 4)
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<SocketAddr>,
+    /// Users, access keys and keys to make where they are missing (TOML)
+    #[arg(long, value_name = "FILE")]
+    seed: Option<PathBuf>,
+    /// Principals of Unix users (TOML)
+    #[arg(long, value_name = "FILE")]
+    map: Option<PathBuf>,
+    /// What unseals the root key; found in the store where it can be
+    #[arg(long, value_name = "SOURCE")]
+    seal: Option<SealSource>,
+    /// When an audit record is on disk
+    #[arg(long, value_enum, default_value_t = SyncArgument::Second)]
+    audit_sync: SyncArgument,
+    /// Threads that answer; as many as there are processors where absent
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
+    workers: Option<u16>,
+    /// Go to the background; return when the daemon answers
+    #[arg(long)]
+    background: bool,
+    /// Where a daemon in the background logs; STATE/kmsd.log where absent
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// Tell the parent on standard output (used by --background)
+    #[arg(long, hide = true)]
+    report: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum SyncArgument {
+    /// Within a second: a power cut may lose the last second of records
+    Second,
+    /// Before each answer
+    Each,
+}
+
+#[derive(Debug, Args)]
+struct EndpointArguments {
+    /// Path of the daemon's Unix socket
+    #[arg(long, global = true, conflicts_with = "dir")]
+    socket: Option<PathBuf>,
+    /// State directory of a running daemon
+    #[arg(long, global = true, env = "KMSD_DIR")]
+    dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct IamArguments {
+    #[command(flatten)]
+    endpoint: EndpointArguments,
+    #[command(subcommand)]
+    command: IamCommand,
+}
+
+#[derive(Debug, Args)]
+struct AuditArguments {
+    #[command(flatten)]
+    state: StateArguments,
+    #[command(subcommand)]
+    command: AuditCommand,
+}
+
+#[derive(Debug, Args)]
+struct BenchArguments {
+    #[command(flatten)]
+    endpoint: EndpointArguments,
+    /// Connections, each with one call in flight
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    connections: u16,
+    /// Duration
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=3600))]
+    seconds: u16,
+    /// The operation
+    #[arg(long, value_enum, default_value_t = BenchOperation::GenerateDataKey)]
+    op: BenchOperation,
+    /// Key to use; one is made, and scheduled for deletion at the end, where absent
+    #[arg(long)]
+    key: Option<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs `kmsd` with the process's arguments.
+pub fn run() -> ExitCode {
+    let arguments = Arguments::parse();
+    let level = match arguments.verbose {
+        0 => log::LevelFilter::Warn,
+        1 => log::LevelFilter::Info,
+        _ => log::LevelFilter::Debug,
+    };
+    crate::logging::init(level);
+    let report = matches!(&arguments.command, Command::Serve(serve) if serve.report);
+    match dispatch(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if report {
+                background::report_failure(&failure);
+            } else {
+                eprintln!("kmsd: {failure}");
+            }
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Init(arguments) => init(arguments),
+        Command::Serve(arguments) => serve(arguments),
+        Command::Stop(state) => daemon::stop(&state_dir(&state.dir)?),
+        Command::Status(state) => daemon::status(&state_dir(&state.dir)?),
+        Command::Iam(arguments) => admin::run(&socket(&arguments.endpoint)?, arguments.command),
+        Command::Audit(arguments) => audit_command::run(&state_dir(&arguments.state.dir)?, arguments.command),
+        Command::Bench(arguments) => bench(arguments),
+    }
+}
+
+fn init(arguments: InitArguments) -> Result<(), Failure> {
+    let InitArguments { state, account, region, seal } = arguments;
+    daemon::init(&InitPlan { state: state_dir(&state.dir)?, account, region, seal })
+}
+
+fn serve(arguments: ServeArguments) -> Result<(), Failure> {
+    let state = state_dir(&arguments.state.dir)?;
+    let log = arguments.log.as_deref().map_or_else(|| Ok(state.log_file()), absolute)?;
+    let plan = ServePlan {
+        seal: arguments.seal,
+        socket: absolute(&arguments.socket)?,
+        socket_mode: arguments.socket_mode,
+        listen: arguments.listen,
+        seed: arguments.seed.as_deref().map(absolute).transpose()?,
+        map: arguments.map.as_deref().map(absolute).transpose()?,
+        audit_sync: match arguments.audit_sync {
+            SyncArgument::Second => AuditSync::Second,
+            SyncArgument::Each => AuditSync::Each,
+        },
+        workers: arguments.workers.map(usize::from),
+        notify: std::env::var_os("NOTIFY_SOCKET"),
+        report: arguments.report,
+        state,
+    };
+    if arguments.background { background::start(&plan, &log) } else { daemon::serve(&plan) }
+}
+
+fn bench(arguments: BenchArguments) -> Result<(), Failure> {
+    bench::run(&BenchPlan {
+        socket: socket(&arguments.endpoint)?,
+        connections: usize::from(arguments.connections),
+        seconds: u64::from(arguments.seconds),
+        operation: arguments.op,
+        key: arguments.key,
+        json: arguments.json,
+    })
+}
+
+fn state_dir(path: &Path) -> Result<StateDir, Failure> {
+    Ok(StateDir::new(&absolute(path)?))
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(|e| Failure::System(path.display().to_string(), e))
+}
+
+fn socket(endpoint: &EndpointArguments) -> Result<PathBuf, Failure> {
+    match (&endpoint.socket, &endpoint.dir) {
+        (Some(socket), _) => Ok(socket.clone()),
+        (None, Some(dir)) => Ok(daemon::running(&state_dir(dir)?)?.socket),
+        (None, None) => Ok(DEFAULT_SOCKET.into()),
+    }
+}
+
+fn account(text: &str) -> Result<String, String> {
+    if text.len() == 12 && text.bytes().all(|c| c.is_ascii_digit()) {
+        return Ok(text.to_owned());
+    }
+    Err("an account id is 12 digits".into())
+}
+
+fn region(text: &str) -> Result<String, String> {
+    let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+    if (1..=32).contains(&text.len()) && text.bytes().all(plain) {
+        return Ok(text.to_owned());
+    }
+    Err("a region is 1 to 32 lower-case letters, digits and hyphens".into())
+}
+
+fn octal(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("a mode is three or four octal digits, e.g. 0660".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,313 @@
+//! The life of a daemon: init, serve, stop, status.
+//!
+//! Called by the command line with validated plans. The order of a start matters: lock, unseal, check the store and the
+//! log, seed, listen, and only then say that it answers.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags, Signal};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::crypto::RootKey;
+use crate::sys::harden;
+
+use super::audit_log::{self, AuditLog, AuditSync};
+use super::background;
+use super::failure::Failure;
+use super::http::Front;
+use super::keeper::Keeper;
+use super::notify;
+use super::peer::PeerMap;
+use super::pipeline::Settings;
+use super::root::{Root, RootError};
+use super::seal_source::SealSource;
+use super::sealed::{self, SealedError};
+use super::seed::Seed;
+use super::server::{Limits, Listeners};
+use super::sqlite::SqliteStore;
+use super::state_dir::{Running, StateDir, StateError, StateLock};
+use super::store::Store;
+use super::worker::Worker;
+
+/// How long `stop` waits: the drain of the server and some more.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+/// Descriptors beside the connections.
+const OTHER_DESCRIPTORS: u64 = 256;
+
+/// A new store.
+#[derive(Debug)]
+pub struct InitPlan {
+    /// Where.
+    pub state: StateDir,
+    /// Account id.
+    pub account: String,
+    /// Region.
+    pub region: String,
+    /// What seals it.
+    pub seal: SealSource,
+}
+
+/// A daemon to be started.
+#[derive(Debug)]
+pub struct ServePlan {
+    /// Its state directory.
+    pub state: StateDir,
+    /// What unseals it, if not what the store says.
+    pub seal: Option<SealSource>,
+    /// Its Unix socket.
+    pub socket: PathBuf,
+    /// The socket's mode.
+    pub socket_mode: u32,
+    /// TCP address.
+    pub listen: Option<SocketAddr>,
+    /// Seed file.
+    pub seed: Option<PathBuf>,
+    /// Map file.
+    pub map: Option<PathBuf>,
+    /// When audit records are on disk.
+    pub audit_sync: AuditSync,
+    /// Threads.
+    pub workers: Option<usize>,
+    /// The service manager's socket.
+    pub notify: Option<OsString>,
+    /// Whether a parent waits on standard output.
+    pub report: bool,
+}
+
+/// Makes a new store.
+pub fn init(plan: &InitPlan) -> Result<(), Failure> {
+    harden()?;
+    let state = &plan.state;
+    let wrap = |error| Failure::State(state.path().to_owned(), error);
+    state.create().map_err(wrap)?;
+    let _lock = state.lock().map_err(wrap)?;
+    if state.root_file().exists() {
+        return Err(Failure::Initialised(state.path().to_owned()));
+    }
+    let secret = plan.seal.establish()?;
+    let root = RootKey::random();
+    forget_unfinished(state)?;
+    let store = SqliteStore::create(state.path(), root.store_keys()).map_err(Failure::Store)?;
+    Settings { account: plan.account.clone(), region: plan.region.clone() }
+        .save(&store)
+        .map_err(Failure::Store)?;
+    audit_log::create(&state.audit_dir(), &root.audit_key()).map_err(Failure::Audit)?;
+    // Last: what has a root file is whole.
+    sealed::create(&state.root_file(), &root, &secret.as_seal()).map_err(|e| seal_failure(state, e))?;
+    Root::open(root, &store).map_err(root_failure)?;
+    Ok(())
+}
+
+/// Removes what an interrupted init left; without a root file nobody can ever read it.
+fn forget_unfinished(state: &StateDir) -> Result<(), Failure> {
+    let gone = |outcome: std::io::Result<()>, path: &Path| match outcome {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Failure::System(path.display().to_string(), error))
+        }
+        _ => Ok(()),
+    };
+    for name in ["store.db", "store.db-wal", "store.db-shm", "head"] {
+        let path = state.path().join(name);
+        gone(std::fs::remove_file(&path), &path)?;
+    }
+    let audit = state.audit_dir();
+    gone(std::fs::remove_dir_all(&audit), &audit)
+}
+
+/// Serves until told to stop.
+pub fn serve(plan: &ServePlan) -> Result<(), Failure> {
+    harden()?;
+    let limits = Limits::default();
+    let files = harden::raise_open_files(limits.connections as u64 + OTHER_DESCRIPTORS);
+    let connections = limits.connections.min(files.saturating_sub(OTHER_DESCRIPTORS) as usize);
+    let limits = Limits { connections, ..limits };
+    let mut lock = lock(&plan.state)?;
+    let root = unseal(&plan.state, plan.seal.as_ref())?;
+    let keeper = open(plan, root)?;
+    leave_terminal(plan);
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if let Some(workers) = plan.workers {
+        runtime.worker_threads(workers);
+    }
+    let runtime = runtime.enable_all().build().map_err(|e| Failure::System("threads".into(), e))?;
+    runtime.block_on(answer(plan, keeper, limits, &mut lock))
+}
+
+/// Opens everything below the protocol.
+fn open(plan: &ServePlan, root: RootKey) -> Result<Arc<Keeper>, Failure> {
+    let state = &plan.state;
+    let store = SqliteStore::open(state.path(), root.store_keys()).map_err(Failure::Store)?;
+    let store: Arc<dyn Store> = Arc::new(store);
+    let settings = Settings::load(&*store).map_err(Failure::Store)?;
+    let audit =
+        AuditLog::open(&state.audit_dir(), root.audit_key(), plan.audit_sync).map_err(Failure::Audit)?;
+    let root = Root::open(root, &*store).map_err(root_failure)?;
+    let mut peers = PeerMap::new(&settings.account, rustix::process::geteuid().as_raw());
+    if let Some(path) = &plan.map {
+        peers = peers.with_file(path).map_err(|e| Failure::File(path.clone(), e.to_string()))?;
+    }
+    let keeper = Keeper::open(settings, store, root, Arc::new(audit), peers)?;
+    if let Some(path) = &plan.seed {
+        let apply = Seed::read(path).and_then(|seed| keeper.apply(&seed));
+        apply.map_err(|what| Failure::File(path.clone(), what.to_string()))?;
+    }
+    Ok(Arc::new(keeper))
+}
+
+async fn answer(
+    plan: &ServePlan,
+    keeper: Arc<Keeper>,
+    limits: Limits,
+    lock: &mut StateLock,
+) -> Result<(), Failure> {
+    let system = |what: &str| {
+        let what = what.to_owned();
+        move |e| Failure::System(what, e)
+    };
+    let mut terminate = signal(SignalKind::terminate()).map_err(system("signals"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(system("signals"))?;
+    let listeners =
+        Listeners::bind(&plan.socket, plan.socket_mode, plan.listen).await.map_err(Failure::Listen)?;
+    lock.announce(&plan.socket).map_err(system("the lock file"))?;
+    let worker = Worker::start(Arc::clone(&keeper)).map_err(system("the background worker"))?;
+    let front = Front::new(Arc::clone(&keeper) as _, keeper.region(), limits.body_timeout);
+    let (stop, stopped) = watch::channel(false);
+    let address = listeners.tcp_address();
+    let serving = tokio::spawn(listeners.serve(Arc::new(front), limits, stopped));
+    say_ready(plan, address);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    log::info!("stopping");
+    tell_manager(plan, "STOPPING=1");
+    let _ = stop.send(true);
+    let _ = serving.await;
+    worker.stop();
+    keeper.sync_audit();
+    Ok(())
+}
+
+fn say_ready(plan: &ServePlan, address: Option<SocketAddr>) {
+    log::info!("answering at {}", plan.socket.display());
+    if let Some(address) = address {
+        log::info!("answering at {address}");
+    }
+    tell_manager(plan, "READY=1");
+    if plan.report {
+        background::report_ready();
+    }
+}
+
+fn tell_manager(plan: &ServePlan, state: &str) {
+    if let Some(socket) = &plan.notify
+        && let Err(error) = notify::send(socket, state)
+    {
+        log::warn!("the service manager was not told {state}: {error}");
+    }
+}
+
+/// In the background: no controlling terminal, and no hold on the directory it was started in.
+fn leave_terminal(plan: &ServePlan) {
+    if plan.report {
+        // Both are courtesies; a daemon that keeps its session still answers.
+        let _ = rustix::process::setsid();
+        let _ = std::env::set_current_dir("/");
+    }
+}
+
+/// What can be known before a secret is asked for: initialised, and not running. Tells how it is sealed.
+pub fn check_before_start(plan: &ServePlan) -> Result<SealSource, Failure> {
+    drop(lock(&plan.state)?);
+    source(&plan.state, plan.seal.as_ref())
+}
+
+/// The root key of a state directory.
+pub fn unseal(state: &StateDir, given: Option<&SealSource>) -> Result<RootKey, Failure> {
+    let secret = source(state, given)?.read()?;
+    sealed::open(&state.root_file(), &secret.as_seal()).map_err(|e| seal_failure(state, e))
+}
+
+fn source(state: &StateDir, given: Option<&SealSource>) -> Result<SealSource, Failure> {
+    let info = sealed::inspect(&state.root_file()).map_err(|e| seal_failure(state, e))?;
+    Ok(given.cloned().unwrap_or_else(|| SealSource::from_info(&info)))
+}
+
+/// Takes the state directory of an initialised store.
+pub fn lock(state: &StateDir) -> Result<StateLock, Failure> {
+    let lock = state.lock().map_err(|e| Failure::State(state.path().to_owned(), e))?;
+    if !state.root_file().exists() {
+        return Err(Failure::NotInitialised(state.path().to_owned()));
+    }
+    Ok(lock)
+}
+
+/// The daemon that runs on `state`.
+pub fn running(state: &StateDir) -> Result<Running, Failure> {
+    let running = state.running().map_err(|e| Failure::State(state.path().to_owned(), e))?;
+    running.ok_or_else(|| Failure::NotRunning(state.path().to_owned()))
+}
+
+/// Stops the daemon of `state` and waits until it is gone.
+pub fn stop(state: &StateDir) -> Result<(), Failure> {
+    let Running { pid, .. } = running(state)?;
+    let gone = || Failure::NotRunning(state.path().to_owned());
+    let system = |error: rustix::io::Errno| Failure::System(format!("process {pid}"), error.into());
+    let process = Pid::from_raw(pid).ok_or_else(gone)?;
+    let handle = rustix::process::pidfd_open(process, PidfdFlags::empty()).map_err(|_| gone())?;
+    // The lock is still held by the same process, so the handle is not that of a stranger with its number.
+    if running(state)?.pid != pid {
+        return Err(gone());
+    }
+    rustix::process::pidfd_send_signal(&handle, Signal::TERM).map_err(system)?;
+    let timeout = Timespec { tv_sec: STOP_TIMEOUT.as_secs() as i64, tv_nsec: 0 };
+    let ended =
+        rustix::event::poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&timeout)).map_err(system)?;
+    if ended == 0 {
+        return Err(Failure::NotStopped(pid));
+    }
+    wait_for_lock(state, pid)
+}
+
+/// The kernel reports the end of a process a moment before its locks are gone.
+fn wait_for_lock(state: &StateDir, pid: i32) -> Result<(), Failure> {
+    let deadline = Instant::now() + STOP_TIMEOUT;
+    while Instant::now() < deadline {
+        match state.lock() {
+            Err(StateError::Held(_)) => std::thread::sleep(Duration::from_millis(5)),
+            _ => return Ok(()),
+        }
+    }
+    Err(Failure::NotStopped(pid))
+}
+
+/// Prints what runs on `state`.
+pub fn status(state: &StateDir) -> Result<(), Failure> {
+    let Running { pid, socket } = running(state)?;
+    println!("kmsd (process {pid}) runs on {} and answers at {}", state.path().display(), socket.display());
+    Ok(())
+}
+
+fn harden() -> Result<(), Failure> {
+    harden::private_umask();
+    harden::forbid_dumps()
+        .and_then(|()| harden::no_new_privileges())
+        .map_err(|e| Failure::System("the process cannot be hardened".into(), e))
+}
+
+fn seal_failure(state: &StateDir, error: SealedError) -> Failure {
+    Failure::Seal(state.path().to_owned(), error)
+}
+
+fn root_failure(error: RootError) -> Failure {
+    match error {
+        RootError::Store(error) => Failure::Store(error),
+        error => Failure::Store(super::store::StoreError::Tampered(error.to_string())),
+    }
+}

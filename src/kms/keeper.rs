@@ -1,0 +1,215 @@
+//! What the daemon's parts call: the key service with its peers, its seed and its audit log around it.
+//!
+//! Made by the daemon. Turns a call of the server into a [`Caller`] and a target; decides nothing.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use zeroize::Zeroizing;
+
+use crate::api::{Blob, ErrorCode, KeyId, KmsError, Operation, Tag};
+use crate::crypto::BackingKey;
+
+use super::audit_log::AuditLog;
+use super::caller::{Caller, Source};
+use super::clock::{Clock, SystemClock};
+use super::failure::Failure;
+use super::http::{Answer, Call, Origin, Service};
+use super::peer::PeerMap;
+use super::pipeline::{Kms, Parts, Reply, Settings};
+use super::root::Root;
+use super::seed::{Seed, SeedUser};
+use super::seeding::{SeedKey, Seeded};
+use super::sigv4::AccessKeySecret;
+use super::state::LoadError;
+use super::store::{Store, StoreError};
+use super::toml_file::TomlError;
+
+/// The key service and what surrounds it.
+#[derive(Debug)]
+pub struct Keeper {
+    kms: Kms,
+    settings: Settings,
+    audit: Arc<AuditLog>,
+    peers: PeerMap,
+}
+
+impl Keeper {
+    /// Loads all records.
+    pub fn open(
+        settings: Settings,
+        store: Arc<dyn Store>,
+        root: Root,
+        audit: Arc<AuditLog>,
+        peers: PeerMap,
+    ) -> Result<Self, Failure> {
+        let parts = Parts {
+            settings: settings.clone(),
+            store,
+            root,
+            audit: Arc::clone(&audit) as _,
+            clock: Arc::new(SystemClock),
+        };
+        let kms = Kms::open(parts).map_err(|error| match error {
+            LoadError::Store(error) => Failure::Store(error),
+            error @ LoadError::Record { .. } => Failure::Store(StoreError::Tampered(error.to_string())),
+        })?;
+        Ok(Self { kms, settings, audit, peers })
+    }
+
+    /// The region that callers sign for.
+    pub fn region(&self) -> &str {
+        &self.settings.region
+    }
+
+    /// Does what has come due: deletions, rotations.
+    pub fn do_due(&self) {
+        let done = self.kms.run_due(SystemClock.now());
+        if done.deleted + done.rotated > 0 {
+            log::info!("keys deleted: {}, rotated: {}", done.deleted, done.rotated);
+        }
+    }
+
+    /// Makes the audit log durable up to here.
+    pub fn sync_audit(&self) {
+        if let Err(error) = self.audit.sync() {
+            log::error!("{error}");
+        }
+    }
+
+    /// Makes what `seed` describes and is not there.
+    pub fn apply(&self, seed: &Seed) -> Result<(), TomlError> {
+        let own = [
+            ("account", &seed.account, &self.settings.account),
+            ("region", &seed.region, &self.settings.region),
+        ];
+        for (what, wanted, is) in own {
+            if wanted.as_ref().is_some_and(|wanted| wanted != is) {
+                let wanted = wanted.as_deref().unwrap_or_default();
+                let message = format!("it is for {what} {wanted}, but this store has {what} {is}");
+                return Err(TomlError::Contradiction(message));
+            }
+        }
+        seed.users.iter().try_for_each(|user| self.seed_user(user))?;
+        seed.keys.iter().try_for_each(|key| self.seed_key(key))
+    }
+
+    fn seed_user(&self, user: &SeedUser) -> Result<(), TomlError> {
+        let wrong = |error| contradiction(&format!("user {}", user.name), &error);
+        let is_new = self.make(Operation::CreateUser, &json!({ "UserName": user.name })).map_err(wrong)?;
+        // Policies belong to the user: one that was taken away since stays away.
+        for (name, document) in user.policies.iter().filter(|_| is_new) {
+            let request =
+                json!({ "UserName": user.name, "PolicyName": name, "PolicyDocument": document.text() });
+            self.make(Operation::PutUserPolicy, &request).map_err(wrong)?;
+        }
+        for key in &user.access_keys {
+            let secret = Blob(key.secret.expose().as_bytes().to_vec());
+            let request = json!({ "UserName": user.name, "AccessKeyId": key.id, "SecretAccessKey": secret });
+            self.make(Operation::CreateAccessKey, &request).map_err(wrong)?;
+        }
+        Ok(())
+    }
+
+    fn seed_key(&self, key: &super::seed::SeedKey) -> Result<(), TomlError> {
+        let wrong = |error| contradiction(&format!("key {}", key.name()), &error);
+        let id = key.id.as_ref().map(|text| parse_id(text)).transpose()?;
+        let seeded = self.kms.seed_key(SeedKey {
+            id,
+            description: key.description.clone(),
+            policy: key.policy.as_ref().map(super::seed::Document::text),
+            tags: key
+                .tags
+                .iter()
+                .map(|(key, value)| Tag { tag_key: key.clone(), tag_value: value.clone() })
+                .collect(),
+            aliases: key.aliases.clone(),
+            material: key.material_bytes()?.map(|mut bytes| BackingKey::take(&mut bytes)),
+        });
+        let made = match seeded.map_err(wrong)? {
+            Seeded::Made(id) => id,
+            Seeded::Present(_) => return Ok(()),
+        };
+        let Some(days) = key.rotation_days else { return Ok(()) };
+        let request = json!({ "KeyId": made.to_string(), "RotationPeriodInDays": days });
+        self.make(Operation::EnableKeyRotation, &request).map(|_| ()).map_err(wrong)
+    }
+
+    /// A call of the daemon itself; `false` when what it makes is there already.
+    fn make(&self, operation: Operation, request: &Value) -> Result<bool, KmsError> {
+        let caller = Caller::internal(&self.settings.account);
+        let body = Zeroizing::new(request.to_string());
+        let Reply { body, error, .. } = self.kms.handle(&caller, operation.target(), body.as_bytes());
+        match error {
+            None => Ok(true),
+            Some(ErrorCode::AlreadyExistsException) => Ok(false),
+            Some(code) => {
+                let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
+                let message = answer.get("message").or(answer.get("Message")).and_then(Value::as_str);
+                Err(KmsError::new(code, message.unwrap_or_default()))
+            }
+        }
+    }
+
+    /// Who makes `call`; `None` for a Unix user whom the map refuses.
+    fn caller(&self, call: &Call<'_>) -> Option<Caller> {
+        let (principal_arn, account, is_root) = match (call.access_key_id, call.origin) {
+            (Some(id), _) => {
+                let owner = self.kms.access_key_owner(id)?;
+                (owner.principal_arn, self.settings.account.clone(), owner.is_root)
+            }
+            (None, Origin::Unix { uid, .. }) => {
+                let principal = self.peers.principal_of(*uid)?;
+                (principal.arn.clone(), principal.account.clone(), principal.is_root)
+            }
+            (None, Origin::Tcp(_)) => return None,
+        };
+        let source = match *call.origin {
+            Origin::Unix { uid, gid, pid } => Source::Unix { uid, gid, pid },
+            Origin::Tcp(address) => Source::Tcp(address),
+        };
+        Some(Caller {
+            principal_arn,
+            account,
+            is_root,
+            access_key_id: call.access_key_id.map(str::to_owned),
+            secure_transport: matches!(source, Source::Unix { .. }),
+            source,
+            user_agent: call.user_agent.to_owned(),
+            via_service: call
+                .via_service
+                .map(|name| format!("{name}.{}.amazonaws.com", self.settings.region)),
+        })
+    }
+}
+
+impl Service for Keeper {
+    fn call(&self, call: &Call<'_>) -> Answer {
+        let Some(caller) = self.caller(call) else {
+            let error =
+                KmsError::new(ErrorCode::MissingAuthenticationTokenException, "Missing Authentication Token");
+            let request_id = crate::api::uuid_text(crate::crypto::random_array());
+            return Answer { status: error.code.status(), body: error.body().into(), request_id };
+        };
+        let Reply { status, body, request_id, .. } = self.kms.handle(&caller, call.target, call.body);
+        Answer { status, body, request_id }
+    }
+
+    fn secret_of(&self, access_key_id: &str) -> Option<AccessKeySecret> {
+        self.kms.access_key_secret(access_key_id).map(AccessKeySecret::new)
+    }
+
+    fn blocks(&self, target: &str) -> bool {
+        Operation::from_target(target).is_some_and(|operation| !operation.is_read_only())
+    }
+}
+
+fn parse_id(text: &str) -> Result<KeyId, TomlError> {
+    let wrong =
+        || TomlError::Contradiction(format!("key {text}: the id is neither a UUID nor mrk- and 32 digits"));
+    KeyId::parse(text).ok_or_else(wrong)
+}
+
+fn contradiction(what: &str, error: &KmsError) -> TomlError {
+    TomlError::Contradiction(format!("{what}: {}: {}", error.code, error.message))
+}
