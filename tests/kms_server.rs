@@ -117,7 +117,8 @@ fn headers_beyond_the_limit_are_refused() {
     let mut http = daemon.connect();
     let long = "a".repeat(40_000);
     http.send(format!("POST / HTTP/1.1\r\nHost: x\r\nX-Long: {long}\r\n\r\n").as_bytes());
-    assert_eq!(http.receive().status, 431);
+    // The kernel may drop the answer when the connection closes on what was not read.
+    assert!(http.try_receive().is_none_or(|response| response.status == 431));
     assert_eq!(daemon.call("ListKeys", &json!({})).0, 200);
 }
 
@@ -297,7 +298,8 @@ fn a_seed_makes_what_is_missing_and_changes_nothing_that_is_there() {
     let blob =
         daemon.ok("Encrypt", &json!({"KeyId": "alias/seeded", "Plaintext": "aGVsbG8="}))["CiphertextBlob"]
             .clone();
-    daemon.ok("UpdateKeyDescription", &json!({"KeyId": "alias/seeded", "Description": "mine now"}));
+    let id = "1234abcd-12ab-34cd-56ef-1234567890ab";
+    daemon.ok("UpdateKeyDescription", &json!({"KeyId": id, "Description": "mine now"}));
     assert_ok(&daemon.stop());
     daemon.start();
     let described = daemon.ok("DescribeKey", &json!({"KeyId": "alias/seeded"}));
@@ -437,18 +439,23 @@ fn a_live_daemon_is_never_taken_over_and_a_dead_one_always() {
 #[test]
 fn a_place_that_cannot_be_listened_at_is_told_with_what_to_do() {
     let daemon = Kmsd::initialised();
-    let nowhere = daemon.base.join("no/dir/sock").display().to_string();
-    assert_fails(&daemon.serve(&["--socket", &nowhere], None), 6, "mkdir -p");
+    let serve_at = |socket: &std::path::Path, more: &[&str]| {
+        let state = daemon.state();
+        let mut all = vec!["serve", "--background", "--dir", state.to_str().unwrap()];
+        all.extend(["--socket", socket.to_str().unwrap()]);
+        all.extend(more);
+        kmsd(&all, None)
+    };
+    assert_fails(&serve_at(&daemon.base.join("no/dir/sock"), &[]), 6, "mkdir -p");
     let file = daemon.base.join("file");
     fs::write(&file, "precious").unwrap();
-    assert_fails(&daemon.serve(&["--socket", file.to_str().unwrap()], None), 6, "not a socket");
+    assert_fails(&serve_at(&file, &[]), 6, "not a socket");
     assert_eq!(fs::read(&file).unwrap(), b"precious");
     let _other = UnixListener::bind(daemon.socket()).unwrap();
-    assert_fails(&daemon.serve(&[], None), 6, "another program answers");
+    assert_fails(&serve_at(&daemon.socket(), &[]), 6, "another program answers");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let free = daemon.base.join("free").display().to_string();
-    assert_fails(&daemon.serve(&["--socket", &free, "--listen", &address], None), 6, "in use");
+    assert_fails(&serve_at(&daemon.base.join("free"), &["--listen", &address]), 6, "in use");
 }
 
 #[test]

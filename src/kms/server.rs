@@ -192,8 +192,7 @@ where
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(hub.limits.head_timeout)
-        .max_header_size(hub.limits.head_bytes)
-        .pipeline_flush(true);
+        .max_header_size(hub.limits.head_bytes);
     let connection = builder.serve_connection(TokioIo::new(stream), answer);
     tokio::pin!(connection);
     let mut stop = hub.stop.clone();
