@@ -21,6 +21,9 @@ const SERVER_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a command waits for a mount's answer.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
 
+/// A socket that nobody listens on is removed at this age.
+const DEAD_AGE: Duration = Duration::from_mins(1);
+
 /// What a mount is asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
@@ -174,11 +177,25 @@ fn answering() -> Vec<(PathBuf, Status)> {
     let mut found: Vec<(PathBuf, Status)> = sockets
         .filter_map(|path| match ask_socket(&path, &Request::Status) {
             Ok(Answer::Status(status)) => Some((path, *status)),
-            _ => None,
+            Ok(_) => None,
+            Err(_) => {
+                remove_if_dead(&path);
+                None
+            }
         })
         .collect();
     found.sort_by(|a, b| a.1.mountpoint.cmp(&b.1.mountpoint));
     found
+}
+
+/// Removes the socket that a killed mount left. A young one may belong to a mount that is about to listen.
+fn remove_if_dead(path: &Path) {
+    let refused = UnixStream::connect(path).is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused);
+    let age = std::fs::metadata(path).and_then(|stat| stat.modified()).map(|at| at.elapsed());
+    let old = matches!(age, Ok(Ok(age)) if age > DEAD_AGE);
+    if refused && old {
+        let _ = std::fs::remove_file(path);
+    }
 }
 
 /// The mounts of this user, and for root all of the system's.

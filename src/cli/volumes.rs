@@ -126,7 +126,8 @@ fn print_rewrap(report: &RewrapReport) -> Result<(), CliError> {
         line(&format!("{} names in the lower tree are not ours; 'kmsfs fsck' lists them", report.foreign))?;
     }
     for failure in report.failures.iter().take(MAX_PRINTED) {
-        eprintln!("failed: {}: {}", failure.lower_path.display(), failure.why);
+        let plain = failure.path.as_ref().map(|p| format!(" ({})", p.display())).unwrap_or_default();
+        eprintln!("failed: {}{plain}: {}", failure.lower_path.display(), failure.why);
     }
     if report.failed as usize > MAX_PRINTED {
         eprintln!("failed: {} more", report.failed as usize - MAX_PRINTED);

@@ -5,7 +5,6 @@
 
 use std::ffi::{CStr, CString};
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,6 +15,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use super::check_file::{self, Depth, Sound};
+use super::plain_path::{self, NameTrouble};
 use super::record_file::LOCK_FILE;
 use super::report::{MAX_LISTED, Progress};
 use super::walk::{self, Directory, Entry, Visitor};
@@ -190,35 +190,29 @@ impl Check<'_> {
         name: &CStr,
         why: impl Into<String>,
     ) {
-        report.add(class, dir.path_of(name), self.plain_path(dir, name), why.into());
+        let path = self.volume.and_then(|volume| plain_path::of(&volume.key, dir, name));
+        report.add(class, dir.path_of(name), path, why.into());
     }
 
-    /// The keys of a directory, when its record opens.
     fn dir_key(&self, dir: &Directory) -> Option<DirKey> {
-        let target = readlinkat(dir.fd(), DIR_RECORD, Vec::new()).ok()?;
-        let volume_key = &self.volume?.key;
-        dir::open(volume_key, target.as_bytes()).ok().map(|id| volume_key.dir_key(&id))
-    }
-
-    /// The plaintext path of `name` in `dir`, when every name on the way opens.
-    fn plain_path(&self, dir: &Directory, name: &CStr) -> Option<PathBuf> {
-        let mut names = vec![plain_name(&self.dir_key(dir)?, dir, name).ok()?];
-        let mut at = dir.parent();
-        while let Some((parent, name)) = at {
-            names.push(plain_name(&self.dir_key(parent)?, parent, name).ok()?);
-            at = parent.parent();
-        }
-        Some(names.iter().rev().map(|name| std::ffi::OsStr::from_bytes(name)).collect())
+        plain_path::dir_key(&self.volume?.key, dir)
     }
 
     fn check_name(&self, report: &mut CheckReport, key: Option<&DirKey>, dir: &Directory, name: &CStr) {
         let outcome = match key {
-            Some(key) => plain_name(key, dir, name).map(|_| ()),
-            None if classify(name.to_bytes()) == Kind::LongEntry => sidecar_target(dir, name).map(|_| ()),
+            Some(key) => plain_path::plain_name(key, dir, name).map(|_| ()),
+            None if classify(name.to_bytes()) == Kind::LongEntry => {
+                plain_path::sidecar_target(dir, name).map(|_| ())
+            }
             None => Ok(()),
         };
-        if let Err((class, why)) = outcome {
-            self.add(report, class, dir, name, why);
+        if let Err(trouble) = outcome {
+            let class = match trouble {
+                NameTrouble::Forged => Class::Name,
+                NameTrouble::Sidecar(_) => Class::Sidecar,
+                NameTrouble::Unreadable(_) => Class::Unreadable,
+            };
+            self.add(report, class, dir, name, trouble.to_string());
         }
     }
 
@@ -291,28 +285,6 @@ impl Check<'_> {
             Err(e) => e.to_string(),
         };
         self.add(report, Class::DirectoryRecord, dir, &c_name, why);
-    }
-}
-
-/// The plaintext name of an entry, short or long.
-fn plain_name(key: &DirKey, dir: &Directory, name: &CStr) -> Result<Vec<u8>, (Class, String)> {
-    let text = match classify(name.to_bytes()) {
-        Kind::LongEntry => sidecar_target(dir, name)?,
-        Kind::Short | Kind::Sidecar | Kind::Record | Kind::Foreign => name.to_bytes().to_vec(),
-    };
-    let forged = || (Class::Name, "the name is damaged, or was moved here from another directory".to_owned());
-    name::decrypt(key, &text).map_err(|_| forged())
-}
-
-fn sidecar_target(dir: &Directory, entry: &CStr) -> Result<Vec<u8>, (Class, String)> {
-    let damaged = |why: &str| (Class::Sidecar, why.to_owned());
-    let entry = entry.to_str().map_err(|_| damaged("the name is no text"))?;
-    let sidecar = name::sidecar_of(entry).ok_or_else(|| damaged("the name is no long name"))?;
-    match readlinkat(dir.fd(), sidecar, Vec::new()) {
-        Ok(target) if name::sidecar_fits(entry, target.as_bytes()) => Ok(target.into_bytes()),
-        Ok(_) => Err(damaged("the sidecar of the long name is of another entry")),
-        Err(Errno::NOENT) => Err(damaged("the sidecar of the long name is missing")),
-        Err(e) => Err((Class::Unreadable, e.to_string())),
     }
 }
 

@@ -13,6 +13,7 @@ mod keys;
 mod lower_file;
 mod mounted;
 mod open;
+mod plain_path;
 mod pool;
 mod record_file;
 mod report;

@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use super::lower_file::{self, SlotBytes, Written};
+use super::plain_path;
 use super::record_file::{self, ChangeLock};
 use super::report::{Census, Failure, MAX_LISTED, Progress, Version};
 use super::walk::{self, Directory, Entry, Visitor};
@@ -357,7 +358,7 @@ impl<'a> Pass<'a> {
                         worker.tally.census.count(&new.key_arn, new.material_id);
                     }
                     Ok(None) => worker.tally.changed += 1,
-                    Err(why) => worker.tally.fail(&file.dir, &file.name, why),
+                    Err(why) => worker.tally.fail(self.volume, &file.dir, &file.name, why),
                 },
                 Err(e) => {
                     worker.tally.census.count(&old.key_arn, old.material_id);
@@ -365,7 +366,7 @@ impl<'a> Pass<'a> {
                         worker.tally.ended_early.get_or_insert_with(|| e.to_string());
                         self.progress.stop.store(true, Ordering::Relaxed);
                     }
-                    worker.tally.fail(&file.dir, &file.name, e.to_string());
+                    worker.tally.fail(self.volume, &file.dir, &file.name, e.to_string());
                 }
             }
         }
@@ -403,10 +404,11 @@ impl Pending {
 }
 
 impl Tally {
-    fn fail(&mut self, dir: &Directory, name: &CStr, why: String) {
+    fn fail(&mut self, volume: &Volume, dir: &Directory, name: &CStr, why: String) {
         self.failed += 1;
         if self.failures.len() < MAX_LISTED {
-            self.failures.push(Failure { lower_path: dir.path_of(name), path: None, why });
+            let path = plain_path::of(&volume.key, dir, name);
+            self.failures.push(Failure { lower_path: dir.path_of(name), path, why });
         }
     }
 
@@ -459,7 +461,7 @@ impl Visitor for Pass<'_> {
     }
 
     fn unreadable(&self, worker: &mut Worker, dir: &Arc<Directory>, name: &CStr, error: Errno) {
-        worker.tally.fail(dir, name, error.to_string());
+        worker.tally.fail(self.volume, dir, name, error.to_string());
     }
 
     fn finish(&self, mut worker: Worker) {
@@ -491,7 +493,7 @@ impl Pass<'_> {
                     self.flush(worker);
                 }
             }
-            Err(why) => worker.tally.fail(dir, name, why),
+            Err(why) => worker.tally.fail(self.volume, dir, name, why),
         }
         if self.counts_progress {
             self.progress.done.fetch_add(1, Ordering::Relaxed);

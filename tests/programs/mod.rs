@@ -1,0 +1,184 @@
+//! The built programs on a desk of their own: a key daemon with its store, volumes, mounts.
+#![allow(dead_code, clippy::unwrap_used, missing_docs)] // Each test file uses its own part.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+pub const KMSFS: &str = env!("CARGO_BIN_EXE_kmsfs");
+pub const KMSD: &str = env!("CARGO_BIN_EXE_kmsd");
+/// Any wait for something that must come.
+pub const PATIENCE: Duration = Duration::from_mins(1);
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// What a program said.
+#[derive(Debug)]
+pub struct Said {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Said {
+    /// The output of a success.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!(self.code, 0, "{self:?}");
+        self.out
+    }
+
+    /// Checks for a failure with one clear line that holds `words`.
+    #[track_caller]
+    pub fn fails(self, code: i32, words: &str) -> Self {
+        assert_eq!(self.code, code, "{self:?}");
+        assert!(self.err.contains(words), "'{words}' in {self:?}");
+        assert!(!self.err.contains("panicked"), "{self:?}");
+        self
+    }
+
+    #[track_caller]
+    pub fn json(self) -> serde_json::Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e}: {self:?}"))
+    }
+}
+
+pub fn run(command: &mut Command) -> Said {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    Said {
+        code: output.status.code().unwrap_or(-1),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// A directory with a running key daemon; everything of it ends with it.
+pub struct Desk {
+    pub dir: PathBuf,
+    mounts: std::cell::RefCell<Vec<PathBuf>>,
+}
+
+impl Desk {
+    pub fn new(label: &str) -> Self {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("kmsfs-{label}-{}-{number}", std::process::id()));
+        fs::create_dir_all(dir.join("home")).unwrap();
+        let desk = Self { dir: dir.canonicalize().unwrap(), mounts: Vec::new().into() };
+        let seal = format!("keyfile:{}", desk.path("root.key").display());
+        run(Command::new(KMSD).arg("init").arg("--dir").arg(desk.path("state")).arg("--seal").arg(seal)).ok();
+        desk.start_kmsd();
+        desk
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    pub fn start_kmsd(&self) {
+        let mut command = Command::new(KMSD);
+        command.arg("serve").arg("--dir").arg(self.path("state")).arg("--socket").arg(self.path("kmsd.sock"));
+        let seal = format!("keyfile:{}", self.path("root.key").display());
+        run(command.arg("--seal").arg(seal).arg("--background")).ok();
+    }
+
+    pub fn stop_kmsd(&self) {
+        run(Command::new(KMSD).arg("stop").arg("--dir").arg(self.path("state"))).ok();
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(KMSFS);
+        command.args(args).env("HOME", self.path("home")).env_remove("XDG_DATA_HOME");
+        command.env("KMSFS_KMS", format!("unix:{}", self.path("kmsd.sock").display()));
+        command
+    }
+
+    /// Runs `kmsfs` with words; `{name}` stands for that path on the desk.
+    pub fn kmsfs(&self, line: &str) -> Said {
+        let words: Vec<String> = line.split(' ').map(|word| self.expand(word)).collect();
+        run(&mut self.command(&words.iter().map(String::as_str).collect::<Vec<_>>()))
+    }
+
+    fn expand(&self, word: &str) -> String {
+        match (word.find('{'), word.find('}')) {
+            (Some(open), Some(close)) => {
+                let path = self.path(&word[open + 1..close]);
+                format!("{}{}{}", &word[..open], path.display(), &word[close + 1..])
+            }
+            _ => word.to_owned(),
+        }
+    }
+
+    /// Makes the key `alias/NAME`.
+    pub fn key(&self, name: &str) -> String {
+        self.kmsfs(&format!("key create --alias alias/{name}")).ok().trim().to_owned()
+    }
+
+    /// A key `alias/k` and a volume `lower` under it.
+    pub fn with_volume(label: &str) -> Self {
+        let desk = Self::new(label);
+        desk.key("k");
+        desk.kmsfs("init {lower} --key alias/k").ok();
+        desk
+    }
+
+    /// Mounts `lower` at `mnt`.
+    pub fn mount(&self) -> PathBuf {
+        let mountpoint = self.path("mnt");
+        fs::create_dir_all(&mountpoint).unwrap();
+        self.kmsfs("mount {lower} {mnt}").ok();
+        self.mounts.borrow_mut().push(mountpoint.clone());
+        mountpoint
+    }
+
+    pub fn umount(&self) {
+        self.kmsfs("umount {mnt}").ok();
+        self.mounts.borrow_mut().clear();
+    }
+
+    /// A mount that the test made by itself, to be taken away at the end.
+    pub fn adopt(&self, mountpoint: PathBuf) {
+        self.mounts.borrow_mut().push(mountpoint);
+    }
+
+    /// Regular files of the lower tree that hold ciphertext, sorted.
+    pub fn lower_files(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        walk(&self.path("lower"), &mut found);
+        found.sort();
+        found
+    }
+}
+
+fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let ours = path.file_name().unwrap().to_string_lossy().starts_with(".kmsfs.");
+        if path.is_dir() && !path.is_symlink() {
+            walk(&path, found);
+        } else if path.is_file() && !path.is_symlink() && !ours {
+            found.push(path);
+        }
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        for mountpoint in self.mounts.borrow().iter() {
+            let _ = run(self.command(&["umount", "--lazy"]).arg(mountpoint));
+        }
+        let _ = run(Command::new(KMSD).arg("stop").arg("--dir").arg(self.path("state")));
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Waits until `done`, and fails when that takes too long.
+#[track_caller]
+pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain for: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
