@@ -100,12 +100,12 @@ fn a_damaged_record_is_replaced_by_its_copy_and_a_lost_one_by_the_sheet() {
     let record = desk.path("lower/.kmsfs.volume");
     let copy = desk.path("lower/.kmsfs.volume.bak");
     fs::write(&record, "damaged").unwrap();
+    assert_eq!(desk.kmsfs("fsck {lower}").code, 4);
     let said = desk.kmsfs("rewrap {lower}");
     assert!(said.err.contains(".kmsfs.volume.bak is used"), "{said:?}");
     said.ok();
     desk.kmsfs("fsck {lower}").ok();
     fs::write(&record, "damaged").unwrap();
-    assert_eq!(desk.kmsfs("fsck {lower}").code, 4);
     fs::write(&copy, "damaged too").unwrap();
     desk.kmsfs("rewrap {lower}").fails(3, "--restore");
     let sheets = desk.path("home/.local/share/kmsfs/recovery");
@@ -163,6 +163,9 @@ fn the_check_names_what_is_damaged_foreign_and_left_over() {
     fs::write(&files[0], bytes).unwrap();
     let cut = fs::OpenOptions::new().write(true).open(&files[1]).unwrap();
     cut.set_len(700).unwrap();
+    let mut bytes = fs::read(&files[2]).unwrap();
+    bytes[..856].fill(3);
+    fs::write(&files[2], bytes).unwrap();
     let found = desk.kmsfs("fsck {lower} --json");
     assert_eq!(found.code, 4, "{found:?}");
     let found = found.json();
@@ -171,7 +174,7 @@ fn the_check_names_what_is_damaged_foreign_and_left_over() {
     for class in ["data", "header", "foreign", "leftover"] {
         assert!(classes.contains(&class), "{class} in {found}");
     }
-    assert_eq!((&found["errors"], &found["remarks"]), (&2.into(), &2.into()), "{found}");
+    assert_eq!((&found["errors"], &found["remarks"]), (&3.into(), &2.into()), "{found}");
     let plain: Vec<_> = found["findings"].as_array().unwrap().iter().filter(|f| f["error"] == true).collect();
     assert!(plain.iter().all(|f| f["path"].is_string()), "{found}");
     assert!(lower.join("readme.txt").exists(), "nothing foreign is deleted");

@@ -119,10 +119,7 @@ impl MountPlan {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 return refused(Exit::Mount, "does not exist; make it with mkdir");
             }
-            // A mount whose daemon died answers so.
-            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error()) => {
-                return refused(Exit::Busy, "holds a mount whose daemon is gone; unmount it first");
-            }
+            Err(e) if is_dead(&e) => return refused(Exit::Busy, DEAD),
             Err(e) => return Err(missing(&self.mountpoint, &e)),
         };
         if !self.mountpoint.is_dir() {
@@ -132,6 +129,9 @@ impl MountPlan {
             return refused(Exit::Mount, "lies inside the lower directory; choose a place outside");
         }
         if is_mounted(&self.mountpoint) {
+            if std::fs::read_dir(&self.mountpoint).is_err_and(|e| is_dead(&e)) {
+                return refused(Exit::Busy, DEAD);
+            }
             return refused(Exit::Busy, "is in use: a kmsfs is mounted there");
         }
         let mut entries = std::fs::read_dir(&self.mountpoint).map_err(|e| missing(&self.mountpoint, &e))?;
@@ -143,6 +143,13 @@ impl MountPlan {
         }
         Ok(())
     }
+}
+
+const DEAD: &str = "holds a mount whose daemon is gone; unmount it first";
+
+/// How a mount whose daemon died answers.
+fn is_dead(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error())
 }
 
 /// Whether a kmsfs is mounted at `path`.

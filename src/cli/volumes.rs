@@ -16,6 +16,7 @@ use super::service::{self, Behalf};
 use crate::client::CacheLimits;
 use crate::volume::{
     self, CheckOptions, CheckReport, InitOptions, Progress, RewrapOptions, RewrapReport, SERVICE_KEY, Volume,
+    VolumeError,
 };
 
 /// Threads where none are named: the key service works beside them.
@@ -239,7 +240,11 @@ pub fn info(args: &InfoArgs) -> Result<(), CliError> {
         },
         None => args.path.clone(),
     };
-    let info = volume::file_info(&lower)?;
+    let info = volume::file_info(&lower).map_err(|e| match e {
+        // The path as it was asked for, not the lower one.
+        VolumeError::Io(what, _, e) => VolumeError::Io(what, args.path.clone(), e),
+        other => other,
+    })?;
     if args.json {
         return print_json(&info);
     }

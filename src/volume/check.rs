@@ -137,7 +137,7 @@ pub fn check(
         if let Err(e) = record_file::read_one(root.as_fd(), lower, name) {
             let why = match e {
                 VolumeError::NotAVolume(_) => "it is missing".to_owned(),
-                other => other.to_string(),
+                other => other.in_short(),
             };
             worker.add(Class::VolumeRecord, PathBuf::from(name), None, why);
         }

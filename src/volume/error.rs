@@ -40,6 +40,17 @@ impl VolumeError {
     }
 }
 
+impl VolumeError {
+    /// The message without what to do about it.
+    pub(super) fn in_short(&self) -> String {
+        match self {
+            Self::NotAVolume(path) => format!("{} has no volume record", path.display()),
+            Self::Record(path, e) => format!("{}: {e}", path.display()),
+            other => other.to_string(),
+        }
+    }
+}
+
 impl From<ClientError> for VolumeError {
     fn from(e: ClientError) -> Self {
         Self::Client(e)

@@ -38,13 +38,22 @@ pub fn read(root: BorrowedFd<'_>, path: &Path) -> Result<VolumeRecord, VolumeErr
     };
     match read_one(root, path, VOLUME_RECORD_COPY) {
         Ok(record) => {
-            log::warn!("{first}; its copy {VOLUME_RECORD_COPY} is used, run 'kmsfs fsck'");
+            log::warn!(
+                "{}: its copy {VOLUME_RECORD_COPY} is used; 'kmsfs rewrap' writes it anew",
+                first.in_short()
+            );
             Ok(record)
         }
         // What is wrong with the record itself matters more, unless it is merely absent.
         Err(second) if matches!(first, VolumeError::NotAVolume(_)) => Err(second),
         Err(_) => Err(first),
     }
+}
+
+/// Whether both copies are there and alike.
+pub fn is_whole(root: BorrowedFd<'_>, path: &Path) -> bool {
+    let both = [VOLUME_RECORD, VOLUME_RECORD_COPY].map(|name| read_one(root, path, name));
+    matches!(&both, [Ok(record), Ok(copy)] if record == copy)
 }
 
 /// Reads one of the two copies.

@@ -186,11 +186,15 @@ fn rewrap_record(
     let mut record = record_file::read(root.as_fd(), volume.path())?;
     let wrapped = record.active().wrapped.clone();
     let Some(target) = report.note(targets.of(&wrapped.key_arn)) else { return Ok(false) };
-    if target.is_met_by(&wrapped.key_arn, wrapped.material_id) {
-        return Ok(true);
-    }
+    let current = target.is_met_by(&wrapped.key_arn, wrapped.material_id);
     if dry_run {
-        return Ok(false);
+        return Ok(current);
+    }
+    if current {
+        if !record_file::is_whole(root.as_fd(), volume.path()) {
+            record_file::write(root.as_fd(), volume.path(), &record)?;
+        }
+        return Ok(true);
     }
     let context = context::record(record.volume_id);
     let item = ReEncryptItem {
