@@ -19,7 +19,7 @@ use super::seal_source::SealSource;
 use super::state_dir::StateDir;
 
 /// Where a daemon answers when nobody says else.
-const DEFAULT_SOCKET: &str = "/run/kmsd/kmsd.sock";
+const DEFAULT_SOCKET: &str = "/run/kmsfs/kmsd.sock";
 
 /// The key daemon of kmsfs: keeps master keys, decides who may use them, records each use.
 #[derive(Debug, Parser)]

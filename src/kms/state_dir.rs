@@ -7,12 +7,17 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
+use rustix::process::{Pid, PidfdFlags};
 
 const LOCK: &str = "kmsd.lock";
 /// Longest text in the lock file: process id and socket path.
 const MAX_LOCK_TEXT: u64 = 8192;
+/// How long a lock without a daemon's name on it is waited for.
+const GLANCE: Duration = Duration::from_secs(2);
+const GLANCE_PAUSE: Duration = Duration::from_millis(5);
 
 /// Paths in a state directory.
 #[derive(Debug, Clone)]
@@ -103,10 +108,19 @@ impl StateDir {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let mut file = options.open(self.0.join(LOCK)).map_err(StateError::Io)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(StateLock { file }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(StateError::Held(read_running(&mut file))),
-            Err(error) => Err(StateError::Io(error.into())),
+        let deadline = Instant::now() + GLANCE;
+        loop {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(StateLock { file }),
+                Err(rustix::io::Errno::WOULDBLOCK) => {}
+                Err(error) => return Err(StateError::Io(error.into())),
+            }
+            // A daemon stays; a command that looks whether one runs is gone in a moment.
+            let running = read_running(&mut file);
+            if running.is_some() || Instant::now() > deadline {
+                return Err(StateError::Held(running));
+            }
+            std::thread::sleep(GLANCE_PAUSE);
         }
     }
 
@@ -130,11 +144,15 @@ impl StateLock {
     }
 }
 
+/// What the holder wrote of itself, if it wrote and is alive: what a dead one left says nothing.
 fn read_running(file: &mut File) -> Option<Running> {
     let mut text = String::new();
+    file.seek(SeekFrom::Start(0)).ok()?;
     file.take(MAX_LOCK_TEXT).read_to_string(&mut text).ok()?;
     let (pid, socket) = text.trim_end().split_once('\n')?;
-    Some(Running { pid: pid.parse().ok()?, socket: PathBuf::from(socket) })
+    let pid: i32 = pid.parse().ok()?;
+    rustix::process::pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+    Some(Running { pid, socket: PathBuf::from(socket) })
 }
 
 #[cfg(test)]
@@ -160,6 +178,21 @@ mod tests {
         drop(lock);
         // The text of the dead holder is still there and means nothing.
         assert_eq!(dir.running().unwrap(), None);
+        fs::remove_dir_all(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_command_that_only_looks_does_not_stop_a_start() {
+        let dir = scratch();
+        dir.create().unwrap();
+        let glance = dir.lock().unwrap();
+        let start = std::thread::spawn({
+            let dir = dir.clone();
+            move || dir.lock().map(drop)
+        });
+        std::thread::sleep(Duration::from_millis(20));
+        drop(glance);
+        assert!(start.join().unwrap().is_ok());
         fs::remove_dir_all(dir.path()).unwrap();
     }
 
