@@ -1,0 +1,135 @@
+//! The AWS clients that people have, unchanged, against `kmsd serve --listen`: boto3, and the AWS
+//! command line in versions 1 (PyPI) and 2 (Debian). The cases are in `tests/aws_clients/suite.py`;
+//! this file starts the daemon. `scripts/test` installs the clients; a missing one fails the test.
+
+#![cfg(feature = "kms")]
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+const ACCOUNT: &str = "111122223333";
+const REGION: &str = "local";
+const KEY_ID: &str = "0a1b2c3d-1111-4222-8333-444455556666";
+const USER: (&str, &str) = ("AKIAUSER234567ABCDEF", "user-secret-user-secret-user-secret-abcd");
+const READER: (&str, &str) = ("AKIAREADER234567ABCD", "reader-secret-reader-secret-reader-abcde");
+
+/// A daemon of the test's own, stopped and removed when it goes out of scope.
+struct Daemon {
+    dir: PathBuf,
+    port: u16,
+}
+
+impl Daemon {
+    fn start() -> Self {
+        let dir = std::env::temp_dir().join(format!("kmsfs-aws-clients-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).expect("the temporary directory is writable");
+        let port = free_port();
+        let daemon = Self { dir, port };
+        fs::write(daemon.dir.join("seed.toml"), seed()).expect("the seed file is written");
+        let state = daemon.path("state");
+        let key = format!("keyfile:{}", daemon.path("root.key"));
+        kmsd(&["init", "--dir", &state, "--account", ACCOUNT, "--region", REGION, "--seal", &key]);
+        let listen = format!("127.0.0.1:{port}");
+        let (socket, seed) = (daemon.path("kmsd.sock"), daemon.path("seed.toml"));
+        kmsd(&[
+            "serve",
+            "--dir",
+            &state,
+            "--socket",
+            &socket,
+            "--listen",
+            &listen,
+            "--seed",
+            &seed,
+            "--background",
+        ]);
+        daemon
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.join(name).to_str().expect("the temporary directory is UTF-8").to_owned()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let state = self.dir.join("state");
+        let _ = Command::new(env!("CARGO_BIN_EXE_kmsd")).args(["stop", "--dir"]).arg(state).status();
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// A port that was free a moment ago; the daemon binds it next.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    listener.local_addr().expect("a bound listener has an address").port()
+}
+
+fn kmsd(arguments: &[&str]) {
+    let done = Command::new(env!("CARGO_BIN_EXE_kmsd"))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .status()
+        .expect("kmsd was built");
+    assert!(done.success(), "kmsd {}: {done}", arguments.join(" "));
+}
+
+fn seed() -> String {
+    format!(
+        r#"
+[[users]]
+name = "tester"
+access_keys = [{{ id = "{}", secret = "{}" }}]
+[users.policies]
+all = '{{"Version":"2012-10-17","Statement":[{{"Effect":"Allow","Action":"kms:*","Resource":"*"}}]}}'
+
+[[users]]
+name = "reader"
+access_keys = [{{ id = "{}", secret = "{}" }}]
+[users.policies.read]
+Version = "2012-10-17"
+Statement = [{{ Effect = "Allow", Action = ["kms:DescribeKey", "kms:List*"], Resource = "*" }}]
+
+[[keys]]
+id = "{KEY_ID}"
+aliases = ["alias/seeded"]
+"#,
+        USER.0, USER.1, READER.0, READER.1
+    )
+}
+
+fn python() -> PathBuf {
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/venv/bin/python");
+    assert!(python.exists(), "{} is missing: run scripts/test, which installs it", python.display());
+    python
+}
+
+#[test]
+fn boto3_and_both_command_lines_work_unchanged() {
+    let python = python();
+    let daemon = Daemon::start();
+    let suite = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/aws_clients/suite.py");
+    let done = Command::new(&python)
+        .arg(suite)
+        .env("KMSD_ENDPOINT", format!("http://127.0.0.1:{}", daemon.port))
+        .env("KMSD_REGION", REGION)
+        .env("KMSD_ACCOUNT", ACCOUNT)
+        .env("KMSD_KEY_ID", KEY_ID)
+        .env("KMSD_USER_ID", USER.0)
+        .env("KMSD_USER_SECRET", USER.1)
+        .env("KMSD_READER_ID", READER.0)
+        .env("KMSD_READER_SECRET", READER.1)
+        .env("KMSD_AWS_V1", python.with_file_name("aws"))
+        .env("KMSD_AWS_V2", "/usr/bin/aws")
+        .stdin(Stdio::null())
+        .output()
+        .expect("the interpreter runs");
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{said}\n{}", String::from_utf8_lossy(&done.stdout));
+    let ran = said.lines().filter(|line| line.ends_with("... ok")).count();
+    assert!(ran > 20, "only {ran} cases ran:\n{said}");
+    assert!(!said.contains("skipped"), "a case was skipped:\n{said}");
+}
