@@ -103,3 +103,6 @@ is_mounted() {
     path=$(realpath -ms -- "$1")
     awk -v p="$path" '{ gsub(/\\040/, " ", $5) } $5 == p { found = 1 } END { exit !found }' /proc/self/mountinfo
 }
+
+# mount_answers DIR: its filesystem answers now; attributes alone may come from the kernel's cache of a dead mount.
+mount_answers() { is_mounted "$1" && timeout 10 stat --file-system -- "$1" >/dev/null 2>&1; }
