@@ -81,7 +81,9 @@ impl fmt::Display for KeyId {
 /// 128 bits written as a UUID is: 8-4-4-4-12 digits.
 pub fn uuid_text(bytes: [u8; ID_LEN]) -> String {
     let mut text = hex(&bytes);
-    UUID_HYPHENS.iter().for_each(|at| text.insert(*at, '-'));
+    for at in UUID_HYPHENS {
+        text.insert(at, '-');
+    }
     text
 }
 

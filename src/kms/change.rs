@@ -129,7 +129,9 @@ impl Kms {
         self.commit(&changes)?;
         let mut state = self.state.write();
         state.keys.remove(&id);
-        aliases.iter().for_each(|alias| drop(state.aliases.remove(&alias.name)));
+        for alias in &aliases {
+            state.aliases.remove(&alias.name);
+        }
         drop(state);
         self.materials.forget(id);
         Ok(())

@@ -44,24 +44,20 @@ enum Verdict {
 }
 
 fn verdict(need: Need, state: KeyState) -> Verdict {
-    use KeyState as S;
     use Verdict::{Disabled, Invalid, Pass, Unsupported};
-    match (need, state) {
-        (Need::Cancel, S::PendingDeletion | S::PendingReplicaDeletion) => Pass,
-        (Need::Cancel, _) => Invalid,
-        (_, S::PendingDeletion | S::PendingReplicaDeletion) => Invalid,
-        (_, S::Enabled) => Pass,
-        (Need::Use | Need::Rotation, S::Disabled) => Disabled,
-        (Need::Switch | Need::Change | Need::Schedule, S::Disabled) => Pass,
-        (Need::Use | Need::Switch, S::PendingImport) => Invalid,
-        (Need::Rotation, S::PendingImport | S::Unavailable) => Unsupported,
-        (Need::Change | Need::Schedule, S::PendingImport | S::Unavailable | S::Creating) => Pass,
-        (Need::Use, S::Unavailable) => Invalid,
-        (Need::Switch, S::Unavailable) => Pass,
-        (Need::Use | Need::Switch | Need::Rotation, S::Creating) => Invalid,
-        (Need::Use | Need::Rotation | Need::Change, S::Updating) => Pass,
-        (Need::Switch | Need::Schedule, S::Updating) => Invalid,
-    }
+    // Columns: use, switch, rotation, change, schedule, cancel.
+    let row = match state {
+        KeyState::Enabled => [Pass, Pass, Pass, Pass, Pass, Invalid],
+        KeyState::Disabled => [Disabled, Pass, Disabled, Pass, Pass, Invalid],
+        KeyState::PendingDeletion | KeyState::PendingReplicaDeletion => {
+            [Invalid, Invalid, Invalid, Invalid, Invalid, Pass]
+        }
+        KeyState::PendingImport => [Invalid, Invalid, Unsupported, Pass, Pass, Invalid],
+        KeyState::Unavailable => [Invalid, Pass, Unsupported, Pass, Pass, Invalid],
+        KeyState::Creating => [Invalid, Invalid, Invalid, Pass, Pass, Invalid],
+        KeyState::Updating => [Pass, Invalid, Pass, Pass, Invalid, Invalid],
+    };
+    row[need as usize]
 }
 
 fn words(need: Need, state: KeyState) -> &'static str {

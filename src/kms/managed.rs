@@ -64,12 +64,11 @@ impl Call<'_> {
             return Ok(None);
         }
         let own;
-        let turn = match self.turn {
-            Some(turn) => turn,
-            None => {
-                own = kms.turn();
-                &own
-            }
+        let turn = if let Some(turn) = self.turn {
+            turn
+        } else {
+            own = kms.turn();
+            &own
         };
         // Another call may have made it while this one waited.
         if let Some(key) = kms.state.read().alias_target(name) {

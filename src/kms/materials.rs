@@ -18,10 +18,13 @@ use super::root::MaterialAad;
 /// Most versions kept unsealed; unsealing another costs microseconds.
 const MAX_UNSEALED: usize = 4096;
 
+/// A key and the id of one of its versions.
+type Name = (KeyId, [u8; 32]);
+
 /// The cache of unsealed material.
 #[derive(Debug, Default)]
 pub struct Materials {
-    unsealed: RwLock<HashMap<(KeyId, [u8; 32]), Arc<BackingKey>>>,
+    unsealed: RwLock<HashMap<Name, Arc<BackingKey>>>,
 }
 
 impl Kms {

@@ -22,7 +22,9 @@ impl Perform for ScheduleKeyDeletionRequest {
         let mut demands = plain_demand(call, &self.key_id, "kms:ScheduleKeyDeletion", notes)?;
         let days = self.pending_window_in_days.unwrap_or(DEFAULT_DAYS).to_string();
         let fact = ("kms:schedulekeydeletionpendingwindowindays", Cow::Owned(days));
-        demands.iter_mut().for_each(|demand| demand.facts.push(fact.clone()));
+        for demand in &mut demands {
+            demand.facts.push(fact.clone());
+        }
         Ok(demands)
     }
 

@@ -50,7 +50,9 @@ impl Perform for PutKeyPolicyRequest {
         let mut demands = plain_demand(call, &self.key_id, "kms:PutKeyPolicy", notes)?;
         let bypass = if self.bypass_policy_lockout_safety_check == Some(true) { "true" } else { "false" };
         let fact = ("kms:bypasspolicylockoutsafetycheck", Cow::Borrowed(bypass));
-        demands.iter_mut().for_each(|demand| demand.facts.push(fact.clone()));
+        for demand in &mut demands {
+            demand.facts.push(fact.clone());
+        }
         Ok(demands)
     }
 

@@ -47,7 +47,9 @@ impl Perform for EnableKeyRotationRequest {
         let mut demands = plain_demand(call, &self.key_id, "kms:EnableKeyRotation", notes)?;
         let days = self.rotation_period_in_days.unwrap_or(DEFAULT_PERIOD_DAYS).to_string();
         let fact = ("kms:rotationperiodindays", Cow::Owned(days));
-        demands.iter_mut().for_each(|demand| demand.facts.push(fact.clone()));
+        for demand in &mut demands {
+            demand.facts.push(fact.clone());
+        }
         Ok(demands)
     }
 

@@ -39,7 +39,9 @@ pub(in super::super) fn check_tags(new: &[Tag], present: &[Tag]) -> Result<(), K
 impl Perform for TagResourceRequest {
     fn demands<'a>(&'a self, call: &Call<'_>, notes: &mut Notes) -> Result<Vec<Demand<'a>>, KmsError> {
         let mut demands = plain_demand(call, &self.key_id, "kms:TagResource", notes)?;
-        demands.iter_mut().for_each(|demand| demand.request_tags = &self.tags);
+        for demand in &mut demands {
+            demand.request_tags = &self.tags;
+        }
         Ok(demands)
     }
 

@@ -1,0 +1,137 @@
+//! The audit record of each call, and the seeding of keys.
+
+use std::sync::Arc;
+
+use kmsfs::api::KeyId;
+use kmsfs::crypto::{BackingKey, RootKey};
+use kmsfs::kms::audit::{Audit, AuditError, AuditRecord};
+use kmsfs::kms::root::Root;
+use kmsfs::kms::seeding::{SeedKey, Seeded};
+use kmsfs::kms::store::MemoryStore;
+use kmsfs::kms::{Kms, Parts, Settings, SystemClock};
+use serde_json::{Value, json};
+
+use crate::harness::{arn, b64, root, service, unb64, user};
+
+#[test]
+fn every_call_is_recorded_with_its_context_and_without_its_secrets() {
+    let s = service();
+    let key = s.key();
+    let body =
+        json!({"KeyId": key, "Plaintext": b64(b"a secret text"), "EncryptionContext": {"volume": "7"}});
+    let sealed = s.ok("Encrypt", body);
+    let record = s.audit.records().pop().unwrap();
+    assert_eq!(record["eventName"], "Encrypt");
+    assert_eq!(record["requestParameters"], json!({"keyId": key, "encryptionContext": {"volume": "7"}}));
+    assert_eq!(record["additionalEventData"]["keyMaterialId"], sealed["KeyMaterialId"]);
+    assert_eq!(record["resources"][0]["ARN"], arn(&key));
+    assert_eq!((&record["userIdentity"]["type"], &record["peer"]["uid"]), (&json!("Root"), &json!(0)));
+    assert_eq!(record["readOnly"], true);
+    s.ok(
+        "Decrypt",
+        json!({"CiphertextBlob": sealed["CiphertextBlob"], "EncryptionContext": {"volume": "7"}}),
+    );
+    let made = s.ok("GenerateDataKey", json!({"KeyId": key, "KeySpec": "AES_256"}));
+    let log = Value::Array(s.audit.records()).to_string();
+    for secret in [&b64(b"a secret text"), made["Plaintext"].as_str().unwrap(), "a secret text"] {
+        assert!(!log.contains(secret));
+    }
+    assert!(!log.contains(sealed["CiphertextBlob"].as_str().unwrap()));
+}
+
+#[test]
+fn denials_failures_and_nonsense_are_recorded_too() {
+    let s = service();
+    let key = s.key();
+    let blob = s.ok("Encrypt", json!({"KeyId": key, "Plaintext": b64(b"x")}))["CiphertextBlob"].clone();
+    let last = || s.audit.records().pop().unwrap();
+    s.fails_as(&user("alice"), "Decrypt", json!({"CiphertextBlob": blob}));
+    assert_eq!(
+        (&last()["errorCode"], &last()["userIdentity"]["type"]),
+        (&json!("AccessDeniedException"), &json!("IAMUser"))
+    );
+    assert_eq!(last()["resources"][0]["ARN"], arn(&key));
+    s.fails("Decrypt", json!({"CiphertextBlob": blob, "EncryptionContext": {"a": "b"}}));
+    assert_eq!(last()["errorCode"], "InvalidCiphertextException");
+    let reason = "the ciphertext was changed, or the encryption context is another one";
+    assert_eq!(last()["additionalEventData"]["reason"], reason, "the operator learns more than the caller");
+    s.fails("Encrypt", json!({}));
+    assert_eq!(
+        (&last()["eventName"], &last()["errorCode"]),
+        (&json!("Encrypt"), &json!("ValidationException"))
+    );
+    s.fails("Other.Nonsense", json!({}));
+    assert_eq!(last()["errorCode"], "UnknownOperationException");
+    s.ok("DisableKey", json!({"KeyId": key}));
+    assert_eq!((&last()["eventName"], &last()["readOnly"]), (&json!("DisableKey"), &json!(false)));
+}
+
+struct FullDisk;
+
+impl Audit for FullDisk {
+    fn record(&self, _: &AuditRecord<'_>) -> Result<(), AuditError> {
+        Err(AuditError::Io("no space left".into()))
+    }
+}
+
+#[test]
+fn a_call_that_cannot_be_recorded_tells_nothing() {
+    let store = Arc::new(MemoryStore::new());
+    let parts = Parts {
+        settings: Settings { account: "111122223333".into(), region: "local".into() },
+        root: Root::open(RootKey::random(), &*store).unwrap(),
+        store,
+        audit: Arc::new(FullDisk),
+        clock: Arc::new(SystemClock),
+    };
+    let kms = Kms::open(parts).unwrap();
+    let reply = kms.handle(&root(), "TrentService.GenerateRandom", br#"{"NumberOfBytes":16}"#);
+    let body: Value = serde_json::from_slice(&reply.body).unwrap();
+    assert_eq!((reply.status, &body["__type"]), (500, &json!("KMSInternalException")));
+    assert!(body.get("Plaintext").is_none());
+}
+
+#[test]
+fn a_seeded_key_has_the_id_and_the_material_that_were_chosen() {
+    let id = KeyId::parse("1234abcd-12ab-34cd-56ef-1234567890ab").unwrap();
+    let seed = || SeedKey {
+        id: Some(id),
+        aliases: vec!["alias/seeded".into()],
+        material: Some(BackingKey::take(&mut [9; 32])),
+        ..SeedKey::default()
+    };
+    let (one, other) = (service(), service());
+    for s in [&one, &other] {
+        assert_eq!(s.kms.seed_key(seed()).unwrap(), Seeded::Made(id));
+        assert_eq!(s.kms.seed_key(seed()).unwrap(), Seeded::Present(id));
+    }
+    let sealed = one.ok("Encrypt", json!({"KeyId": "alias/seeded", "Plaintext": b64(b"x")}));
+    let opened = other.ok("Decrypt", json!({"CiphertextBlob": sealed["CiphertextBlob"]}));
+    assert_eq!(
+        (unb64(&opened["Plaintext"]), opened["KeyId"].as_str()),
+        (b"x".to_vec(), Some(arn(&id.to_string()).as_str()))
+    );
+    let reserved = SeedKey { aliases: vec!["alias/aws/kmsfs".into()], ..SeedKey::default() };
+    assert!(one.kms.seed_key(reserved).is_err());
+}
+
+#[test]
+fn calls_from_many_threads_do_not_lose_changes() {
+    let s = service();
+    let key = s.key();
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let (s, key) = (&s, &key);
+            scope.spawn(move || {
+                for number in 0..5 {
+                    let tag = json!({"TagKey": format!("{thread}-{number}"), "TagValue": ""});
+                    s.ok("TagResource", json!({"KeyId": key, "Tags": [tag]}));
+                    let sealed = s.ok("Encrypt", json!({"KeyId": key, "Plaintext": b64(b"x")}));
+                    s.ok("Decrypt", json!({"CiphertextBlob": sealed["CiphertextBlob"]}));
+                }
+            });
+        }
+    });
+    let tags = s.ok("ListResourceTags", json!({"KeyId": key}));
+    assert_eq!(tags["Tags"].as_array().unwrap().len(), 40);
+}
