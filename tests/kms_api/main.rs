@@ -1,4 +1,7 @@
 //! The key service as its callers see it: JSON in, JSON out, for every operation.
+#![allow(clippy::unwrap_used)] // A test that cannot go on shall panic.
+#![allow(clippy::needless_pass_by_value)] // `json!` values are made at the call.
+#![allow(missing_docs)] // A binary of tests.
 
 mod aliases;
 mod authorization;

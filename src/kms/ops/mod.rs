@@ -44,6 +44,18 @@ pub(super) trait Perform: Request {
     }
 }
 
+/// Makes the one match over all operations: those served, with their requests, and those that are not served yet.
+macro_rules! serve {
+    ($operation:expr, $run:ident,
+     served { $($served:ident: $request:ident,)+ }
+     not_yet { $($not_yet:ident,)+ }) => {
+        match $operation {
+            $(Operation::$served => $run!($request),)+
+            $(Operation::$not_yet)|+ => Err(unsupported(format!("{} is not supported.", $operation))),
+        }
+    };
+}
+
 /// Serves any operation.
 pub(super) fn dispatch(
     kms: &Kms,
@@ -53,80 +65,45 @@ pub(super) fn dispatch(
     now: Timestamp,
     notes: &mut Notes,
 ) -> Result<Answer, KmsError> {
-    use Operation as O;
     macro_rules! run {
         ($request:ident) => {
             kms.run::<api::$request>(caller, body, now, notes)
         };
     }
-    match operation {
-        O::Encrypt => run!(EncryptRequest),
-        O::Decrypt => run!(DecryptRequest),
-        O::ReEncrypt => run!(ReEncryptRequest),
-        O::GenerateDataKey => run!(GenerateDataKeyRequest),
-        O::GenerateDataKeyWithoutPlaintext => run!(GenerateDataKeyWithoutPlaintextRequest),
-        O::GenerateRandom => run!(GenerateRandomRequest),
-        O::CreateKey => run!(CreateKeyRequest),
-        O::DescribeKey => run!(DescribeKeyRequest),
-        O::ListKeys => run!(ListKeysRequest),
-        O::EnableKey => run!(EnableKeyRequest),
-        O::DisableKey => run!(DisableKeyRequest),
-        O::ScheduleKeyDeletion => run!(ScheduleKeyDeletionRequest),
-        O::CancelKeyDeletion => run!(CancelKeyDeletionRequest),
-        O::UpdateKeyDescription => run!(UpdateKeyDescriptionRequest),
-        O::CreateAlias => run!(CreateAliasRequest),
-        O::UpdateAlias => run!(UpdateAliasRequest),
-        O::DeleteAlias => run!(DeleteAliasRequest),
-        O::ListAliases => run!(ListAliasesRequest),
-        O::PutKeyPolicy => run!(PutKeyPolicyRequest),
-        O::GetKeyPolicy => run!(GetKeyPolicyRequest),
-        O::ListKeyPolicies => run!(ListKeyPoliciesRequest),
-        O::TagResource => run!(TagResourceRequest),
-        O::UntagResource => run!(UntagResourceRequest),
-        O::ListResourceTags => run!(ListResourceTagsRequest),
-        O::EnableKeyRotation => run!(EnableKeyRotationRequest),
-        O::DisableKeyRotation => run!(DisableKeyRotationRequest),
-        O::GetKeyRotationStatus => run!(GetKeyRotationStatusRequest),
-        O::RotateKeyOnDemand => run!(RotateKeyOnDemandRequest),
-        O::ListKeyRotations => run!(ListKeyRotationsRequest),
-        O::CreateUser => run!(CreateUserRequest),
-        O::DeleteUser => run!(DeleteUserRequest),
-        O::ListUsers => run!(ListUsersRequest),
-        O::PutUserPolicy => run!(PutUserPolicyRequest),
-        O::GetUserPolicy => run!(GetUserPolicyRequest),
-        O::DeleteUserPolicy => run!(DeleteUserPolicyRequest),
-        O::ListUserPolicies => run!(ListUserPoliciesRequest),
-        O::CreateAccessKey => run!(CreateAccessKeyRequest),
-        O::UpdateAccessKey => run!(UpdateAccessKeyRequest),
-        O::DeleteAccessKey => run!(DeleteAccessKeyRequest),
-        O::ListAccessKeys => run!(ListAccessKeysRequest),
-        O::ConnectCustomKeyStore
-        | O::CreateCustomKeyStore
-        | O::DeleteCustomKeyStore
-        | O::DescribeCustomKeyStores
-        | O::DisconnectCustomKeyStore
-        | O::UpdateCustomKeyStore
-        | O::CreateGrant
-        | O::ListGrants
-        | O::ListRetirableGrants
-        | O::RetireGrant
-        | O::RevokeGrant
-        | O::Decapsulate
-        | O::Encapsulate
-        | O::DeriveSharedSecret
-        | O::GenerateDataKeyPair
-        | O::GenerateDataKeyPairWithoutPlaintext
-        | O::GenerateMac
-        | O::VerifyMac
-        | O::GetKeyLastUsage
-        | O::GetPublicKey
-        | O::Sign
-        | O::Verify
-        | O::DeleteImportedKeyMaterial
-        | O::GetParametersForImport
-        | O::ImportKeyMaterial
-        | O::ReplicateKey
-        | O::UpdatePrimaryRegion => Err(unsupported(format!("{operation} is not supported."))),
+    serve! { operation, run,
+        served {
+            Encrypt: EncryptRequest, Decrypt: DecryptRequest, ReEncrypt: ReEncryptRequest,
+            GenerateDataKey: GenerateDataKeyRequest,
+            GenerateDataKeyWithoutPlaintext: GenerateDataKeyWithoutPlaintextRequest,
+            GenerateRandom: GenerateRandomRequest,
+            CreateKey: CreateKeyRequest, DescribeKey: DescribeKeyRequest, ListKeys: ListKeysRequest,
+            EnableKey: EnableKeyRequest, DisableKey: DisableKeyRequest,
+            ScheduleKeyDeletion: ScheduleKeyDeletionRequest, CancelKeyDeletion: CancelKeyDeletionRequest,
+            UpdateKeyDescription: UpdateKeyDescriptionRequest,
+            CreateAlias: CreateAliasRequest, UpdateAlias: UpdateAliasRequest,
+            DeleteAlias: DeleteAliasRequest, ListAliases: ListAliasesRequest,
+            PutKeyPolicy: PutKeyPolicyRequest, GetKeyPolicy: GetKeyPolicyRequest,
+            ListKeyPolicies: ListKeyPoliciesRequest,
+            TagResource: TagResourceRequest, UntagResource: UntagResourceRequest,
+            ListResourceTags: ListResourceTagsRequest,
+            EnableKeyRotation: EnableKeyRotationRequest, DisableKeyRotation: DisableKeyRotationRequest,
+            GetKeyRotationStatus: GetKeyRotationStatusRequest,
+            RotateKeyOnDemand: RotateKeyOnDemandRequest, ListKeyRotations: ListKeyRotationsRequest,
+            CreateUser: CreateUserRequest, DeleteUser: DeleteUserRequest, ListUsers: ListUsersRequest,
+            PutUserPolicy: PutUserPolicyRequest, GetUserPolicy: GetUserPolicyRequest,
+            DeleteUserPolicy: DeleteUserPolicyRequest, ListUserPolicies: ListUserPoliciesRequest,
+            CreateAccessKey: CreateAccessKeyRequest, UpdateAccessKey: UpdateAccessKeyRequest,
+            DeleteAccessKey: DeleteAccessKeyRequest, ListAccessKeys: ListAccessKeysRequest,
+        }
+        not_yet {
+            ConnectCustomKeyStore, CreateCustomKeyStore, DeleteCustomKeyStore, DescribeCustomKeyStores,
+            DisconnectCustomKeyStore, UpdateCustomKeyStore,
+            CreateGrant, ListGrants, ListRetirableGrants, RetireGrant, RevokeGrant,
+            Decapsulate, Encapsulate, DeriveSharedSecret, GetPublicKey, Sign, Verify, GenerateMac, VerifyMac,
+            GenerateDataKeyPair, GenerateDataKeyPairWithoutPlaintext, GetKeyLastUsage,
+            DeleteImportedKeyMaterial, GetParametersForImport, ImportKeyMaterial, ReplicateKey,
+            UpdatePrimaryRegion,
+        }
     }
 }
 

@@ -389,7 +389,7 @@ mod tests {
         };
         assert!(Policy::of_key(&json!({"Statement": ok}).to_string()).is_ok());
         for text in [
-            "".to_owned(),
+            String::new(),
             "not json".to_owned(),
             "[]".to_owned(),
             "{}".to_owned(),
