@@ -34,8 +34,13 @@ pub fn in_foreground(plan: &MountPlan) -> Result<(), CliError> {
 /// Serves as the child of a `kmsfs mount` that waits for a word on standard output.
 pub fn as_child(args: &MountArgs, kms: Option<&str>) -> Result<(), CliError> {
     let outcome = MountPlan::new(args, kms).and_then(|plan| {
-        let log = open_log(args.log.as_deref(), &plan.mountpoint)?;
-        serve(&plan, || detach(&log))
+        let (log, path) = open_log(args.log.as_deref(), &plan.mountpoint)?;
+        let served = serve(&plan, || detach(&log));
+        // A log of our own choosing in which nothing was written is of no use to anybody.
+        if args.log.is_none() && log.metadata().is_ok_and(|stat| stat.len() == 0) {
+            let _ = std::fs::remove_file(path);
+        }
+        served
     });
     if let Err(e) = &outcome {
         // After the word "ready" standard output is the null device, and this is lost on purpose.
@@ -46,14 +51,17 @@ pub fn as_child(args: &MountArgs, kms: Option<&str>) -> Result<(), CliError> {
     outcome.map_err(|e| CliError::new(e.exit, ""))
 }
 
-fn open_log(named: Option<&Path>, mountpoint: &Path) -> Result<File, CliError> {
+fn open_log(named: Option<&Path>, mountpoint: &Path) -> Result<(File, PathBuf), CliError> {
     let path = match named {
         Some(path) => path.to_owned(),
         None => runtime_dir::make()?.join(format!("{}.log", runtime_dir::stem(mountpoint))),
     };
     let mut options = File::options();
     let file = options.append(true).create(true).mode(0o600).open(&path);
-    file.map_err(|e| CliError::failed(format!("cannot open the log {}: {e}", path.display())))
+    match file {
+        Ok(file) => Ok((file, path)),
+        Err(e) => Err(CliError::failed(format!("cannot open the log {}: {e}", path.display()))),
+    }
 }
 
 /// Tells the parent that the mount answers, and lets go of its terminal.
