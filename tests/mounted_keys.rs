@@ -80,6 +80,7 @@ fn damage_is_an_error_of_that_file_alone() {
     let mut byte = [0];
     lower.read_exact_at(&mut byte, 4096 * 5 + 17).unwrap();
     lower.write_all_at(&[byte[0] ^ 1], 4096 * 5 + 17).unwrap();
+    drop(lower);
     let mount = volume.mount();
     assert_eq!(fs::read(mount.join("a")).unwrap(), pattern(50_000, 1));
     assert_eq!(fs::read(mount.join("b")).unwrap_err().raw_os_error(), Some(libc::EIO));

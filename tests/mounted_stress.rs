@@ -4,6 +4,7 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -358,19 +359,19 @@ fn describe(path: &Path, meta: &fs::Metadata) -> String {
     if meta.is_file() {
         let content = fs::read(path).unwrap();
         let hash = kmsfs::crypto::sha256(&content);
-        text += &format!(" size {} content {:?}", meta.len(), &hash[..8]);
+        write!(text, " size {} content {:?}", meta.len(), &hash[..8]).unwrap();
         if meta.mtime_nsec() == 5 {
-            text += &format!(" mtime {}", meta.mtime());
+            write!(text, " mtime {}", meta.mtime()).unwrap();
         }
     }
     if meta.is_symlink() {
-        text += &format!(" target {}", fs::read_link(path).unwrap().display());
+        write!(text, " target {}", fs::read_link(path).unwrap().display()).unwrap();
     } else if meta.is_file() || meta.is_dir() {
         for number in 0..4 {
             let mut value = Vec::with_capacity(1000);
             let name = format!("user.x{number}");
             if rustix::fs::lgetxattr(path, name, rustix::buffer::spare_capacity(&mut value)).is_ok() {
-                text += &format!(" x{number} {:?}", &kmsfs::crypto::sha256(&value)[..4]);
+                write!(text, " x{number} {:?}", &kmsfs::crypto::sha256(&value)[..4]).unwrap();
             }
         }
     }
