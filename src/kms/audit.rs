@@ -175,16 +175,13 @@ fn raw(out: &mut String, name: &str, json: &str) {
 fn text(out: &mut String, name: &str, value: &str) {
     out.push_str(name);
     out.push('"');
-    for c in value.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            c if c < ' ' => {
-                let _ = write!(out, "\\u{:04x}", c as u32);
-            }
-            c => out.push(c),
-        }
+    let mut rest = value;
+    while let Some(at) = rest.bytes().position(|c| c < b' ' || c == b'"' || c == b'\\') {
+        out.push_str(&rest[..at]);
+        let _ = write!(out, "\\u{:04x}", rest.as_bytes()[at]);
+        rest = &rest[at + 1..];
     }
+    out.push_str(rest);
     out.push('"');
 }
 
