@@ -56,16 +56,20 @@ pub(super) fn push_camel(out: &mut String, snake: &str) {
 /// Appends a JSON string.
 pub(super) fn push_json(out: &mut String, text: &str) {
     out.push('"');
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\u{0}'..='\u{1f}' => {
-                let _ = write!(out, "\\u{:04x}", u32::from(c));
-            }
-            _ => out.push(c),
+    let mut rest = text;
+    // Runs without anything to escape are copied whole.
+    while let Some(at) = rest.find(|c: char| c < ' ' || c == '"' || c == '\\') {
+        out.push_str(&rest[..at]);
+        let byte = rest.as_bytes()[at];
+        if byte < b' ' {
+            let _ = write!(out, "\\u{byte:04x}");
+        } else {
+            out.push('\\');
+            out.push(char::from(byte));
         }
+        rest = &rest[at + 1..];
     }
+    out.push_str(rest);
     out.push('"');
 }
 

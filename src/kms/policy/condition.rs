@@ -147,7 +147,9 @@ enum Order {
 /// Over several values of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Quantifier {
-    /// A plain operator: any value.
+    /// None given: the key has one value.
+    Plain,
+    /// `ForAnyValue:`: at least one value.
     Any,
     /// `ForAllValues:`: all values, or none there.
     All,
@@ -186,7 +188,7 @@ impl Condition {
             Some(("ForAllValues", rest)) => (Quantifier::All, rest),
             Some(("ForAnyValue", rest)) => (Quantifier::Any, rest),
             Some(_) => return Err(PolicyError::Operator(operator.to_owned())),
-            None => (Quantifier::Any, operator),
+            None => (Quantifier::Plain, operator),
         };
         let (operator, if_exists) =
             operator.strip_suffix("IfExists").map_or((operator, false), |o| (o, true));
@@ -245,13 +247,13 @@ impl Condition {
         if let Test::Null(absent) = self.test {
             return values.is_empty() == absent;
         }
-        if values.is_empty() {
-            return self.if_exists || self.negated || self.quantifier == Quantifier::All;
-        }
         let holds = |value: &String| self.test.holds(value) != self.negated;
-        match (self.quantifier, self.negated) {
-            (Quantifier::All, _) | (Quantifier::Any, true) => values.iter().all(holds),
-            (Quantifier::Any, false) => values.iter().any(holds),
+        match self.quantifier {
+            Quantifier::Plain if values.is_empty() => self.if_exists || self.negated,
+            Quantifier::Plain if self.negated => values.iter().all(holds),
+            Quantifier::Any if values.is_empty() => self.if_exists,
+            Quantifier::Plain | Quantifier::Any => values.iter().any(holds),
+            Quantifier::All => values.iter().all(holds),
         }
     }
 }
@@ -440,6 +442,9 @@ mod tests {
         assert!(check(json!({"ForAllValues:StringEquals": {"kms:EncryptionContextKeys": ["App", "b"]}})));
         assert!(!check(json!({"ForAllValues:StringEquals": {"kms:EncryptionContextKeys": ["App"]}})));
         assert!(check(json!({"ForAnyValue:StringEquals": {"kms:EncryptionContextKeys": ["App"]}})));
+        assert!(check(json!({"ForAnyValue:StringNotEquals": {"kms:EncryptionContextKeys": ["App"]}})));
+        assert!(!check(json!({"ForAnyValue:StringNotEquals": {"kms:EncryptionContextKeys": ["App", "b"]}})));
+        assert!(!check(json!({"ForAllValues:StringNotEquals": {"kms:EncryptionContextKeys": ["App"]}})));
         assert!(check(json!({"NumericLessThanEquals": {"kms:RotationPeriodInDays": "90"}})));
         assert!(!check(json!({"NumericGreaterThan": {"kms:RotationPeriodInDays": 90}})));
         assert!(check(json!({"IpAddress": {"aws:SourceIp": "10.0.0.0/8"}})));

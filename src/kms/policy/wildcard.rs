@@ -3,46 +3,61 @@
 /// A compiled pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wildcard {
-    pattern: Vec<char>,
-    /// Without wildcards, a comparison will do.
-    literal: Option<String>,
+    form: Form,
     ignore_case: bool,
 }
 
+/// The simple forms, which nearly all patterns have, need no search.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Form {
+    /// `*`
+    Any,
+    /// No wildcard.
+    Literal(String),
+    /// One `*`, at the end.
+    Prefix(String),
+    /// Anything else.
+    Glob(Vec<char>),
+}
+
 impl Wildcard {
-    /// Compiles `pattern`; actions are compared without regard to case.
+    /// Compiles `pattern`. Where case does not count, it does not for ASCII letters only.
     pub fn new(pattern: &str, ignore_case: bool) -> Self {
-        let pattern = if ignore_case { pattern.to_lowercase() } else { pattern.to_owned() };
-        let plain = !pattern.contains(['*', '?']);
-        Self { pattern: pattern.chars().collect(), literal: plain.then_some(pattern), ignore_case }
+        let is_plain = |text: &str| !text.contains(['*', '?']);
+        let form = match pattern.strip_suffix('*') {
+            Some("") => Form::Any,
+            Some(prefix) if is_plain(prefix) => Form::Prefix(prefix.to_owned()),
+            None if is_plain(pattern) => Form::Literal(pattern.to_owned()),
+            Some(_) | None => Form::Glob(folded(pattern, ignore_case)),
+        };
+        Self { form, ignore_case }
     }
 
     /// A text to be compared as it stands, `*` and `?` included.
     pub fn literal(text: &str, ignore_case: bool) -> Self {
-        let text = if ignore_case { text.to_lowercase() } else { text.to_owned() };
-        Self { pattern: Vec::new(), literal: Some(text), ignore_case }
-    }
-
-    /// Whether it matches everything.
-    pub fn is_any(&self) -> bool {
-        self.pattern == ['*']
+        Self { form: Form::Literal(text.to_owned()), ignore_case }
     }
 
     /// Whether `text` matches as a whole. Takes at most |pattern| x |text| steps.
     pub fn matches(&self, text: &str) -> bool {
-        if self.is_any() {
-            return true;
+        match &self.form {
+            Form::Any => true,
+            Form::Literal(literal) => self.same(literal.as_bytes(), text.as_bytes()),
+            Form::Prefix(prefix) => {
+                let start = text.as_bytes().get(..prefix.len());
+                start.is_some_and(|start| self.same(prefix.as_bytes(), start))
+            }
+            Form::Glob(pattern) => glob(pattern, &folded(text, self.ignore_case)),
         }
-        if let Some(literal) = &self.literal {
-            let same = literal == text;
-            return same
-                || (self.ignore_case && literal.chars().eq(text.chars().flat_map(char::to_lowercase)));
-        }
-        if self.ignore_case {
-            return glob(&self.pattern, &text.chars().flat_map(char::to_lowercase).collect::<Vec<_>>());
-        }
-        glob(&self.pattern, &text.chars().collect::<Vec<_>>())
     }
+
+    fn same(&self, a: &[u8], b: &[u8]) -> bool {
+        if self.ignore_case { a.eq_ignore_ascii_case(b) } else { a == b }
+    }
+}
+
+fn folded(text: &str, ignore_case: bool) -> Vec<char> {
+    text.chars().map(|c| if ignore_case { c.to_ascii_lowercase() } else { c }).collect()
 }
 
 /// Matches greedily and returns to the last `*` on a mismatch.
@@ -88,10 +103,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn matching_is_what_the_definition_says(pattern in "[ab*?]{0,8}", text in "[ab]{0,10}") {
+        fn matching_is_what_the_definition_says(pattern in "[ab*?]{0,8}|[ab]{0,3}[*]", text in "[ab]{0,10}") {
             let expected = by_definition(&pattern.chars().collect::<Vec<_>>(), &text.chars().collect::<Vec<_>>());
             prop_assert_eq!(Wildcard::new(&pattern, false).matches(&text), expected);
         }
+    }
+
+    #[test]
+    fn a_literal_takes_its_stars_as_they_stand() {
+        assert!(Wildcard::literal("a*?", false).matches("a*?"));
+        assert!(!Wildcard::literal("a*?", false).matches("abc"));
     }
 
     #[test]
