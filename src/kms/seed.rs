@@ -208,8 +208,8 @@ mod tests {
     #[test]
     fn the_example_of_the_documentation_is_a_seed() {
         let doc = include_str!("seed.rs").split("```").nth(1).unwrap();
-        let text: String =
-            doc.lines().skip(1).filter_map(|l| l.strip_prefix("//!")).map(|l| format!("{l}\n")).collect();
+        let lines: Vec<&str> = doc.lines().skip(1).filter_map(|line| line.strip_prefix("//!")).collect();
+        let text = lines.join("\n");
         let text = text.replace("base64 of 32 bytes", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
         let seed = seed(&text).unwrap();
         assert_eq!((seed.users.len(), seed.keys.len()), (1, 1));

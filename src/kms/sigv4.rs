@@ -210,10 +210,11 @@ impl Verifier {
     fn signing_key(&self, authorization: &Authorization<'_>, secret: AccessKeySecret) -> Arc<SigningKey> {
         let Scope { date, region, service } = authorization.scope;
         let mut keys = self.keys.lock();
-        if let Some(cached) = keys.get(authorization.access_key_id) {
-            if cached.date == date && constant_time_eq(&cached.secret.0, &secret.0) {
-                return Arc::clone(&cached.key);
-            }
+        if let Some(cached) = keys.get(authorization.access_key_id)
+            && cached.date == date
+            && constant_time_eq(&cached.secret.0, &secret.0)
+        {
+            return Arc::clone(&cached.key);
         }
         let key = Arc::new(SigningKey::derive(&secret.0, date, region, service));
         if keys.len() >= MAX_CACHED_KEYS {

@@ -57,7 +57,7 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, TomlError> {
 pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, TomlError> {
     toml::from_str(text).map_err(|error| {
         let start = error.span().map_or(0, |span| span.start.min(text.len()));
-        let line = text.as_bytes()[..start].iter().filter(|c| **c == b'\n').count() + 1;
+        let line = text[..text.floor_char_boundary(start)].matches('\n').count() + 1;
         TomlError::Invalid { line, message: error.message().replace('\n', "; ") }
     })
 }

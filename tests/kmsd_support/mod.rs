@@ -1,5 +1,6 @@
 //! A `kmsd` of its own for each test: made, started, killed and removed; and a plain HTTP client for its sockets.
 #![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(clippy::unwrap_used, clippy::must_use_candidate, reason = "a failed step is a failed test")]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 /// Nothing waits longer.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A state directory and the daemon on it, both gone at the end.
 pub struct Kmsd {
@@ -257,7 +258,7 @@ pub fn request_bytes(operation: &str, headers: &[(&str, &str)], body: &[u8]) -> 
         body.len()
     );
     for (name, value) in headers {
-        out.push_str(&format!("{name}: {value}\r\n"));
+        out.extend([name, ": ", value, "\r\n"]);
     }
     out.push_str("\r\n");
     let mut bytes = out.into_bytes();
