@@ -58,13 +58,15 @@ impl Tree {
         let dir = self.dir(parent)?;
         let lower = dir.lower_name(name)?;
         let permissions = effective_permissions(&dir, new);
+        // Before the name is there: a file whose first write would find no key is not made.
+        let reserved = if write { Some(self.files.keys.fresh(None)?) } else { None };
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR;
         let make = || at::open(&dir.fd, lower.entry.as_bytes(), flags, permissions);
         let fd = with_sidecar(&dir, &lower, || self.spare_descriptors(make))?;
         self.give_to_caller(&dir, &fd, permissions, new.caller)?;
         let attr = self.attr_of(&fs::fstat(&fd)?)?;
         let node = self.nodes.look_up(attr.node_id, attr.kind, parent, &lower.entry);
-        let io = FileIo::new_empty(fd, self.files.clone());
+        let io = FileIo::new_empty(fd, self.files.clone(), reserved);
         let mut slot = node.file.write();
         slot.handles += 1;
         slot.writers += u32::from(write);

@@ -49,7 +49,11 @@ impl Tree {
             slot.writers += u32::from(write);
         }
         let opened = self.with_file(&node, write || truncate, |file| {
-            file.io.ensure_keys()?;
+            if write {
+                file.io.ensure_keys_for_write()?;
+            } else {
+                file.io.ensure_keys()?;
+            }
             if truncate { file.io.truncate(0) } else { Ok(()) }
         });
         if opened.is_err() {

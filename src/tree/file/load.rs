@@ -13,7 +13,7 @@ use crate::format::header::{HeaderError, SLOTS_LEN, Slots, Superblock};
 use crate::format::layout::{self, BLOCK, BLOCK_LEN};
 use crate::format::seal::{SEAL_LEN, SEAL_OFFSETS, Seal, State};
 use crate::format::tags::{HOLE, TagPage, tail_range};
-use crate::tree::{FsError, KeyError};
+use crate::tree::{FreshKey, FsError, KeyError};
 
 /// Files of up to this many tag pages have their root checked at open; larger ones when a tag page is missing, and by
 /// the check. 16 pages are the tags of 9 MiB.
@@ -28,7 +28,7 @@ impl FileIo {
     pub(super) fn load(&self) -> Result<Inner, FsError> {
         let lower_len = self.lower.len()?;
         if lower_len == 0 {
-            return Ok(Inner::Empty);
+            return Ok(Inner::Empty(None));
         }
         let mut page = Box::new([0; BLOCK_LEN]);
         if lower_len < BLOCK || self.lower.read_at(&mut page[..], 0)? < BLOCK_LEN {
@@ -138,8 +138,11 @@ impl FileIo {
     }
 
     /// Gives an empty lower file its header.
-    pub(super) fn make_header(&self) -> Result<Body, FsError> {
-        let fresh = self.context.keys.fresh(None)?;
+    pub(super) fn make_header(&self, reserved: Option<Box<FreshKey>>) -> Result<Body, FsError> {
+        let fresh = match reserved {
+            Some(fresh) => *fresh,
+            None => self.context.keys.fresh(None)?,
+        };
         let keys = Arc::new(FileKeys::derive(&fresh.data_key, &fresh.file_id.0));
         let superblock = Superblock {
             volume_id: self.context.volume_id,

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rustix::io::Errno;
 
-use super::{FsError, KeySource};
+use super::{FreshKey, FsError, KeySource};
 use crate::crypto::FileKeys;
 use crate::format::{FileId, VolumeId, WrappedKey, layout};
 use body::Body;
@@ -49,8 +49,8 @@ pub struct FileContext {
 enum Inner {
     /// Nothing yet.
     Unread,
-    /// Zero bytes long: an empty file that has no header.
-    Empty,
+    /// Zero bytes long: an empty file that has no header. A key may be reserved for the one it gets.
+    Empty(Option<Box<FreshKey>>),
     /// Header read and checked.
     Loaded(Box<Body>),
 }
@@ -68,9 +68,10 @@ impl FileIo {
         Self { lower: Lower(fd), context, inner: RwLock::new(Inner::Unread) }
     }
 
-    /// A new file's: the lower file was just made and is empty.
-    pub fn new_empty(fd: OwnedFd, context: Arc<FileContext>) -> Self {
-        Self { lower: Lower(fd), context, inner: RwLock::new(Inner::Empty) }
+    /// A new file's: the lower file was just made and is empty. `reserved` is the key its first write will use.
+    pub fn new_empty(fd: OwnedFd, context: Arc<FileContext>, reserved: Option<FreshKey>) -> Self {
+        let reserved = reserved.map(Box::new);
+        Self { lower: Lower(fd), context, inner: RwLock::new(Inner::Empty(reserved)) }
     }
 
     /// The lower file, for operations that concern its inode.
@@ -82,7 +83,7 @@ impl FileIo {
     pub fn size(&self) -> Result<u64, FsError> {
         match &*self.inner.read() {
             Inner::Unread => Ok(layout::plain_size(self.lower.len()?)),
-            Inner::Empty => Ok(0),
+            Inner::Empty(_) => Ok(0),
             Inner::Loaded(body) => Ok(body.size),
         }
     }
@@ -90,6 +91,20 @@ impl FileIo {
     /// Makes sure that header and key are at hand, so that an open fails where a read would.
     pub fn ensure_keys(&self) -> Result<(), FsError> {
         self.for_reading().map(drop)
+    }
+
+    /// Makes sure that a write will find a key, so that opening for writing fails where the first write would; with
+    /// the kernel's write-back cache that write comes after the program has gone.
+    pub fn ensure_keys_for_write(&self) -> Result<(), FsError> {
+        self.ensure_keys()?;
+        if !matches!(&*self.inner.read(), Inner::Empty(None)) {
+            return Ok(());
+        }
+        let fresh = Box::new(self.context.keys.fresh(None)?);
+        if let Inner::Empty(reserved) = &mut *self.inner.write() {
+            reserved.get_or_insert(fresh);
+        }
+        Ok(())
     }
 
     /// The wrapped key and identity, where the file has a header that was read.
@@ -116,8 +131,10 @@ impl FileIo {
 
     /// Forgets the keys (not the metadata). The next use asks the key source again.
     pub fn drop_keys(&self) {
-        if let Inner::Loaded(body) = &mut *self.inner.write() {
-            body.keys = None;
+        match &mut *self.inner.write() {
+            Inner::Unread => {}
+            Inner::Empty(reserved) => *reserved = None,
+            Inner::Loaded(body) => body.keys = None,
         }
     }
 
@@ -151,7 +168,7 @@ impl FileIo {
         let inner = self.inner.read();
         let ready = match &*inner {
             Inner::Unread => false,
-            Inner::Empty => true,
+            Inner::Empty(_) => true,
             Inner::Loaded(body) => body.keys.is_some(),
         };
         if ready {
@@ -167,7 +184,7 @@ impl FileIo {
         match &mut *inner {
             Inner::Unread => *inner = self.load()?,
             Inner::Loaded(body) if body.keys.is_none() => self.reload_keys(body)?,
-            Inner::Empty | Inner::Loaded(_) => {}
+            Inner::Empty(_) | Inner::Loaded(_) => {}
         }
         Ok(inner)
     }
@@ -177,8 +194,8 @@ impl FileIo {
         if self.context.read_only {
             return Err(FsError::Os(Errno::ROFS));
         }
-        if matches!(inner, Inner::Empty) {
-            *inner = Inner::Loaded(Box::new(self.make_header()?));
+        if let Inner::Empty(reserved) = inner {
+            *inner = Inner::Loaded(Box::new(self.make_header(reserved.take())?));
         }
         let Inner::Loaded(body) = inner else { return Err(FsError::Os(Errno::IO)) };
         let keys = body.keys()?;

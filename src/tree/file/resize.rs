@@ -36,7 +36,7 @@ impl FileIo {
             return Err(FsError::Os(Errno::FBIG));
         }
         let mut inner = self.for_writing()?;
-        if matches!(&*inner, Inner::Empty) && size == 0 {
+        if matches!(&*inner, Inner::Empty(_)) && size == 0 {
             return Ok(());
         }
         let (body, keys) = self.body_for_write(&mut inner)?;
@@ -153,7 +153,7 @@ impl FileIo {
             return Err(FsError::Os(Errno::INVAL));
         }
         let mut inner = self.for_writing()?;
-        if matches!(&*inner, Inner::Empty) && what == Allocate::Punch {
+        if matches!(&*inner, Inner::Empty(_)) && what == Allocate::Punch {
             return Ok(());
         }
         let (body, keys) = self.body_for_write(&mut inner)?;
