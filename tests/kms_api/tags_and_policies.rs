@@ -85,6 +85,7 @@ fn a_policy_that_cannot_be_understood_is_not_taken() {
         "{}",
         r#"{"Statement":[{"Effect":"Allow","Principal":{"AWS":"nobody"},"Action":"kms:*","Resource":"*"}]}"#,
         r#"{"Statement":[{"Effect":"Allow","Principal":"*","Action":"kms:*","Resource":"*","Condition":{"X":{"a":"b"}}}]}"#,
+        r#"{"Statement":[{"Effect":"Deny","Effect":"Allow","Principal":"*","Action":"kms:*","Resource":"*"}]}"#,
     ] {
         let found = s.fails("PutKeyPolicy", json!({"KeyId": key, "Policy": text}));
         assert_eq!(found.0, "MalformedPolicyDocumentException", "{text}");

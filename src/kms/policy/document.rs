@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::condition::{Condition, Facts};
+use super::json::{self, JsonError};
 use super::wildcard::Wildcard;
 
 /// Longest document, in bytes.
@@ -15,6 +16,8 @@ pub const MAX_STATEMENTS: usize = 512;
 pub enum PolicyError {
     /// Not JSON.
     NotJson,
+    /// A member that an object has twice.
+    Doubled(String),
     /// JSON, but not of the form of a policy.
     Syntax(&'static str),
     /// A condition operator that does not exist or is not known here.
@@ -27,6 +30,7 @@ impl std::fmt::Display for PolicyError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::NotJson => f.write_str("Policy document is not valid JSON."),
+            Self::Doubled(name) => write!(f, "Syntax errors in policy: {name} comes twice in one object."),
             Self::Syntax(what) => write!(f, "Syntax errors in policy: {what}."),
             Self::Operator(name) => write!(f, "Syntax errors in policy: unknown condition operator {name}."),
             Self::Principal(_) => {
@@ -105,7 +109,10 @@ impl Policy {
     }
 
     fn compile(text: &str, of_key: bool) -> Result<Self, PolicyError> {
-        let value: Value = serde_json::from_str(text).map_err(|_| PolicyError::NotJson)?;
+        let value = json::read(text).map_err(|error| match error {
+            JsonError::Malformed => PolicyError::NotJson,
+            JsonError::Doubled(name) => PolicyError::Doubled(name),
+        })?;
         let document = value.as_object().ok_or(PolicyError::Syntax("the document must be an object"))?;
         known_members(document, &["Version", "Id", "Statement"])?;
         if let Some(version) = document.get("Version")
@@ -377,6 +384,21 @@ mod tests {
         assert!(!allow(json!({"Action": "kms:*", "NotResource": KEY}), "kms:Decrypt"));
         assert!(!allow(json!({"Action": "kms:*"}), "kms:Decrypt"), "no Resource: ineffective");
         assert!(!allow(json!({"Resource": "*"}), "kms:Decrypt"), "no Action: ineffective");
+    }
+
+    #[test]
+    fn a_member_that_comes_twice_is_refused() {
+        let whole = |statement: &str| format!(r#"{{"Statement":[{{{statement}}}]}}"#);
+        let plain = r#""Principal":"*","Action":"kms:*","Resource":"*""#;
+        assert!(Policy::of_key(&whole(&format!(r#""Effect":"Deny",{plain}"#))).is_ok());
+        for text in [
+            whole(&format!(r#""Effect":"Deny","Effect":"Allow",{plain}"#)),
+            whole(&format!(r#""Effect":"Deny",{plain},"Condition":{{}},"Condition":{{}}"#)),
+            r#"{"Statement":[],"Statement":[]}"#.to_owned(),
+        ] {
+            let found = Policy::of_key(&text);
+            assert!(matches!(found, Err(PolicyError::Doubled(_))), "{text}: {found:?}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 mod condition;
 mod document;
+mod json;
 mod wildcard;
 
 pub use condition::{Facts, KeyFacts, MAX_CONDITIONS};
