@@ -58,10 +58,14 @@ impl Caller {
         }
     }
 
-    /// The user name in the principal's ARN, if it is a user.
-    pub fn user_name(&self) -> Option<&str> {
-        let (_, path) = self.principal_arn.split_once(":user/")?;
-        path.rsplit('/').next()
+    /// The name of the user of `account` that the principal is, if it is one. Users of this daemon have no path, so
+    /// an ARN with one, or of another account, is somebody else.
+    pub fn user_name(&self, account: &str) -> Option<&str> {
+        let (before, name) = self.principal_arn.rsplit_once('/')?;
+        let own = self.account == account
+            && before.strip_prefix("arn:aws:iam::").and_then(|rest| rest.strip_suffix(":user"))
+                == Some(account);
+        own.then_some(name).filter(|name| !name.is_empty())
     }
 }
 
@@ -73,4 +77,36 @@ pub fn root_arn(account: &str) -> String {
 /// ARN of the user `name`.
 pub fn user_arn(account: &str, name: &str) -> String {
     format!("arn:aws:iam::{account}:user/{name}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_whole_arn_of_an_own_user_names_it() {
+        let own = "111122223333";
+        let name = |arn: &str, account: &str| {
+            let caller = Caller {
+                principal_arn: arn.into(),
+                account: account.into(),
+                is_root: false,
+                ..Caller::internal(own)
+            };
+            caller.user_name(own).map(str::to_owned)
+        };
+        assert_eq!(name(&user_arn(own, "alice"), own).as_deref(), Some("alice"));
+        for (arn, account) in [
+            ("arn:aws:iam::999988887777:user/alice", "999988887777"),
+            ("arn:aws:iam::999988887777:user/alice", own),
+            ("arn:aws:iam::111122223333:user/team/alice", own),
+            ("arn:aws:iam::111122223333:role/x:user/alice", own),
+            ("arn:aws:iam::111122223333:role/alice", own),
+            ("arn:aws-cn:iam::111122223333:user/alice", own),
+            ("arn:aws:iam::111122223333:user/", own),
+            ("arn:aws:iam::111122223333:root", own),
+        ] {
+            assert_eq!(name(arn, account), None, "{arn}");
+        }
+    }
 }

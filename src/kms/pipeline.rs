@@ -209,7 +209,7 @@ impl Kms {
 
     /// The caller's own record, if it is a user that has one.
     pub(super) fn user_of(&self, caller: &Caller) -> Option<Arc<super::model::User>> {
-        self.state.read().users.get(caller.user_name()?).cloned()
+        self.state.read().users.get(caller.user_name(&self.settings.account)?).cloned()
     }
 
     /// Writes the record; a call that cannot be recorded has failed.
