@@ -45,6 +45,7 @@ pub mod server;
 mod settings;
 pub mod sigv4;
 pub mod sqlite;
+mod sqlite_check;
 pub mod state;
 pub mod state_dir;
 pub mod store;

@@ -24,19 +24,18 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
 
 use crate::crypto::{StoreKeys, constant_time_eq};
 
+use super::sqlite_check::{check_identity, check_rows, check_schema};
 use super::store::{Change, Row, Store, StoreError, Table, check_size};
 
-const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 1;
 /// `kmsd` in ASCII; tells our file from any other SQLite file.
-const APPLICATION_ID: i32 = 0x6b6d_7364;
+pub(super) const APPLICATION_ID: i32 = 0x6b6d_7364;
 const DATABASE: &str = "store.db";
 const HEAD_FILE: &str = "head";
 const HEAD_MAGIC: &[u8; 8] = b"KMSDHEAD";
 const HEAD_FILE_LEN: usize = 48;
-/// Most rows that are read into memory at once.
-const MAX_ROWS: u64 = 10_000_000;
 
-const SCHEMA: &str = "
+pub(super) const SCHEMA: &str = "
     CREATE TABLE row (
         tbl INTEGER NOT NULL, id TEXT NOT NULL, body BLOB NOT NULL, mac BLOB NOT NULL, PRIMARY KEY (tbl, id)
     ) STRICT, WITHOUT ROWID;
@@ -44,7 +43,7 @@ const SCHEMA: &str = "
         one INTEGER PRIMARY KEY CHECK (one = 1), counter INTEGER NOT NULL, rows INTEGER NOT NULL, mac BLOB NOT NULL
     ) STRICT;";
 
-type Mac = [u8; 32];
+pub(super) type Mac = [u8; 32];
 
 /// The store in a state directory.
 pub struct SqliteStore {
@@ -56,16 +55,24 @@ struct Inner {
     keys: StoreKeys,
     head: Head,
     head_file: File,
-    /// Set when a write failed in a way that leaves unknown what is on disk.
+    /// Set when a commit failed and what is on disk could not be read: the head before it may be there, or the next.
     latched: bool,
+    /// What is to be done after a commit and has failed so far; done before the next one.
+    due: Due,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Due {
+    head_file: bool,
+    old_pages: bool,
 }
 
 /// What stands for the whole store.
-#[derive(Clone, Copy)]
-struct Head {
-    counter: u64,
-    rows: u64,
-    digest: Mac,
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) counter: u64,
+    pub(super) rows: u64,
+    pub(super) digest: Mac,
 }
 
 impl std::fmt::Debug for SqliteStore {
@@ -88,7 +95,7 @@ impl SqliteStore {
             .execute("INSERT INTO head (one, counter, rows, mac) VALUES (1, ?1, ?2, ?3)", values)
             .map_err(io)?;
         let head_file = head_file(dir, true)?;
-        let mut inner = Inner { database, keys, head, head_file, latched: false };
+        let mut inner = Inner { database, keys, head, head_file, latched: false, due: Due::default() };
         inner.write_head_file()?;
         File::open(dir).and_then(|d| d.sync_all()).map_err(|e| StoreError::Io(e.to_string()))?;
         Ok(Self { inner: Mutex::new(inner) })
@@ -98,9 +105,10 @@ impl SqliteStore {
     pub fn open(dir: &Path, keys: StoreKeys) -> Result<Self, StoreError> {
         let database = connect(dir, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         check_identity(&database)?;
+        check_schema(&database)?;
         let head = check_rows(&database, &keys)?;
         let head_file = head_file(dir, false)?;
-        let mut inner = Inner { database, keys, head, head_file, latched: false };
+        let mut inner = Inner { database, keys, head, head_file, latched: false, due: Due::default() };
         if inner.read_head_file()? > inner.head.counter {
             return Err(StoreError::Tampered(
                 "store.db is older than its head: an old copy was put back".into(),
@@ -131,36 +139,97 @@ impl Store for SqliteStore {
 
     fn commit(&self, changes: &[Change]) -> Result<(), StoreError> {
         changes.iter().try_for_each(check_size)?;
-        let mut inner = self.inner.lock();
-        if inner.latched {
-            return Err(StoreError::Latched);
-        }
-        inner.commit(changes)
+        self.inner.lock().commit(changes)
     }
 }
 
 impl Inner {
     fn commit(&mut self, changes: &[Change]) -> Result<(), StoreError> {
+        self.recover()?;
+        self.finish()?;
+        let next = match self.write(changes) {
+            Ok(next) => next,
+            Err((error, None)) => return Err(error),
+            Err((error, Some(next))) => self.settle(next).map_err(|()| error)?,
+        };
+        self.head = next;
+        self.due = Due { head_file: true, old_pages: changes.iter().any(destroys) };
+        if let Err(error) = self.finish() {
+            // The change itself is done and durable; the next one waits for what is left.
+            log::error!("{error}");
+        }
+        Ok(())
+    }
+
+    /// Commits `changes` to the database. On an error, the head that may be on disk nevertheless.
+    fn write(&mut self, changes: &[Change]) -> Result<Head, (StoreError, Option<Head>)> {
         let mut head = Head { counter: self.head.counter + 1, ..self.head };
-        let step = self.database.transaction().map_err(io)?;
+        let before = |error| (error, None);
+        let step = self.database.transaction().map_err(|e| before(io(e)))?;
         for change in changes {
-            apply(&step, &self.keys, &mut head, change)?;
+            apply(&step, &self.keys, &mut head, change).map_err(before)?;
         }
         let mac = head_mac(&self.keys, &head);
         step.execute(
             "UPDATE head SET counter = ?1, rows = ?2, mac = ?3",
             params![head.counter as i64, head.rows as i64, mac],
         )
-        .map_err(io)?;
-        // From here on an error leaves open whether the commit is on disk.
+        .map_err(|e| before(io(e)))?;
+        step.commit().map_err(|e| (io(e), Some(head)))?;
+        Ok(head)
+    }
+
+    /// After a failed commit: reads which head is there. `next`: it was done after all; an error: it was not, or
+    /// nobody knows, and then nothing is written until the old head is seen again.
+    fn settle(&mut self, next: Head) -> Result<Head, ()> {
         self.latched = true;
-        step.commit().map_err(io)?;
-        self.head = head;
-        self.write_head_file()?;
-        if changes.iter().any(destroys) {
-            self.forget_old_pages()?;
+        match self.head_on_disk() {
+            Ok(mac) if constant_time_eq(&mac, &head_mac(&self.keys, &self.head)) => {
+                self.latched = false;
+                Err(())
+            }
+            // Only what reached the database file itself is known to be durable.
+            Ok(mac) if constant_time_eq(&mac, &head_mac(&self.keys, &next)) => {
+                self.forget_old_pages().map_err(|_| ())?;
+                self.latched = false;
+                Ok(next)
+            }
+            _ => Err(()),
+        }
+    }
+
+    /// Lifts the latch when the database is as it was before the commit that failed.
+    fn recover(&mut self) -> Result<(), StoreError> {
+        if !self.latched {
+            return Ok(());
+        }
+        let mac = self.head_on_disk()?;
+        if !constant_time_eq(&mac, &head_mac(&self.keys, &self.head)) {
+            // The caller was told that it failed, and yet it is there: memory and store differ until a restart.
+            return Err(StoreError::Latched);
         }
         self.latched = false;
+        Ok(())
+    }
+
+    /// The MAC of the head as the database gives it now, outside of any transaction.
+    fn head_on_disk(&mut self) -> Result<Vec<u8>, StoreError> {
+        if !self.database.is_autocommit() {
+            self.database.execute_batch("ROLLBACK").map_err(io)?;
+        }
+        self.database.query_row("SELECT mac FROM head WHERE one = 1", [], |row| row.get(0)).map_err(io)
+    }
+
+    /// Does what is due after a commit.
+    fn finish(&mut self) -> Result<(), StoreError> {
+        if self.due.head_file {
+            self.write_head_file()?;
+            self.due.head_file = false;
+        }
+        if self.due.old_pages {
+            self.forget_old_pages()?;
+            self.due.old_pages = false;
+        }
         Ok(())
     }
 
@@ -212,49 +281,6 @@ fn head_file(dir: &Path, create: bool) -> Result<File, StoreError> {
     })
 }
 
-fn check_identity(database: &Connection) -> Result<(), StoreError> {
-    let number = |name| database.pragma_query_value(None, name, |row| row.get::<_, i32>(0)).map_err(io);
-    if number("application_id")? != APPLICATION_ID {
-        return Err(StoreError::Tampered("store.db is not a key store".into()));
-    }
-    match number("user_version")? as u32 {
-        FORMAT => Ok(()),
-        version if version > FORMAT => Err(StoreError::Newer(version)),
-        version => Err(StoreError::Tampered(format!("store.db claims format {version}"))),
-    }
-}
-
-/// Checks every row and the head over all of them.
-fn check_rows(database: &Connection, keys: &StoreKeys) -> Result<Head, StoreError> {
-    let mut head = Head { counter: 0, rows: 0, digest: [0; 32] };
-    let mut query = database.prepare("SELECT tbl, id, body, mac FROM row").map_err(io)?;
-    let mut found = query.query([]).map_err(io)?;
-    while let Some(row) = found.next().map_err(io)? {
-        let (table, id): (u8, String) = (row.get(0).map_err(io)?, row.get(1).map_err(io)?);
-        let (body, mac): (Vec<u8>, Vec<u8>) = (row.get(2).map_err(io)?, row.get(3).map_err(io)?);
-        check_mac(keys, table, &id, &body, &mac)?;
-        mix(&mut head.digest, &term(keys, table, &id, &mac));
-        head.rows += 1;
-        if head.rows > MAX_ROWS {
-            return Err(StoreError::TooLarge(format!("more than {MAX_ROWS} rows")));
-        }
-    }
-    let stored: Option<(i64, i64, Vec<u8>)> = database
-        .query_row("SELECT counter, rows, mac FROM head WHERE one = 1", [], |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-        })
-        .optional()
-        .map_err(io)?;
-    let Some((counter, rows, mac)) = stored else {
-        return Err(StoreError::Tampered("the head of store.db is missing".into()));
-    };
-    head.counter = counter as u64;
-    if rows as u64 != head.rows || !constant_time_eq(&head_mac(keys, &head), &mac) {
-        return Err(StoreError::Tampered("rows were added, removed or put back".into()));
-    }
-    Ok(head)
-}
-
 fn apply(
     step: &Transaction<'_>,
     keys: &StoreKeys,
@@ -293,29 +319,35 @@ fn row_mac(keys: &StoreKeys, table: u8, id: &str, body: &[u8]) -> Mac {
     keys.row.sign(&[&[table], &(id.len() as u32).to_le_bytes(), id.as_bytes(), body])
 }
 
-fn term(keys: &StoreKeys, table: u8, id: &str, mac: &[u8]) -> Mac {
+pub(super) fn term(keys: &StoreKeys, table: u8, id: &str, mac: &[u8]) -> Mac {
     keys.term.sign(&[&[table], id.as_bytes(), mac])
 }
 
-fn head_mac(keys: &StoreKeys, head: &Head) -> Mac {
+pub(super) fn head_mac(keys: &StoreKeys, head: &Head) -> Mac {
     keys.head.sign(&[b"db", &head.counter.to_le_bytes(), &head.rows.to_le_bytes(), &head.digest])
 }
 
-fn check_mac(keys: &StoreKeys, table: u8, id: &str, body: &[u8], mac: &[u8]) -> Result<(), StoreError> {
+pub(super) fn check_mac(
+    keys: &StoreKeys,
+    table: u8,
+    id: &str,
+    body: &[u8],
+    mac: &[u8],
+) -> Result<(), StoreError> {
     if constant_time_eq(&row_mac(keys, table, id, body), mac) {
         return Ok(());
     }
     Err(StoreError::Tampered(format!("row {id:?} of table {table}")))
 }
 
-fn mix(digest: &mut Mac, term: &Mac) {
+pub(super) fn mix(digest: &mut Mac, term: &Mac) {
     for (byte, other) in digest.iter_mut().zip(term) {
         *byte ^= other;
     }
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "it is handed to map_err")]
-fn io(error: rusqlite::Error) -> StoreError {
+pub(super) fn io(error: rusqlite::Error) -> StoreError {
     use rusqlite::ErrorCode::{DatabaseBusy, DatabaseCorrupt, DatabaseLocked, NotADatabase};
     match error.sqlite_error_code() {
         Some(DatabaseBusy | DatabaseLocked) => StoreError::Busy,
@@ -424,9 +456,10 @@ mod tests {
     #[test]
     fn a_row_put_back_to_an_older_version_is_noticed() {
         let scratch = filled();
-        scratch.meddle("CREATE TABLE kept AS SELECT * FROM row WHERE id = 'b'");
+        let attach = format!("ATTACH '{}' AS other;", scratch.0.join("kept.db").display());
+        scratch.meddle(&format!("{attach} CREATE TABLE other.kept AS SELECT * FROM row WHERE id = 'b'"));
         scratch.open().unwrap().commit(&[put(Table::Key, "b", b"newer")]).unwrap();
-        scratch.meddle("REPLACE INTO row SELECT * FROM kept; DROP TABLE kept");
+        scratch.meddle(&format!("{attach} REPLACE INTO row SELECT * FROM other.kept"));
         assert!(matches!(scratch.open(), Err(StoreError::Tampered(_))));
     }
 
@@ -472,5 +505,83 @@ mod tests {
             let bytes = std::fs::read(&path).unwrap();
             assert!(!bytes.windows(16).any(|window| window == &secret[..16]), "{}", path.display());
         }
+    }
+
+    #[test]
+    fn planted_triggers_views_tables_and_indices_are_refused() {
+        for sql in [
+            "CREATE TRIGGER t AFTER UPDATE ON head BEGIN DELETE FROM row WHERE tbl = 6; END",
+            "CREATE VIEW v AS SELECT * FROM row",
+            "CREATE TABLE kept AS SELECT * FROM row",
+            "CREATE INDEX i ON row (mac)",
+            "ALTER TABLE row ADD COLUMN more TEXT",
+        ] {
+            let scratch = filled();
+            scratch.meddle(sql);
+            assert!(matches!(scratch.open(), Err(StoreError::Tampered(_))), "{sql}");
+        }
+    }
+
+    /// Makes each commit fail at its very end, as a full disk does, until `BREAK_NO_MORE`.
+    const BREAK_COMMITS: &str = "
+        PRAGMA foreign_keys = ON;
+        CREATE TEMP TABLE parent (id INTEGER PRIMARY KEY);
+        CREATE TEMP TABLE child (id INTEGER REFERENCES parent DEFERRABLE INITIALLY DEFERRED);
+        CREATE TEMP TRIGGER fail AFTER UPDATE ON main.head BEGIN INSERT INTO child VALUES (7); END;";
+    const BREAK_NO_MORE: &str = "DROP TRIGGER temp.fail";
+
+    #[test]
+    fn a_commit_that_failed_is_undone_and_the_next_one_works() {
+        let scratch = filled();
+        let store = scratch.open().unwrap();
+        store.inner.lock().database.execute_batch(BREAK_COMMITS).unwrap();
+        for _ in 0..2 {
+            assert!(matches!(store.commit(&[put(Table::Key, "b", b"lost")]), Err(StoreError::Io(_))));
+        }
+        store.inner.lock().database.execute_batch(BREAK_NO_MORE).unwrap();
+        store.commit(&[put(Table::Key, "a", b"kept")]).unwrap();
+        drop(store);
+        let rows = scratch.open().unwrap().load(Table::Key).unwrap();
+        let bodies: Vec<_> = rows.iter().map(|row| row.body.as_slice()).collect();
+        assert_eq!(bodies, [&b"kept"[..], b"two", b"three"]);
+    }
+
+    #[test]
+    fn a_latch_is_lifted_only_by_the_head_of_before() {
+        let scratch = filled();
+        let store = scratch.open().unwrap();
+        store.inner.lock().latched = true;
+        store.commit(&[put(Table::Key, "a", b"new")]).unwrap();
+        let mut inner = store.inner.lock();
+        inner.latched = true;
+        inner.head.counter -= 1;
+        drop(inner);
+        assert_eq!(store.commit(&[put(Table::Key, "a", b"newer")]), Err(StoreError::Latched));
+    }
+
+    #[test]
+    fn a_commit_found_on_disk_after_an_error_counts_as_done() {
+        let scratch = filled();
+        let store = scratch.open().unwrap();
+        let mut inner = store.inner.lock();
+        let old = inner.head;
+        let next = inner.write(&[put(Table::Key, "a", b"new")]).map_err(|(error, _)| error).unwrap();
+        assert!(inner.settle(next) == Ok(next) && !inner.latched);
+        let other = Head { counter: old.counter + 9, ..old };
+        assert!(inner.settle(other) == Err(()) && inner.latched);
+    }
+
+    #[test]
+    fn a_head_file_that_cannot_be_written_holds_up_the_next_change_only() {
+        let scratch = filled();
+        let store = scratch.open().unwrap();
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let good = std::mem::replace(&mut store.inner.lock().head_file, full);
+        store.commit(&[put(Table::Key, "a", b"new")]).unwrap();
+        assert!(matches!(store.commit(&[put(Table::Key, "a", b"newer")]), Err(StoreError::Io(_))));
+        store.inner.lock().head_file = good;
+        store.commit(&[put(Table::Key, "a", b"newest")]).unwrap();
+        drop(store);
+        assert_eq!(scratch.open().unwrap().load(Table::Key).unwrap()[0].body, b"newest");
     }
 }

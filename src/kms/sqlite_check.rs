@@ -1,0 +1,78 @@
+//! What is checked when the store is opened: that the database is ours, holds our tables only, and every row's MAC.
+//!
+//! Called by `sqlite` alone. Reads only.
+
+use rusqlite::{Connection, OptionalExtension};
+
+use crate::crypto::{StoreKeys, constant_time_eq};
+
+use super::sqlite::{APPLICATION_ID, FORMAT, Head, SCHEMA, check_mac, head_mac, io, mix, term};
+use super::store::StoreError;
+
+/// Most rows that are read into memory at once.
+const MAX_ROWS: u64 = 10_000_000;
+
+/// Refuses a file that is not a key store, or a newer one.
+pub(super) fn check_identity(database: &Connection) -> Result<(), StoreError> {
+    let number = |name| database.pragma_query_value(None, name, |row| row.get::<_, i32>(0)).map_err(io);
+    if number("application_id")? != APPLICATION_ID {
+        return Err(StoreError::Tampered("store.db is not a key store".into()));
+    }
+    match number("user_version")? as u32 {
+        FORMAT => Ok(()),
+        version if version > FORMAT => Err(StoreError::Newer(version)),
+        version => Err(StoreError::Tampered(format!("store.db claims format {version}"))),
+    }
+}
+
+/// Refuses triggers, views, indices and tables that somebody else put in.
+pub(super) fn check_schema(database: &Connection) -> Result<(), StoreError> {
+    let fresh = Connection::open_in_memory().map_err(io)?;
+    fresh.execute_batch(SCHEMA).map_err(io)?;
+    if objects(database)? != objects(&fresh)? {
+        return Err(StoreError::Tampered(
+            "store.db holds tables, triggers or views that are not ours".into(),
+        ));
+    }
+    Ok(())
+}
+
+/// Type, name, table and definition of what is in a database, up to one more than ours has.
+fn objects(database: &Connection) -> Result<Vec<[Option<String>; 4]>, StoreError> {
+    let text = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY type, name LIMIT 3";
+    let mut query = database.prepare(text).map_err(io)?;
+    let object = |row: &rusqlite::Row<'_>| Ok([row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?]);
+    let found = query.query_map([], object).map_err(io)?;
+    found.collect::<Result<_, _>>().map_err(io)
+}
+
+/// Checks every row and the head over all of them.
+pub(super) fn check_rows(database: &Connection, keys: &StoreKeys) -> Result<Head, StoreError> {
+    let mut head = Head { counter: 0, rows: 0, digest: [0; 32] };
+    let mut query = database.prepare("SELECT tbl, id, body, mac FROM row").map_err(io)?;
+    let mut found = query.query([]).map_err(io)?;
+    while let Some(row) = found.next().map_err(io)? {
+        let (table, id): (u8, String) = (row.get(0).map_err(io)?, row.get(1).map_err(io)?);
+        let (body, mac): (Vec<u8>, Vec<u8>) = (row.get(2).map_err(io)?, row.get(3).map_err(io)?);
+        check_mac(keys, table, &id, &body, &mac)?;
+        mix(&mut head.digest, &term(keys, table, &id, &mac));
+        head.rows += 1;
+        if head.rows > MAX_ROWS {
+            return Err(StoreError::TooLarge(format!("more than {MAX_ROWS} rows")));
+        }
+    }
+    let stored: Option<(i64, i64, Vec<u8>)> = database
+        .query_row("SELECT counter, rows, mac FROM head WHERE one = 1", [], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })
+        .optional()
+        .map_err(io)?;
+    let Some((counter, rows, mac)) = stored else {
+        return Err(StoreError::Tampered("the head of store.db is missing".into()));
+    };
+    head.counter = counter as u64;
+    if rows as u64 != head.rows || !constant_time_eq(&head_mac(keys, &head), &mac) {
+        return Err(StoreError::Tampered("rows were added, removed or put back".into()));
+    }
+    Ok(head)
+}
