@@ -8,7 +8,13 @@ use std::fmt::Write;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::api::sigv4;
+use crate::api::{hex, sigv4};
+use crate::crypto::sha256;
+
+/// Longest string of a record that stands there whole: with each byte escaped, all of them fit a line.
+const MAX_TEXT: usize = 1024;
+/// Longest JSON member of a record that stands there as it came.
+const MAX_JSON: usize = 16 * 1024;
 
 /// Who called, as the record names them.
 #[derive(Debug, Clone, Copy)]
@@ -119,9 +125,9 @@ impl AuditRecord<'_> {
             text(out, ",\"errorCode\":", name);
             text(out, ",\"errorMessage\":", message);
         }
-        raw(out, ",\"requestParameters\":", self.request.as_str());
-        raw(out, ",\"responseElements\":", self.response.as_str());
-        raw(out, ",\"additionalEventData\":", self.additional.as_str());
+        json(out, ",\"requestParameters\":", self.request.as_str());
+        json(out, ",\"responseElements\":", self.response.as_str());
+        json(out, ",\"additionalEventData\":", self.additional.as_str());
         text(out, ",\"requestID\":", self.request_id);
         raw(out, ",\"readOnly\":", if self.read_only { "true" } else { "false" });
         self.write_resources(out);
@@ -171,10 +177,53 @@ fn raw(out: &mut String, name: &str, json: &str) {
     out.push_str(json);
 }
 
-/// Appends `name` and `value` as a JSON string.
+/// Appends `name` and the JSON `value`; a long one by its long strings' digests, or by its own.
+fn json(out: &mut String, name: &str, value: &str) {
+    if value.len() <= MAX_JSON {
+        return raw(out, name, value);
+    }
+    let mut short: Value = serde_json::from_str(value).unwrap_or_default();
+    shorten(&mut short);
+    let written = short.to_string();
+    if written.len() <= MAX_JSON {
+        return raw(out, name, &written);
+    }
+    raw(out, name, &digest_of(value).to_string());
+}
+
+/// Replaces each long string in `value`; the parser bounds how deep it is.
+fn shorten(value: &mut Value) {
+    match value {
+        Value::String(text) if text.len() > MAX_TEXT => *value = digest_of(text),
+        Value::Array(items) => items.iter_mut().for_each(shorten),
+        Value::Object(members) => members.values_mut().for_each(shorten),
+        _ => {}
+    }
+}
+
+/// What stands for a text that is too long.
+fn digest_of(text: &str) -> Value {
+    serde_json::json!({
+        "shortenedTo": &text[..text.floor_char_boundary(MAX_TEXT)],
+        "bytes": text.len(),
+        "sha256": hex(&sha256(text.as_bytes())),
+    })
+}
+
+/// Appends `name` and `value` as a JSON string; of a long one its beginning, length and digest.
 fn text(out: &mut String, name: &str, value: &str) {
     out.push_str(name);
     out.push('"');
+    if value.len() > MAX_TEXT {
+        escape(out, &value[..value.floor_char_boundary(MAX_TEXT)]);
+        let _ = write!(out, "... ({} bytes, SHA-256 {})", value.len(), hex(&sha256(value.as_bytes())));
+    } else {
+        escape(out, value);
+    }
+    out.push('"');
+}
+
+fn escape(out: &mut String, value: &str) {
     let mut rest = value;
     while let Some(at) = rest.bytes().position(|c| c < b' ' || c == b'"' || c == b'\\') {
         out.push_str(&rest[..at]);
@@ -182,7 +231,6 @@ fn text(out: &mut String, name: &str, value: &str) {
         rest = &rest[at + 1..];
     }
     out.push_str(rest);
-    out.push('"');
 }
 
 /// `2026-01-31T23:59:58Z`.
@@ -219,7 +267,10 @@ impl std::error::Error for AuditError {}
 
 /// Takes records. `record` returns `Ok` only when the record is in the log.
 pub trait Audit: Send + Sync {
-    /// Writes one record.
+    /// Keeps a place for the one record of a call that is about to begin. On an error the call must not begin.
+    fn reserve(&self) -> Result<(), AuditError>;
+
+    /// Writes one record, into the place kept for it.
     fn record(&self, record: &AuditRecord<'_>) -> Result<(), AuditError>;
 }
 
@@ -242,6 +293,10 @@ impl MemoryAudit {
 }
 
 impl Audit for MemoryAudit {
+    fn reserve(&self) -> Result<(), AuditError> {
+        Ok(())
+    }
+
     fn record(&self, record: &AuditRecord<'_>) -> Result<(), AuditError> {
         self.lines.lock().push(record.to_value());
         Ok(())
@@ -266,5 +321,50 @@ mod tests {
         text(&mut out, "", hostile);
         assert_eq!(serde_json::from_str::<String>(&out).unwrap(), hostile);
         assert!(!out.contains('\n'));
+    }
+
+    #[test]
+    fn a_record_of_the_longest_members_fits_a_line() {
+        let (long, null) = ("\u{1}".repeat(1024 * 1024), JsonText::null());
+        let request = JsonText::of(&serde_json::json!({"keyId": "k", "policy": long, "tags": [long, "t"]}));
+        let many = JsonText::of(&vec!["\u{1}\""; 100_000]);
+        let mut record = AuditRecord {
+            time_ms: 0,
+            event_name: &long,
+            region: &long,
+            identity: Identity {
+                kind: "Root",
+                arn: &long,
+                account: &long,
+                access_key_id: Some(&long),
+                invoked_by: Some(&long),
+            },
+            source: &long,
+            peer: None,
+            user_agent: &long,
+            request: &request,
+            response: &many,
+            additional: &many,
+            error: Some((&long, &long)),
+            read_only: true,
+            resources: &[Resource { arn: &long, account: &long }; 2],
+            request_id: &long,
+        };
+        let mut line = String::new();
+        record.write_open(&mut line);
+        assert!(line.len() + 1024 < super::super::audit_log::MAX_LINE, "{}", line.len());
+        let value = record.to_value();
+        let policy = &value["requestParameters"]["policy"];
+        assert_eq!(
+            (&value["requestParameters"]["keyId"], &policy["bytes"]),
+            (&"k".into(), &long.len().into())
+        );
+        assert_eq!(policy["sha256"], hex(&sha256(long.as_bytes())));
+        assert_eq!(value["additionalEventData"]["sha256"], hex(&sha256(many.as_str().as_bytes())));
+        assert!(
+            value["userAgent"].as_str().unwrap().ends_with(&format!("{})", hex(&sha256(long.as_bytes()))))
+        );
+        record.request = &null;
+        assert_eq!(record.to_value()["requestParameters"], Value::Null);
     }
 }

@@ -21,16 +21,17 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 
 use crate::api::hex;
-use crate::crypto::{AuditKey, constant_time_eq, random_array, sha256};
+use crate::crypto::{AuditKey, constant_time_eq, random_array};
 
 use super::audit::{Audit, AuditError, AuditRecord};
 use super::audit_chain::{Link, Segment, read_segment, segment_path, segments};
+use super::audit_writer::{Writer, new_segment};
 
 const HEAD_FILE: &str = "head";
 const HEAD_MAGIC: &[u8; 8] = b"KMSDAUDT";
 const HEAD_LEN: usize = 80;
 /// A segment is closed at this length.
-const SEGMENT_BYTES: u64 = 32 * 1024 * 1024;
+pub(super) const SEGMENT_BYTES: u64 = 32 * 1024 * 1024;
 /// Longest line.
 pub const MAX_LINE: usize = 256 * 1024;
 /// Line buffers larger than this are not kept.
@@ -53,14 +54,6 @@ pub struct AuditLog {
     writer: Mutex<Writer>,
     /// What the head file says.
     synced: Mutex<Synced>,
-}
-
-struct Writer {
-    file: File,
-    len: u64,
-    last: Link,
-    /// Set when it is unknown what the file holds.
-    latched: bool,
 }
 
 struct Synced {
@@ -92,7 +85,7 @@ impl AuditLog {
         let head = read_head(&head_file, &key)?;
         let (file, segment) = open_last(dir, head)?;
         let last = segment.last.unwrap_or(head);
-        let writer = Writer { file, len: segment.whole_len, last, latched: false };
+        let writer = Writer::new(dir, file, segment.whole_len, last);
         let synced = Synced { head_file, last: head };
         let log =
             Self { dir: dir.to_owned(), key, sync, writer: Mutex::new(writer), synced: Mutex::new(synced) };
@@ -123,24 +116,6 @@ impl AuditLog {
         Ok(())
     }
 
-    fn append(&self, line: &mut String) -> Result<u64, AuditError> {
-        let mut writer = self.writer.lock();
-        if writer.latched {
-            return Err(AuditError::Latched);
-        }
-        if writer.len >= SEGMENT_BYTES {
-            self.next_segment(&mut writer)?;
-        }
-        writer.append(line)
-    }
-
-    fn next_segment(&self, writer: &mut Writer) -> Result<(), AuditError> {
-        writer.file.sync_data().map_err(|e| io(&e))?;
-        writer.file = new_segment(&self.dir, writer.last.seq + 1)?;
-        writer.len = 0;
-        Ok(())
-    }
-
     fn sync_to(&self, seq: u64) -> Result<(), AuditError> {
         if self.synced.lock().last.seq >= seq {
             return Ok(());
@@ -150,12 +125,16 @@ impl AuditLog {
 }
 
 impl Audit for AuditLog {
+    fn reserve(&self) -> Result<(), AuditError> {
+        self.writer.lock().reserve()
+    }
+
     fn record(&self, record: &AuditRecord<'_>) -> Result<(), AuditError> {
         LINE.with_borrow_mut(|line| {
             line.clear();
             record.write_open(line);
             push_event_id(line);
-            let outcome = self.append(line);
+            let outcome = self.writer.lock().append(line);
             line.shrink_to(KEEP_BUFFER);
             let seq = outcome?;
             if self.sync == AuditSync::Each { self.sync_to(seq) } else { Ok(()) }
@@ -168,28 +147,7 @@ impl Drop for AuditLog {
         if let Err(error) = self.sync() {
             log::error!("{error}");
         }
-    }
-}
-
-impl Writer {
-    /// Completes `line` with its place in the chain and writes it with one call.
-    fn append(&mut self, line: &mut String) -> Result<u64, AuditError> {
-        let seq = self.last.seq + 1;
-        let _ = write!(line, ",\"seq\":{seq},\"prev\":\"{}\"", hex(&self.last.hash));
-        let hash = sha256(line.as_bytes());
-        let _ = write!(line, ",\"hash\":\"{}\"}}", hex(&hash));
-        line.push('\n');
-        if line.len() > MAX_LINE {
-            return Err(AuditError::TooLarge(line.len()));
-        }
-        if let Err(error) = self.file.write_all(line.as_bytes()) {
-            // Part of the line may be there; without it the next record can be tried again.
-            self.latched = self.file.set_len(self.len).is_err();
-            return Err(io(&error));
-        }
-        self.len += line.len() as u64;
-        self.last = Link { seq, hash };
-        Ok(seq)
+        self.writer.lock().give_back();
     }
 }
 
@@ -253,14 +211,6 @@ fn set_aside(path: &Path, segment: &Segment) -> Result<(), AuditError> {
     torn.write_all(&tail).and_then(|()| torn.sync_all()).map_err(|e| io(&e))
 }
 
-fn new_segment(dir: &Path, first: u64) -> Result<File, AuditError> {
-    let mut options = OpenOptions::new();
-    let file = options.append(true).create_new(true).mode(0o600).open(segment_path(dir, first));
-    let file = file.map_err(|e| io(&e))?;
-    File::open(dir).and_then(|d| d.sync_all()).map_err(|e| io(&e))?;
-    Ok(file)
-}
-
 fn open_head(dir: &Path, create: bool) -> Result<File, AuditError> {
     let mut options = OpenOptions::new();
     let file = options.read(true).write(true).create(create).mode(0o600).open(dir.join(HEAD_FILE));
@@ -295,7 +245,7 @@ pub fn signed_head(dir: &Path, key: &AuditKey) -> Result<Link, AuditError> {
     read_head(&open_head(dir, false)?, key)
 }
 
-fn io(error: &std::io::Error) -> AuditError {
+pub(super) fn io(error: &std::io::Error) -> AuditError {
     AuditError::Io(error.to_string())
 }
 
@@ -342,6 +292,12 @@ mod tests {
     }
 
     fn write(log: &dyn Audit) -> Result<(), AuditError> {
+        log.reserve()?;
+        write_kept(log)
+    }
+
+    /// A record whose place is kept already.
+    fn write_kept(log: &dyn Audit) -> Result<(), AuditError> {
         let (arn, null) = ("arn:aws:iam::000000000000:root", JsonText::null());
         log.record(&AuditRecord {
             time_ms: 1_000,
@@ -373,7 +329,7 @@ mod tests {
             let path = std::env::temp_dir().join(format!("kmsd-line-{}", hex(&random_array::<8>())));
             (File::create_new(&path).unwrap(), path)
         };
-        let mut writer = Writer { file, len: 0, last: Link { seq: 4, hash: [0xab; 32] }, latched: false };
+        let mut writer = Writer::new(Path::new("/"), file, 0, Link { seq: 4, hash: [0xab; 32] });
         writer.append(&mut "{\"eventName\":\"X\"".to_owned()).unwrap();
         let line = fs::read_to_string(&path).unwrap();
         fs::remove_file(path).unwrap();
@@ -440,18 +396,45 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_cannot_be_written_refuses_and_recovers() {
+    fn a_record_that_could_not_be_written_is_owed_and_nothing_begins_before_it() {
         let scratch = Scratch::with_records(1);
         let log = scratch.open().unwrap();
-        let good = std::mem::replace(
-            &mut log.writer.lock().file,
-            OpenOptions::new().write(true).open("/dev/full").unwrap(),
-        );
-        assert!(matches!(write(&log), Err(AuditError::Io(_))));
+        log.reserve().unwrap();
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let good = std::mem::replace(&mut log.writer.lock().file, full);
+        assert!(matches!(write_kept(&log), Err(AuditError::Io(_))));
+        // No length can be set on a device, so what is there is unknown.
+        assert_eq!(log.reserve(), Err(AuditError::Latched));
+        log.writer.lock().latched = false;
+        assert!(matches!(log.reserve(), Err(AuditError::Io(_))));
         let mut writer = log.writer.lock();
-        writer.file = good;
-        writer.latched = false;
+        (writer.file, writer.latched) = (good, false);
         drop(writer);
+        log.reserve().unwrap();
+        write_kept(&log).unwrap();
+        drop(log);
+        assert_eq!(verify(&scratch.0, None).unwrap().records, 3);
+    }
+
+    #[test]
+    fn a_place_that_is_kept_has_its_blocks_and_gives_them_back() {
+        use std::os::unix::fs::MetadataExt;
+        let scratch = Scratch::new();
+        let log = scratch.open().unwrap();
+        let blocks = || fs::metadata(scratch.only_segment()).unwrap().blocks() * 512;
+        (0..5).for_each(|_| log.reserve().unwrap());
+        assert!(blocks() >= 5 * MAX_LINE as u64);
+        (0..5).for_each(|_| write_kept(&log).unwrap());
+        drop(log);
+        assert!(blocks() < MAX_LINE as u64);
+    }
+
+    #[test]
+    fn an_empty_segment_left_by_an_attempt_is_taken_and_a_filled_one_is_not() {
+        let scratch = Scratch::with_records(1);
+        let log = scratch.open().unwrap();
+        fs::write(segment_path(&scratch.0, 2), b"").unwrap();
+        log.writer.lock().len = SEGMENT_BYTES;
         write(&log).unwrap();
         drop(log);
         assert_eq!(verify(&scratch.0, None).unwrap().records, 2);

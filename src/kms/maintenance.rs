@@ -4,13 +4,13 @@
 
 use std::sync::Arc;
 
-use crate::api::{KeyState, KmsError, RotationType, Timestamp, uuid_text};
+use crate::api::{ErrorCode, KeyState, KmsError, RotationType, Timestamp, uuid_text};
 use crate::crypto::random_array;
 
 use super::audit::{AuditRecord, Identity, JsonText, Resource};
 use super::change::MaterialRotation;
 use super::model::Key;
-use super::pipeline::Kms;
+use super::pipeline::{Kms, Turn};
 
 /// What was done, and when there is more to do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -71,24 +71,32 @@ impl Kms {
         // It may have been changed since it was listed.
         let Some(key) = self.key(id) else { return Ok(None) };
         let Some((deed, _)) = due(&key).filter(|(_, at)| *at <= now) else { return Ok(None) };
+        // Nothing is destroyed that could not be recorded.
+        self.audit
+            .reserve()
+            .map_err(|error| KmsError::new(ErrorCode::KMSInternalException, error.to_string()))?;
+        let outcome = self.perform(&turn, &key, deed, now);
+        drop(turn);
+        self.record_deed(&key, deed, now, outcome.as_ref().err());
+        outcome.map(|()| Some(deed))
+    }
+
+    fn perform(&self, turn: &Turn<'_>, key: &Key, deed: Deed, now: Timestamp) -> Result<(), KmsError> {
         match deed {
-            Deed::Delete => self.destroy_key(&turn, &key)?,
+            Deed::Delete => self.destroy_key(turn, key),
             Deed::Rotate => {
                 let mut record = key.record.clone();
                 if let Some(rotation) = &mut record.rotation {
                     rotation.next = now.plus_days(rotation.period_days);
                 }
                 let rotation = MaterialRotation { since: now, rotation_type: RotationType::Automatic };
-                self.add_material(&turn, &key, record, rotation)?;
+                self.add_material(turn, key, record, rotation)
             }
         }
-        drop(turn);
-        self.record_deed(&key, deed, now);
-        Ok(Some(deed))
     }
 
-    /// The deed is done and durable; a log that cannot take the record has latched and refuses every call after.
-    fn record_deed(&self, key: &Key, deed: Deed, now: Timestamp) {
+    /// A log that cannot take the record owes it, and refuses every call until it is written.
+    fn record_deed(&self, key: &Key, deed: Deed, now: Timestamp, error: Option<&KmsError>) {
         let account = &self.settings.account;
         let null = JsonText::null();
         let record = AuditRecord {
@@ -111,7 +119,7 @@ impl Kms {
             request: &null,
             response: &null,
             additional: &null,
-            error: None,
+            error: error.map(|error| (error.code.name(), error.message.as_str())),
             read_only: false,
             resources: &[Resource { arn: &key.record.arn, account: &key.record.account }],
             request_id: &uuid_text(random_array()),

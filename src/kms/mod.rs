@@ -12,6 +12,7 @@ pub mod audit;
 pub mod audit_chain;
 mod audit_command;
 pub mod audit_log;
+mod audit_writer;
 pub mod authorise;
 mod background;
 mod bench;

@@ -1,6 +1,7 @@
 //! One call from its bytes to its answer, written once: admit, parse, find, authorise, perform, record.
 //!
-//! Called by the server for each request, from any thread. Nothing leaves before the audit record is written.
+//! Called by the server for each request, from any thread. Nothing begins before the audit log
+//! keeps a place for the record, nothing leaves before it is written.
 
 use std::sync::Arc;
 
@@ -10,8 +11,9 @@ use zeroize::Zeroizing;
 
 use crate::api::{self, ErrorCode, KmsError, Operation, Timestamp, uuid_text};
 use crate::crypto::random_array;
+use crate::logging::RateLimit;
 
-use super::audit::{Audit, AuditRecord, Identity, JsonText, PeerFacts, Resource};
+use super::audit::{Audit, AuditError, AuditRecord, Identity, JsonText, PeerFacts, Resource};
 use super::authorise::authorise;
 use super::caller::{Caller, Source};
 use super::clock::Clock;
@@ -166,6 +168,9 @@ impl Kms {
     /// Serves one call.
     pub fn handle(&self, caller: &Caller, target: &str, body: &[u8]) -> Reply {
         let request_id = uuid_text(random_array());
+        if let Err(error) = self.audit.reserve() {
+            return reply(request_id, Err(unrecorded(&error)));
+        }
         let now = self.clock.now();
         let mut notes = Notes::default();
         let outcome = match Operation::from_target(target) {
@@ -246,14 +251,19 @@ impl Kms {
             resources: &resources,
             request_id,
         };
-        match self.audit.record(&record) {
-            Ok(()) => outcome,
-            Err(error) => {
-                log::error!("a call was refused because it could not be recorded: {error}");
-                Err(KmsError::new(ErrorCode::KMSInternalException, "The call could not be recorded."))
-            }
-        }
+        self.audit.record(&record).map_err(|error| unrecorded(&error)).and(outcome)
     }
+}
+
+/// What a caller is told whose call has no place in the log, or no record.
+fn unrecorded(error: &AuditError) -> KmsError {
+    static LIMIT: RateLimit = RateLimit::new();
+    if let Some(held_back) = LIMIT.admit() {
+        log::error!(
+            "a call was refused because it could not be recorded: {error} ({held_back} more before it)"
+        );
+    }
+    KmsError::new(ErrorCode::KMSInternalException, "The call could not be recorded.")
 }
 
 fn admit(body: &[u8]) -> Result<(), KmsError> {

@@ -1,14 +1,15 @@
 //! The audit record of each call, and the seeding of keys.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kmsfs::api::KeyId;
 use kmsfs::crypto::{BackingKey, RootKey};
 use kmsfs::kms::audit::{Audit, AuditError, AuditRecord};
 use kmsfs::kms::root::Root;
 use kmsfs::kms::seeding::{SeedKey, Seeded};
-use kmsfs::kms::store::MemoryStore;
-use kmsfs::kms::{Kms, Parts, Settings, SystemClock};
+use kmsfs::kms::store::{MemoryStore, Store, Table};
+use kmsfs::kms::{Clock, Kms, Parts, Settings, SystemClock};
 use serde_json::{Value, json};
 
 use crate::harness::{arn, b64, root, service, unb64, user};
@@ -66,29 +67,72 @@ fn denials_failures_and_nonsense_are_recorded_too() {
     assert_eq!((&last()["eventName"], &last()["readOnly"]), (&json!("DisableKey"), &json!(false)));
 }
 
-struct FullDisk;
+/// A log that has no place for further records while `full`, and fails to write them while `broken`.
+#[derive(Default)]
+struct BadLog {
+    full: AtomicBool,
+    broken: AtomicBool,
+}
 
-impl Audit for FullDisk {
-    fn record(&self, _: &AuditRecord<'_>) -> Result<(), AuditError> {
-        Err(AuditError::Io("no space left".into()))
+impl BadLog {
+    fn fails_if(switch: &AtomicBool) -> Result<(), AuditError> {
+        if switch.load(Ordering::Relaxed) { Err(AuditError::Io("no space left".into())) } else { Ok(()) }
     }
+}
+
+impl Audit for BadLog {
+    fn reserve(&self) -> Result<(), AuditError> {
+        Self::fails_if(&self.full)
+    }
+
+    fn record(&self, _: &AuditRecord<'_>) -> Result<(), AuditError> {
+        Self::fails_if(&self.broken)
+    }
+}
+
+fn over_bad_log() -> (Kms, Arc<BadLog>, Arc<MemoryStore>) {
+    let (store, log) = (Arc::new(MemoryStore::new()), Arc::new(BadLog::default()));
+    let parts = Parts {
+        settings: Settings { account: "111122223333".into(), region: "local".into() },
+        root: Root::open(RootKey::random(), &*store).unwrap(),
+        store: store.clone(),
+        audit: log.clone(),
+        clock: Arc::new(SystemClock),
+    };
+    (Kms::open(parts).unwrap(), log, store)
+}
+
+fn refused(kms: &Kms, target: &str, body: &[u8]) {
+    let reply = kms.handle(&root(), target, body);
+    let body: Value = serde_json::from_slice(&reply.body).unwrap();
+    assert_eq!((reply.status, &body["__type"]), (500, &json!("KMSInternalException")));
+    assert!(body.get("Plaintext").is_none());
 }
 
 #[test]
 fn a_call_that_cannot_be_recorded_tells_nothing() {
-    let store = Arc::new(MemoryStore::new());
-    let parts = Parts {
-        settings: Settings { account: "111122223333".into(), region: "local".into() },
-        root: Root::open(RootKey::random(), &*store).unwrap(),
-        store,
-        audit: Arc::new(FullDisk),
-        clock: Arc::new(SystemClock),
-    };
-    let kms = Kms::open(parts).unwrap();
-    let reply = kms.handle(&root(), "TrentService.GenerateRandom", br#"{"NumberOfBytes":16}"#);
-    let body: Value = serde_json::from_slice(&reply.body).unwrap();
-    assert_eq!((reply.status, &body["__type"]), (500, &json!("KMSInternalException")));
-    assert!(body.get("Plaintext").is_none());
+    let (kms, log, _) = over_bad_log();
+    log.broken.store(true, Ordering::Relaxed);
+    refused(&kms, "TrentService.GenerateRandom", br#"{"NumberOfBytes":16}"#);
+}
+
+#[test]
+fn nothing_changes_while_the_log_has_no_place_for_the_record() {
+    let (kms, log, store) = over_bad_log();
+    log.full.store(true, Ordering::Relaxed);
+    refused(&kms, "TrentService.CreateKey", b"{}");
+    assert!(store.load(Table::Key).unwrap().is_empty());
+    let id = KeyId::parse("1234abcd-12ab-34cd-56ef-1234567890ab").unwrap();
+    kms.seed_key(SeedKey { id: Some(id), ..SeedKey::default() }).unwrap();
+    log.full.store(false, Ordering::Relaxed);
+    let body = json!({"KeyId": id.to_string(), "PendingWindowInDays": 7}).to_string();
+    assert_eq!(kms.handle(&root(), "TrentService.ScheduleKeyDeletion", body.as_bytes()).status, 200);
+    log.full.store(true, Ordering::Relaxed);
+    let late = SystemClock.now().plus_days(8);
+    assert_eq!(kms.run_due(late).failed, 1);
+    assert_eq!(store.load(Table::Material).unwrap().len(), 1, "nothing is destroyed unrecorded");
+    log.full.store(false, Ordering::Relaxed);
+    assert_eq!(kms.run_due(late).deleted, 1);
 }
 
 #[test]
