@@ -6,11 +6,12 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::api::{EncryptionContext, ErrorCode, KmsError, Tag};
+use crate::api::{EncryptionContext, ErrorCode, KmsError, Tag, Timestamp};
 
 use super::caller::{Caller, Source};
 use super::model::{Key, User};
-use super::policy::{Effect, Facts, KeyFacts, Reach};
+use super::pipeline::Settings;
+use super::policy::{AliasNames, Effect, Facts, KeyFacts, Reach};
 
 /// What a right is asked on.
 #[derive(Debug, Clone)]
@@ -38,6 +39,8 @@ pub struct Demand<'a> {
     pub request_alias: Option<&'a str>,
     /// Tags that the request brings.
     pub request_tags: &'a [Tag],
+    /// Names of tags that the request removes.
+    pub removed_tags: &'a [String],
     /// Further facts for conditions, by the lower-case name of their key.
     pub facts: Vec<(&'static str, Cow<'static, str>)>,
 }
@@ -45,7 +48,15 @@ pub struct Demand<'a> {
 impl Demand<'_> {
     /// A right on `resource` and nothing more to say.
     pub fn new(action: &'static str, resource: Resource) -> Self {
-        Self { action, resource, context: None, request_alias: None, request_tags: &[], facts: Vec::new() }
+        Self {
+            action,
+            resource,
+            context: None,
+            request_alias: None,
+            request_tags: &[],
+            removed_tags: &[],
+            facts: Vec::new(),
+        }
     }
 }
 
@@ -82,11 +93,36 @@ pub enum Refusal {
     NoIdentityPolicy,
 }
 
+/// Who asks, when, and of which daemon.
+#[derive(Debug, Clone, Copy)]
+pub struct Asker<'a> {
+    /// Who.
+    pub caller: &'a Caller,
+    /// The caller's own record, if it is a user that has one.
+    pub user: Option<&'a User>,
+    /// When.
+    pub now: Timestamp,
+    /// Account and region.
+    pub settings: &'a Settings,
+    /// Where the aliases of keys are found.
+    pub aliases: &'a dyn AliasNames,
+}
+
+/// A demand that was not granted.
+#[derive(Debug)]
+pub struct Denied {
+    /// Which one, in the order of the demands.
+    pub place: usize,
+    /// What is to be said.
+    pub error: KmsError,
+}
+
 /// Holds all demands of a call against the policies.
-pub fn authorise(caller: &Caller, user: Option<&User>, demands: &[Demand<'_>]) -> Result<Allowed, KmsError> {
+pub fn authorise(asker: &Asker<'_>, demands: &[Demand<'_>]) -> Result<Allowed, Denied> {
     let mut keys = Vec::with_capacity(demands.len());
-    for demand in demands {
-        decide(caller, user, demand).map_err(|refusal| denied(caller, demand, refusal))?;
+    for (place, demand) in demands.iter().enumerate() {
+        decide(asker, demand)
+            .map_err(|refusal| Denied { place, error: denied(asker.caller, demand, refusal) })?;
         if let Resource::Key(key) = &demand.resource {
             keys.push(Arc::clone(key));
         }
@@ -95,13 +131,13 @@ pub fn authorise(caller: &Caller, user: Option<&User>, demands: &[Demand<'_>]) -
 }
 
 /// Holds one demand against the policies.
-pub fn decide(caller: &Caller, user: Option<&User>, demand: &Demand<'_>) -> Result<(), Refusal> {
+pub fn decide(asker: &Asker<'_>, demand: &Demand<'_>) -> Result<(), Refusal> {
     match &demand.resource {
-        Resource::Key(key) => decide_key(caller, user, demand, key, &key.policy),
-        Resource::Alias(arn) => decide_identity(caller, user, demand, arn),
-        Resource::Account => decide_identity(caller, user, demand, "*"),
+        Resource::Key(key) => decide_key(asker, demand, key, &key.policy),
+        Resource::Alias(arn) => decide_identity(asker, demand, arn),
+        Resource::Account => decide_identity(asker, demand, "*"),
         Resource::Daemon => {
-            let trusted = caller.is_root && !matches!(caller.source, Source::Tcp(_));
+            let trusted = asker.caller.is_root && !matches!(asker.caller.source, Source::Tcp(_));
             if trusted { Ok(()) } else { Err(Refusal::NoIdentityPolicy) }
         }
     }
@@ -109,21 +145,20 @@ pub fn decide(caller: &Caller, user: Option<&User>, demand: &Demand<'_>) -> Resu
 
 /// As [`decide`] for a key, with a policy that may not be in force yet.
 pub fn decide_key(
-    caller: &Caller,
-    user: Option<&User>,
+    asker: &Asker<'_>,
     demand: &Demand<'_>,
     key: &Key,
     policy: &super::policy::Policy,
 ) -> Result<(), Refusal> {
-    let arn = &key.record.arn;
-    let facts = facts(caller, demand, Some(key));
+    let (arn, caller) = (&key.record.arn, asker.caller);
+    let facts = facts(asker, demand, Some(key));
     if policy.reach(Effect::Deny, demand.action, arn, &facts) != Reach::None {
         return Err(Refusal::DeniedByKeyPolicy);
     }
-    if identity_reaches(Effect::Deny, user, demand.action, arn, &facts) {
+    if identity_reaches(Effect::Deny, asker.user, demand.action, arn, &facts) {
         return Err(Refusal::DeniedByIdentity);
     }
-    let own = || caller.is_root || identity_reaches(Effect::Allow, user, demand.action, arn, &facts);
+    let own = || caller.is_root || identity_reaches(Effect::Allow, asker.user, demand.action, arn, &facts);
     match policy.reach(Effect::Allow, demand.action, arn, &facts) {
         Reach::Direct if caller.account == key.record.account => Ok(()),
         Reach::Direct | Reach::Account if own() => Ok(()),
@@ -132,17 +167,12 @@ pub fn decide_key(
     }
 }
 
-fn decide_identity(
-    caller: &Caller,
-    user: Option<&User>,
-    demand: &Demand<'_>,
-    resource: &str,
-) -> Result<(), Refusal> {
-    let facts = facts(caller, demand, None);
-    if identity_reaches(Effect::Deny, user, demand.action, resource, &facts) {
+fn decide_identity(asker: &Asker<'_>, demand: &Demand<'_>, resource: &str) -> Result<(), Refusal> {
+    let facts = facts(asker, demand, None);
+    if identity_reaches(Effect::Deny, asker.user, demand.action, resource, &facts) {
         return Err(Refusal::DeniedByIdentity);
     }
-    if caller.is_root || identity_reaches(Effect::Allow, user, demand.action, resource, &facts) {
+    if asker.caller.is_root || identity_reaches(Effect::Allow, asker.user, demand.action, resource, &facts) {
         return Ok(());
     }
     Err(Refusal::NoIdentityPolicy)
@@ -159,24 +189,40 @@ fn identity_reaches(
     policies.iter().any(|policy| policy.reach(effect, action, resource, facts) != Reach::None)
 }
 
-fn facts<'a>(caller: &'a Caller, demand: &'a Demand<'a>, key: Option<&'a Key>) -> Facts<'a> {
+fn facts<'a>(asker: &Asker<'a>, demand: &'a Demand<'a>, key: Option<&'a Key>) -> Facts<'a> {
+    let caller = asker.caller;
     Facts {
         principal_arn: &caller.principal_arn,
         account: &caller.account,
+        user_name: user_in(&caller.principal_arn),
+        is_root: caller.is_root,
         via_service: caller.via_service.as_deref(),
         secure_transport: caller.secure_transport,
         source_ip: if let Source::Tcp(ip) = caller.source { Some(ip) } else { None },
+        user_agent: &caller.user_agent,
+        region: &asker.settings.region,
+        home_account: &asker.settings.account,
+        now: asker.now,
         context: demand.context,
         request_alias: demand.request_alias,
         key: key.map(|key| KeyFacts {
+            id: key.record.id,
             spec: key.record.spec.as_str(),
             usage: key.record.usage.as_str(),
             origin: key.record.origin.as_str(),
             tags: &key.record.tags,
+            aliases: asker.aliases,
         }),
         request_tags: demand.request_tags,
+        removed_tags: demand.removed_tags,
         request: &demand.facts,
     }
+}
+
+/// The name of a user of any account, without its path.
+fn user_in(arn: &str) -> Option<&str> {
+    let (service, path) = arn.split_once(":user/")?;
+    path.rsplit('/').next().filter(|_| service.starts_with("arn:aws:iam:"))
 }
 
 fn denied(caller: &Caller, demand: &Demand<'_>, refusal: Refusal) -> KmsError {

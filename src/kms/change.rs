@@ -196,6 +196,12 @@ impl Kms {
     }
 }
 
+impl super::policy::AliasNames for Kms {
+    fn alias_names(&self, id: KeyId) -> Vec<String> {
+        self.aliases_of(id).iter().map(|alias| alias.name.clone()).collect()
+    }
+}
+
 /// What made a version.
 #[derive(Debug, Clone, Copy)]
 pub struct MaterialRotation {

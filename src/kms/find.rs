@@ -10,6 +10,9 @@ use super::authorise::{Refusal, access_denied};
 use super::model::Key;
 use super::pipeline::{Call, Kms};
 
+/// The partition of every ARN of this service.
+const PARTITION: &str = "aws";
+
 /// Whether an operation takes aliases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Aliases {
@@ -70,6 +73,12 @@ impl Call<'_> {
 
     fn check_home(&self, arn: &Arn<'_>, text: &str, action: &'static str) -> Result<(), KmsError> {
         let settings = &self.kms.settings;
+        if arn.partition != PARTITION {
+            return Err(KmsError::new(
+                ErrorCode::NotFoundException,
+                format!("Invalid arn {}", arn.partition),
+            ));
+        }
         if arn.region != settings.region {
             return Err(KmsError::new(ErrorCode::NotFoundException, format!("Invalid arn {}", arn.region)));
         }

@@ -14,7 +14,7 @@ use crate::crypto::random_array;
 use crate::logging::RateLimit;
 
 use super::audit::{Audit, AuditError, AuditRecord, Identity, JsonText, PeerFacts, Resource};
-use super::authorise::authorise;
+use super::authorise::{Asker, authorise};
 use super::caller::{Caller, Source};
 use super::clock::Clock;
 use super::materials::Materials;
@@ -81,6 +81,13 @@ pub(super) struct Call<'a> {
     pub(super) caller: &'a Caller,
     pub(super) now: Timestamp,
     pub(super) turn: Option<&'a Turn<'a>>,
+}
+
+impl<'a> Call<'a> {
+    /// Who asks, as policies want to know it.
+    pub(super) fn asker(&self, user: Option<&'a super::model::User>) -> Asker<'a> {
+        Asker { caller: self.caller, user, now: self.now, settings: &self.kms.settings, aliases: self.kms }
+    }
 }
 
 /// What the audit record will say beside the facts of the caller.
@@ -202,7 +209,8 @@ impl Kms {
         let call = Call { kms: self, caller, now, turn: turn.as_ref() };
         let demands = request.demands(&call, notes)?;
         let user = if caller.is_root { None } else { self.user_of(caller) };
-        let allowed = authorise(caller, user.as_deref(), &demands).map_err(|error| request.refused(error))?;
+        let allowed = authorise(&call.asker(user.as_deref()), &demands)
+            .map_err(|denied| request.refused(denied.place, denied.error))?;
         drop(demands);
         request.perform(&call, &allowed, notes)
     }

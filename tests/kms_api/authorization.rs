@@ -222,3 +222,98 @@ fn the_check_comes_before_the_state_of_the_key_is_told() {
     assert_eq!(s.fails_as(&user("alice"), "Encrypt", sealing(&key)).0, "AccessDeniedException");
     assert_eq!(s.fails("Encrypt", sealing(&key)).0, "DisabledException");
 }
+
+#[test]
+fn a_deny_sees_the_caller_the_aliases_the_tags_and_whether_two_keys_are_one() {
+    let s = service();
+    let alice = s.user_with("alice", &json!({"Effect": "Allow", "Action": "kms:*", "Resource": "*"}));
+    let denied_by = |action: &str, condition: Value| {
+        let key = s.key();
+        let deny = json!({"Effect": "Deny", "Principal": "*", "Action": action, "Resource": "*", "Condition": condition});
+        extend_policy(&s, &key, vec![deny]);
+        key
+    };
+    let fails =
+        |operation: &str, body: Value| s.fails_as(&alice, operation, body).0 == "AccessDeniedException";
+
+    let key = denied_by("kms:Encrypt", json!({"StringEquals": {"aws:username": "alice"}}));
+    assert!(fails("Encrypt", sealing(&key)));
+    s.ok("Encrypt", sealing(&key));
+
+    let key = denied_by(
+        "kms:Encrypt",
+        json!({"ForAnyValue:StringEquals": {"kms:ResourceAliases": "alias/secret"}}),
+    );
+    s.ok_as(&alice, "Encrypt", sealing(&key));
+    s.ok("CreateAlias", json!({"AliasName": "alias/secret", "TargetKeyId": key}));
+    assert!(fails("Encrypt", sealing(&key)));
+
+    let key = denied_by("kms:UntagResource", json!({"ForAnyValue:StringEquals": {"aws:TagKeys": "Team"}}));
+    assert!(fails("UntagResource", json!({"KeyId": key, "TagKeys": ["a", "Team"]})));
+    s.ok_as(&alice, "UntagResource", json!({"KeyId": key, "TagKeys": ["a"]}));
+
+    let key = denied_by("kms:ReEncrypt*", json!({"Bool": {"kms:ReEncryptOnSameKey": "false"}}));
+    let blob = s.ok("Encrypt", sealing(&key))["CiphertextBlob"].clone();
+    let to = |to: &str| json!({"CiphertextBlob": blob, "SourceKeyId": key, "DestinationKeyId": to});
+    assert!(fails("ReEncrypt", to(&s.key())));
+    s.ok_as(&alice, "ReEncrypt", to(&key));
+}
+
+#[test]
+fn reencrypt_tells_no_more_of_an_unnamed_source_than_decrypt_does() {
+    let s = service();
+    let (from, to) = (s.key(), s.key());
+    let blob = s.ok("Encrypt", sealing(&from))["CiphertextBlob"].clone();
+    let statement = json!({"Effect": "Allow", "Action": "kms:*", "Resource": arn(&to)});
+    let alice = s.user_with("alice", &statement);
+    let found = s.fails_as(&alice, "ReEncrypt", json!({"CiphertextBlob": blob, "DestinationKeyId": to}));
+    assert_eq!(found, s.fails_as(&alice, "Decrypt", json!({"CiphertextBlob": blob})));
+    assert!(!found.1.contains(&from), "{found:?}");
+}
+
+#[test]
+fn to_create_a_key_with_the_default_policy_takes_no_other_right() {
+    let s = service();
+    let alice = s.user_with("alice", &json!({"Effect": "Allow", "Action": "kms:CreateKey", "Resource": "*"}));
+    s.ok_as(&alice, "CreateKey", json!({}));
+    let text = s.ok("GetKeyPolicy", json!({"KeyId": s.key()}))["Policy"].clone();
+    let found = s.fails_as(&alice, "CreateKey", json!({"Policy": text}));
+    assert_eq!(found.0, "MalformedPolicyDocumentException", "a policy of her own locks her out");
+}
+
+#[test]
+fn a_right_to_create_keys_can_hang_on_their_kind() {
+    let s = service();
+    let deny = json!({"Effect": "Deny", "Action": "kms:CreateKey", "Resource": "*",
+                      "Condition": {"StringEquals": {"kms:KeySpec": "SYMMETRIC_DEFAULT"}}});
+    let alice = s.user_with("alice", &json!({"Effect": "Allow", "Action": "kms:*", "Resource": "*"}));
+    let document = json!({"Statement": [deny]}).to_string();
+    s.ok(
+        "KmsdAdmin.PutUserPolicy",
+        json!({"UserName": "alice", "PolicyName": "d", "PolicyDocument": document}),
+    );
+    assert_eq!(s.fails_as(&alice, "CreateKey", json!({})).0, "AccessDeniedException");
+}
+
+#[test]
+fn a_context_that_is_too_long_is_refused_before_any_policy_is_asked() {
+    let s = service();
+    let key = s.key();
+    let mut body = sealing(&key);
+    body["EncryptionContext"] = json!({"a": "x".repeat(8192)});
+    assert_eq!(s.fails_as(&user("nobody"), "Encrypt", body.clone()).0, "ValidationException");
+    body["EncryptionContext"] = json!({"a": "x".repeat(8191)});
+    assert_eq!(s.fails_as(&user("nobody"), "Encrypt", body).0, "AccessDeniedException");
+}
+
+#[test]
+fn an_arn_of_another_partition_names_no_key() {
+    let s = service();
+    let key = arn(&s.key());
+    s.ok("DescribeKey", json!({"KeyId": key}));
+    let other = key.replacen("arn:aws:", "arn:zzz:", 1);
+    assert_eq!(
+        s.fails("DescribeKey", json!({"KeyId": other})),
+        failure("NotFoundException", "Invalid arn zzz")
+    );
+}

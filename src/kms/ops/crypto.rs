@@ -34,7 +34,7 @@ impl Perform for EncryptRequest {
 
     fn perform(self, call: &Call<'_>, allowed: &Allowed, notes: &mut Notes) -> Result<Answer, KmsError> {
         let key = allowed.key()?;
-        let context = canonical(self.encryption_context.as_ref())?;
+        let context = canonical(self.encryption_context.as_ref());
         check_algorithm(key, self.encryption_algorithm)?;
         usable(key, KeyUsage::EncryptDecrypt, Operation::Encrypt)?;
         if self.dry_run == Some(true) {
@@ -67,7 +67,7 @@ impl Perform for DecryptRequest {
             return Err(unsupported("Recipient is not supported."));
         }
         let key = allowed.key()?;
-        let context = canonical(self.encryption_context.as_ref())?;
+        let context = canonical(self.encryption_context.as_ref());
         if self.ignores_ciphertext()? {
             usable(key, KeyUsage::EncryptDecrypt, Operation::Decrypt)?;
             return Err(dry_run());
@@ -90,7 +90,7 @@ impl Perform for DecryptRequest {
         Answer::of(&answer, size)
     }
 
-    fn refused(&self, error: KmsError) -> KmsError {
+    fn refused(&self, _: usize, error: KmsError) -> KmsError {
         if self.key_id.is_none() { refers_to_nothing() } else { error }
     }
 }
@@ -133,13 +133,23 @@ impl Perform for ReEncryptRequest {
         };
         let context = self.destination_encryption_context.as_ref();
         let to = key_demand(call, &self.destination_key_id, "kms:ReEncryptTo", context, notes)?;
-        Ok(vec![from, to])
+        let same = matches!((&from.resource, &to.resource), (Resource::Key(a), Resource::Key(b)) if a.record.id == b.record.id);
+        let mut demands = vec![from, to];
+        for demand in &mut demands {
+            let same = Cow::Borrowed(if same { "true" } else { "false" });
+            demand.facts.push(("kms:reencryptonsamekey", same));
+        }
+        Ok(demands)
+    }
+
+    fn refused(&self, place: usize, error: KmsError) -> KmsError {
+        if place == 0 && self.source_key_id.is_none() { refers_to_nothing() } else { error }
     }
 
     fn perform(self, call: &Call<'_>, allowed: &Allowed, notes: &mut Notes) -> Result<Answer, KmsError> {
         let (from, to) = (allowed.nth_key(0)?, allowed.nth_key(1)?);
-        let old_context = canonical(self.source_encryption_context.as_ref())?;
-        let new_context = canonical(self.destination_encryption_context.as_ref())?;
+        let old_context = canonical(self.source_encryption_context.as_ref());
+        let new_context = canonical(self.destination_encryption_context.as_ref());
         check_is_of(from, &self.ciphertext_blob.0, notes)?;
         check_algorithm(from, self.source_encryption_algorithm)?;
         check_algorithm(to, self.destination_encryption_algorithm)?;
@@ -172,6 +182,7 @@ pub(super) fn key_demand<'a>(
     context: Option<&'a EncryptionContext>,
     notes: &mut Notes,
 ) -> Result<Demand<'a>, KmsError> {
+    check_context(context)?;
     let found = call.find(key_id, Aliases::Taken, action)?;
     notes.touched(&found.key);
     Ok(crypto_demand(found.key, found.alias, action, context))
@@ -185,6 +196,7 @@ fn blob_demand<'a>(
     context: Option<&'a EncryptionContext>,
     notes: &mut Notes,
 ) -> Result<Demand<'a>, KmsError> {
+    check_context(context)?;
     let header = header_of(ciphertext, notes)?;
     let id = KeyId { bytes: header.key_id, multi_region: header.multi_region };
     let key = call.kms.key(id).ok_or_else(refers_to_nothing)?;
@@ -207,13 +219,17 @@ fn crypto_demand<'a>(
     }
 }
 
-/// The canonical context, if it is not too long.
-pub(super) fn canonical(context: Option<&EncryptionContext>) -> Result<Vec<u8>, KmsError> {
-    let Some(context) = context else { return Ok(Vec::new()) };
-    if context.text_len() > MAX_CONTEXT {
+/// The context must not be too long: held against it, policies take the longer the longer it is.
+fn check_context(context: Option<&EncryptionContext>) -> Result<(), KmsError> {
+    if context.is_some_and(|context| context.text_len() > MAX_CONTEXT) {
         return Err(invalid(format!("EncryptionContext must not be longer than {MAX_CONTEXT} bytes.")));
     }
-    Ok(context.canonical())
+    Ok(())
+}
+
+/// The canonical context; its length was checked when the right was demanded.
+pub(super) fn canonical(context: Option<&EncryptionContext>) -> Vec<u8> {
+    context.map(EncryptionContext::canonical).unwrap_or_default()
 }
 
 pub(super) fn check_algorithm(key: &Key, algorithm: Option<EncryptionAlgorithm>) -> Result<(), KmsError> {

@@ -26,7 +26,7 @@ impl Perform for GenerateDataKeyRequest {
         }
         let key = allowed.key()?;
         let length = length_of(self.number_of_bytes, self.key_spec)?;
-        let context = canonical(self.encryption_context.as_ref())?;
+        let context = canonical(self.encryption_context.as_ref());
         usable(key, KeyUsage::EncryptDecrypt, Operation::GenerateDataKey)?;
         if self.dry_run == Some(true) {
             return Err(dry_run());
@@ -53,7 +53,7 @@ impl Perform for GenerateDataKeyWithoutPlaintextRequest {
     fn perform(self, call: &Call<'_>, allowed: &Allowed, notes: &mut Notes) -> Result<Answer, KmsError> {
         let key = allowed.key()?;
         let length = length_of(self.number_of_bytes, self.key_spec)?;
-        let context = canonical(self.encryption_context.as_ref())?;
+        let context = canonical(self.encryption_context.as_ref());
         usable(key, KeyUsage::EncryptDecrypt, Operation::GenerateDataKeyWithoutPlaintext)?;
         if self.dry_run == Some(true) {
             return Err(dry_run());

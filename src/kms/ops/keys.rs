@@ -85,6 +85,10 @@ impl Perform for CreateKeyRequest {
             ("kms:keyspec", Cow::Borrowed(spec.as_str())),
             ("kms:keyusage", Cow::Borrowed(usage.as_str())),
             ("kms:keyorigin", Cow::Borrowed(self.origin.unwrap_or(Origin::AwsKms).as_str())),
+            (
+                "kms:multiregion",
+                Cow::Borrowed(if self.multi_region == Some(true) { "true" } else { "false" }),
+            ),
             ("kms:bypasspolicylockoutsafetycheck", Cow::Borrowed(bypass)),
         ];
         let create = Demand { request_tags: tags, facts, ..Demand::new("kms:CreateKey", Resource::Account) };
@@ -100,11 +104,12 @@ impl Perform for CreateKeyRequest {
         if kms.state.read().keys.len() >= MAX_KEYS {
             return Err(limit_exceeded(format!("The account has {MAX_KEYS} keys already.")));
         }
+        let is_provided = self.policy.is_some();
         let text = self.policy.unwrap_or_else(|| default_policy(&kms.settings.account));
         let policy = compile_key_policy(&text)?;
         let new = NewKey::of_customer(self.description.unwrap_or_default(), text, tags);
         let draft = Key { record: new.record(kms, call.now), policy: policy.clone(), versions: Vec::new() };
-        if self.bypass_policy_lockout_safety_check != Some(true) {
+        if is_provided && self.bypass_policy_lockout_safety_check != Some(true) {
             check_lockout(call, &draft, &policy)?;
         }
         let key = kms.insert_key(turn(call)?, draft.record, policy, &BackingKey::random(), Vec::new())?;

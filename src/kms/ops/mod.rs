@@ -38,8 +38,8 @@ pub(super) trait Perform: Request {
     /// Its work.
     fn perform(self, call: &Call<'_>, allowed: &Allowed, notes: &mut Notes) -> Result<Answer, KmsError>;
 
-    /// What a caller without the right is told.
-    fn refused(&self, error: KmsError) -> KmsError {
+    /// What a caller is told who lacks the right demanded in that place.
+    fn refused(&self, _place: usize, error: KmsError) -> KmsError {
         error
     }
 }

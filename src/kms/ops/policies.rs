@@ -33,7 +33,7 @@ fn malformed(message: impl Into<String>) -> KmsError {
 pub(super) fn check_lockout(call: &Call<'_>, key: &Key, policy: &Policy) -> Result<(), KmsError> {
     let demand = Demand::new("kms:PutKeyPolicy", Resource::Account);
     let user = call.kms.user_of(call.caller);
-    decide_key(call.caller, user.as_deref(), &demand, key, policy).map_err(|_| {
+    decide_key(&call.asker(user.as_deref()), &demand, key, policy).map_err(|_| {
         malformed("The new key policy will not allow you to update the key policy in the future.")
     })
 }

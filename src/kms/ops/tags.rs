@@ -64,7 +64,11 @@ impl Perform for TagResourceRequest {
 
 impl Perform for UntagResourceRequest {
     fn demands<'a>(&'a self, call: &Call<'_>, notes: &mut Notes) -> Result<Vec<Demand<'a>>, KmsError> {
-        plain_demand(call, &self.key_id, "kms:UntagResource", notes)
+        let mut demands = plain_demand(call, &self.key_id, "kms:UntagResource", notes)?;
+        for demand in &mut demands {
+            demand.removed_tags = &self.tag_keys;
+        }
+        Ok(demands)
     }
 
     fn perform(self, call: &Call<'_>, allowed: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {

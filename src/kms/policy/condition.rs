@@ -1,126 +1,15 @@
-//! Conditions of a statement: operators and keys, compiled; facts of a call, looked up.
-
-use std::borrow::Cow;
+//! Conditions of a statement: operators and keys, compiled, and held against the facts of a call.
+//!
+//! Called by `document`. An operator, a key or a value that would not be held as it is meant is refused.
 
 use serde_json::Value;
 
-use crate::api::{EncryptionContext, Tag};
-
 use super::document::PolicyError;
+use super::facts::{Facts, Name};
 use super::wildcard::Wildcard;
 
 /// Most conditions in a statement, and most values in one of them.
 pub const MAX_CONDITIONS: usize = 256;
-
-/// What is known of a call when a policy is evaluated.
-#[derive(Debug, Clone, Copy)]
-pub struct Facts<'a> {
-    /// The principal.
-    pub principal_arn: &'a str,
-    /// Its account.
-    pub account: &'a str,
-    /// The service that asks for it.
-    pub via_service: Option<&'a str>,
-    /// Whether nobody can listen in.
-    pub secure_transport: bool,
-    /// The address of a TCP peer.
-    pub source_ip: Option<std::net::IpAddr>,
-    /// The encryption context of the request.
-    pub context: Option<&'a EncryptionContext>,
-    /// The alias by which the request named the key.
-    pub request_alias: Option<&'a str>,
-    /// Facts of the key: spec, usage, origin.
-    pub key: Option<KeyFacts<'a>>,
-    /// Tags that the request brings.
-    pub request_tags: &'a [Tag],
-    /// Further facts of the request, by the lower-case name of their condition key.
-    pub request: &'a [(&'static str, Cow<'static, str>)],
-}
-
-/// What conditions can ask of a key.
-#[derive(Debug, Clone, Copy)]
-pub struct KeyFacts<'a> {
-    /// `KeySpec`.
-    pub spec: &'a str,
-    /// `KeyUsage`.
-    pub usage: &'a str,
-    /// `Origin`.
-    pub origin: &'a str,
-    /// Tags.
-    pub tags: &'a [Tag],
-}
-
-/// A condition key, told apart when the policy is compiled.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Name {
-    PrincipalArn,
-    CallerAccount,
-    ViaService,
-    SecureTransport,
-    Context(String),
-    ContextKeys,
-    RequestAlias,
-    KeySpec,
-    KeyUsage,
-    KeyOrigin,
-    SourceIp,
-    ResourceTag(String),
-    RequestTag(String),
-    TagKeys,
-    /// Found among the further facts, or absent.
-    Request(String),
-}
-
-impl Name {
-    fn compile(text: &str) -> Self {
-        let lower = text.to_ascii_lowercase();
-        let tail = |prefix: &str| text[prefix.len()..].to_owned();
-        match lower.as_str() {
-            "aws:principalarn" => Self::PrincipalArn,
-            "kms:calleraccount" | "aws:principalaccount" => Self::CallerAccount,
-            "kms:viaservice" => Self::ViaService,
-            "aws:securetransport" => Self::SecureTransport,
-            "kms:encryptioncontextkeys" => Self::ContextKeys,
-            "kms:requestalias" => Self::RequestAlias,
-            "kms:keyspec" => Self::KeySpec,
-            "kms:keyusage" => Self::KeyUsage,
-            "kms:keyorigin" => Self::KeyOrigin,
-            "aws:sourceip" => Self::SourceIp,
-            "aws:tagkeys" => Self::TagKeys,
-            _ if lower.starts_with("kms:encryptioncontext:") => Self::Context(tail("kms:encryptioncontext:")),
-            _ if lower.starts_with("aws:resourcetag/") => Self::ResourceTag(tail("aws:resourcetag/")),
-            _ if lower.starts_with("aws:requesttag/") => Self::RequestTag(tail("aws:requesttag/")),
-            _ => Self::Request(lower),
-        }
-    }
-
-    /// The values of this key in a call; none where the call has no such fact.
-    fn values(&self, facts: &Facts<'_>) -> Vec<String> {
-        let one = |value: Option<&str>| value.map(str::to_owned).into_iter().collect::<Vec<_>>();
-        let tag = |tags: &[Tag], key: &str| {
-            one(tags.iter().find(|tag| tag.tag_key == key).map(|tag| tag.tag_value.as_str()))
-        };
-        match self {
-            Self::PrincipalArn => one(Some(facts.principal_arn)),
-            Self::CallerAccount => one(Some(facts.account)),
-            Self::ViaService => one(facts.via_service),
-            Self::SecureTransport => one(Some(if facts.secure_transport { "true" } else { "false" })),
-            Self::Context(key) => one(facts.context.and_then(|context| context.get(key))),
-            Self::ContextKeys => facts.context.into_iter().flatten().map(|(key, _)| key.clone()).collect(),
-            Self::RequestAlias => one(facts.request_alias),
-            Self::KeySpec => one(facts.key.map(|key| key.spec)),
-            Self::KeyUsage => one(facts.key.map(|key| key.usage)),
-            Self::KeyOrigin => one(facts.key.map(|key| key.origin)),
-            Self::SourceIp => facts.source_ip.iter().map(ToString::to_string).collect(),
-            Self::ResourceTag(key) => facts.key.map_or_else(Vec::new, |facts| tag(facts.tags, key)),
-            Self::RequestTag(key) => tag(facts.request_tags, key),
-            Self::TagKeys => facts.request_tags.iter().map(|tag| tag.tag_key.clone()).collect(),
-            Self::Request(name) => {
-                one(facts.request.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_ref()))
-            }
-        }
-    }
-}
 
 /// How a value is compared.
 #[derive(Debug, Clone, PartialEq)]
@@ -173,6 +62,9 @@ impl Condition {
         for (operator, keys) in operators {
             let keys =
                 keys.as_object().ok_or(PolicyError::Syntax("a condition operator must hold an object"))?;
+            if keys.is_empty() {
+                return Err(PolicyError::Syntax("a condition operator must hold a condition key"));
+            }
             for (key, values) in keys {
                 compiled.push(Self::one(operator, key, values)?);
             }
@@ -192,9 +84,14 @@ impl Condition {
         };
         let (operator, if_exists) =
             operator.strip_suffix("IfExists").map_or((operator, false), |o| (o, true));
+        let name = Name::compile(key).ok_or_else(|| PolicyError::ConditionKey(key.to_owned()))?;
         let values = texts(values)?;
+        if values.is_empty() {
+            return Err(PolicyError::Syntax("a condition must have a value"));
+        }
+        std::iter::once(key).chain(values.iter().map(String::as_str)).try_for_each(refuse_variables)?;
         let (test, negated) = Self::test(operator, &values)?;
-        Ok(Self { name: Name::compile(key), test, negated, if_exists, quantifier })
+        Ok(Self { name, test, negated, if_exists, quantifier })
     }
 
     fn test(operator: &str, values: &[String]) -> Result<(Test, bool), PolicyError> {
@@ -203,8 +100,9 @@ impl Condition {
             let escape = |v: &String| Wildcard::literal(v, fold);
             Test::Text(values.iter().map(escape).collect())
         };
-        let like = || Test::Text(values.iter().map(|v| Wildcard::new(v, false)).collect());
-        let arn = || Test::Arn(values.iter().map(|v| ArnPattern::compile(v)).collect());
+        let like =
+            || values.iter().map(|v| Wildcard::new(v, false)).collect::<Result<_, _>>().map(Test::Text);
+        let arn = || values.iter().map(|v| ArnPattern::compile(v)).collect::<Result<_, _>>().map(Test::Arn);
         let first_bool = || match values {
             [value] if value.eq_ignore_ascii_case("true") => Ok(true),
             [value] if value.eq_ignore_ascii_case("false") => Ok(false),
@@ -223,10 +121,10 @@ impl Condition {
             "StringNotEquals" => (exact(false), true),
             "StringEqualsIgnoreCase" => (exact(true), false),
             "StringNotEqualsIgnoreCase" => (exact(true), true),
-            "StringLike" => (like(), false),
-            "StringNotLike" => (like(), true),
-            "ArnEquals" | "ArnLike" => (arn(), false),
-            "ArnNotEquals" | "ArnNotLike" => (arn(), true),
+            "StringLike" => (like()?, false),
+            "StringNotLike" => (like()?, true),
+            "ArnEquals" | "ArnLike" => (arn()?, false),
+            "ArnNotEquals" | "ArnNotLike" => (arn()?, true),
             "NumericEquals" => (number(Order::Equal)?, false),
             "NumericNotEquals" => (number(Order::Equal)?, true),
             "NumericLessThan" => (number(Order::Less)?, false),
@@ -293,8 +191,9 @@ impl Order {
 struct ArnPattern(Vec<Wildcard>);
 
 impl ArnPattern {
-    fn compile(text: &str) -> Self {
-        Self(text.splitn(6, ':').map(|part| Wildcard::new(part, false)).collect())
+    fn compile(text: &str) -> Result<Self, PolicyError> {
+        let parts = text.splitn(6, ':').map(|part| Wildcard::new(part, false));
+        Ok(Self(parts.collect::<Result<_, _>>()?))
     }
 
     fn matches(&self, text: &str) -> bool {
@@ -340,6 +239,11 @@ fn bits(address: std::net::IpAddr) -> u128 {
     }
 }
 
+/// Variables are not expanded here; taken as they stand, they would never match what they mean.
+pub(super) fn refuse_variables(text: &str) -> Result<(), PolicyError> {
+    if text.contains("${") { Err(PolicyError::Variable(text.to_owned())) } else { Ok(()) }
+}
+
 /// One text or a list of them; numbers and booleans may stand without quotes.
 fn texts(value: &Value) -> Result<Vec<String>, PolicyError> {
     let one = |value: &Value| match value {
@@ -360,21 +264,11 @@ fn texts(value: &Value) -> Result<Vec<String>, PolicyError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::EncryptionContext;
     use serde_json::json;
 
     fn met(block: &Value, change: impl FnOnce(&mut Facts<'_>)) -> bool {
-        let mut facts = Facts {
-            principal_arn: "arn:aws:iam::111122223333:user/alice",
-            account: "111122223333",
-            via_service: None,
-            secure_transport: true,
-            source_ip: None,
-            context: None,
-            request_alias: None,
-            key: None,
-            request_tags: &[],
-            request: &[],
-        };
+        let mut facts = Facts::sample();
         change(&mut facts);
         Condition::compile(block).unwrap().iter().all(|condition| condition.is_met(&facts))
     }
@@ -421,24 +315,17 @@ mod tests {
         let check = |block: Value| {
             let compiled = Condition::compile(&block).unwrap();
             let facts = Facts {
-                principal_arn: "",
-                account: "",
-                via_service: None,
-                secure_transport: false,
                 source_ip: Some([10, 1, 2, 3].into()),
                 context: Some(&context),
-                request_alias: None,
-                key: None,
-                request_tags: &[],
                 request: &[("kms:rotationperiodindays", "90".into())],
+                ..Facts::sample()
             };
             compiled.iter().all(|condition| condition.is_met(&facts))
         };
         assert!(check(json!({"StringEquals": {"kms:EncryptionContext:App": "x"}})));
-        assert!(
-            !check(json!({"StringEquals": {"kms:EncryptionContext:app": "x"}})),
-            "context keys keep their case"
-        );
+        assert!(check(json!({"StringEquals": {"KMS:EncryptionContext:app": "x"}})), "names fold");
+        assert!(!check(json!({"StringEquals": {"kms:EncryptionContext:App": "X"}})), "values do not");
+        assert!(!check(json!({"StringEquals": {"kms:EncryptionContext:Ap": "x"}})));
         assert!(check(json!({"ForAllValues:StringEquals": {"kms:EncryptionContextKeys": ["App", "b"]}})));
         assert!(!check(json!({"ForAllValues:StringEquals": {"kms:EncryptionContextKeys": ["App"]}})));
         assert!(check(json!({"ForAnyValue:StringEquals": {"kms:EncryptionContextKeys": ["App"]}})));
@@ -455,16 +342,65 @@ mod tests {
     #[test]
     fn what_is_not_understood_is_refused() {
         for block in [
-            json!({"StringEqual": {"a": "b"}}),
-            json!({"ForSomeValues:StringEquals": {"a": "b"}}),
-            json!({"Bool": {"a": "maybe"}}),
-            json!({"NumericEquals": {"a": "x"}}),
-            json!({"IpAddress": {"a": "10.0.0.0/33"}}),
-            json!({"StringEquals": {"a": {"b": 1}}}),
+            json!({"StringEqual": {"kms:KeySpec": "b"}}),
+            json!({"ForSomeValues:StringEquals": {"kms:KeySpec": "b"}}),
+            json!({"Bool": {"aws:SecureTransport": "maybe"}}),
+            json!({"NumericEquals": {"aws:EpochTime": "x"}}),
+            json!({"IpAddress": {"aws:SourceIp": "10.0.0.0/33"}}),
+            json!({"StringEquals": {"kms:KeySpec": {"b": 1}}}),
+            json!({"StringEquals": {"kms:KeySpec": []}}),
+            json!({"StringEquals": {}}),
+            json!({"StringLike": {"kms:KeySpec": "*".repeat(3000)}}),
             json!({"StringEquals": "a"}),
             json!("x"),
         ] {
             assert!(Condition::compile(&block).is_err(), "{block}");
         }
+    }
+
+    #[test]
+    fn keys_and_variables_that_are_not_held_are_refused_by_name() {
+        for key in
+            ["kms:Nonsense", "aws:PrincipalOrgID", "kms:ViaServce", "ViaService", "kms:EncryptionContext:"]
+        {
+            let found = Condition::compile(&json!({"StringNotEquals": {key: "x"}}));
+            assert_eq!(found, Err(PolicyError::ConditionKey(key.to_owned())));
+        }
+        for block in [
+            json!({"StringEquals": {"kms:EncryptionContext:Owner": "${aws:username}"}}),
+            json!({"StringLike": {"kms:EncryptionContext:Owner": ["x", "a${*}"]}}),
+            json!({"StringEquals": {"aws:ResourceTag/${aws:username}": "x"}}),
+        ] {
+            let found = Condition::compile(&block);
+            assert!(matches!(found, Err(PolicyError::Variable(_))), "{block}: {found:?}");
+        }
+        assert!(Condition::compile(&json!({"Bool": {"kms:GrantIsForAWSResource": "true"}})).is_ok());
+    }
+
+    #[test]
+    fn facts_of_the_caller_and_of_the_call_are_known() {
+        let alice = |operator: &str, key: &str, value: &str| met(&json!({operator: {key: value}}), |_| {});
+        for (key, value) in [
+            ("aws:username", "alice"),
+            ("aws:userid", "alice"),
+            ("aws:PrincipalType", "User"),
+            ("aws:PrincipalIsAWSService", "false"),
+            ("aws:ViaAWSService", "false"),
+            ("aws:RequestedRegion", "local"),
+            ("aws:ResourceAccount", "111122223333"),
+            ("aws:UserAgent", "test/1"),
+        ] {
+            assert!(alice("StringEquals", key, value), "{key}");
+            assert!(!alice("StringNotEquals", key, value), "{key}");
+        }
+        assert!(alice("NumericGreaterThanEquals", "aws:EpochTime", "1700000000"));
+        assert!(!alice("NumericGreaterThan", "aws:EpochTime", "1700000000"));
+        let as_root = |facts: &mut Facts<'_>| (facts.is_root, facts.user_name) = (true, None);
+        assert!(met(&json!({"StringEquals": {"aws:PrincipalType": "Account"}}), as_root));
+        assert!(met(&json!({"StringEquals": {"aws:userid": "111122223333"}}), as_root));
+        assert!(met(&json!({"Null": {"aws:username": "true"}}), as_root));
+        let removed = [String::from("Team")];
+        let removes = |facts: &mut Facts<'_>| facts.removed_tags = Box::leak(Box::new(removed.clone()));
+        assert!(met(&json!({"ForAnyValue:StringEquals": {"aws:TagKeys": "Team"}}), removes));
     }
 }

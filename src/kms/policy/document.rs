@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value};
 
-use super::condition::{Condition, Facts};
+use super::condition::{Condition, refuse_variables};
+use super::facts::Facts;
 use super::json::{self, JsonError};
 use super::wildcard::Wildcard;
 
@@ -22,6 +23,10 @@ pub enum PolicyError {
     Syntax(&'static str),
     /// A condition operator that does not exist or is not known here.
     Operator(String),
+    /// A condition key that is not known here.
+    ConditionKey(String),
+    /// A text with a policy variable.
+    Variable(String),
     /// A principal that is none.
     Principal(String),
 }
@@ -33,6 +38,12 @@ impl std::fmt::Display for PolicyError {
             Self::Doubled(name) => write!(f, "Syntax errors in policy: {name} comes twice in one object."),
             Self::Syntax(what) => write!(f, "Syntax errors in policy: {what}."),
             Self::Operator(name) => write!(f, "Syntax errors in policy: unknown condition operator {name}."),
+            Self::ConditionKey(name) => {
+                write!(f, "Syntax errors in policy: the condition key {name} is not supported.")
+            }
+            Self::Variable(text) => {
+                write!(f, "Syntax errors in policy: the policy variable in {text} is not supported.")
+            }
             Self::Principal(_) => {
                 f.write_str("Policy contains a statement with one or more invalid principals.")
             }
@@ -226,9 +237,13 @@ impl Principal {
         }
         let mut parts = text.splitn(6, ':');
         let mut next = || parts.next().unwrap_or_default();
-        let (arn, _partition, service, region, account, resource) =
+        let (arn, partition, service, region, account, resource) =
             (next(), next(), next(), next(), next(), next());
-        if arn != "arn" || !region.is_empty() || !is_account(account) || text.contains(['*', '?']) {
+        if (arn, partition) != ("arn", "aws")
+            || !region.is_empty()
+            || !is_account(account)
+            || text.contains(['*', '?'])
+        {
             return Err(bad());
         }
         match (service, resource.split_once('/')) {
@@ -291,13 +306,18 @@ fn patterns(
         (None, Some(value)) => (value, true),
         (None, None) => return Ok((Vec::new(), false)),
     };
-    Ok((strings(value)?.iter().map(|text| Wildcard::new(text, ignore_case)).collect(), is_negated))
+    let compile = |text: &String| {
+        refuse_variables(text)?;
+        Wildcard::new(text, ignore_case)
+    };
+    Ok((strings(value)?.iter().map(compile).collect::<Result<_, _>>()?, is_negated))
 }
 
 fn strings(value: &Value) -> Result<Vec<String>, PolicyError> {
     let one =
         |value: &Value| value.as_str().map(str::to_owned).ok_or(PolicyError::Syntax("a string is expected"));
     match value {
+        Value::Array(list) if list.is_empty() => Err(PolicyError::Syntax("a list is empty")),
         Value::Array(list) => list.iter().map(one).collect(),
         other => one(other).map(|text| vec![text]),
     }
@@ -319,18 +339,7 @@ mod tests {
     const KEY: &str = "arn:aws:kms:local:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab";
 
     fn facts(principal_arn: &'static str) -> Facts<'static> {
-        Facts {
-            principal_arn,
-            account: "111122223333",
-            via_service: None,
-            secure_transport: true,
-            source_ip: None,
-            context: None,
-            request_alias: None,
-            key: None,
-            request_tags: &[],
-            request: &[],
-        }
+        Facts { principal_arn, ..Facts::sample() }
     }
 
     fn reach(statement: &Value, effect: Effect, action: &str) -> Reach {
@@ -427,6 +436,12 @@ mod tests {
             with("Principal", json!({"CanonicalUser": "x"})),
             with("Principal", json!("alice")),
             with("Condition", json!({"Nonsense": {"a": "b"}})),
+            with("Condition", json!({"StringEquals": {"kms:Nonsense": "b"}})),
+            with("Resource", json!("arn:aws:kms:*:*:key/${aws:username}")),
+            with("Resource", json!([])),
+            with("Action", json!([])),
+            with("Principal", json!({"AWS": []})),
+            with("Principal", json!({"AWS": "arn:zzz:iam::111122223333:user/alice"})),
         ] {
             assert!(Policy::of_key(&text).is_err(), "{text}");
         }

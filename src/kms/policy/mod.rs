@@ -5,9 +5,11 @@
 
 mod condition;
 mod document;
+mod facts;
 mod json;
 mod wildcard;
 
-pub use condition::{Facts, KeyFacts, MAX_CONDITIONS};
+pub use condition::MAX_CONDITIONS;
 pub use document::{Effect, MAX_POLICY_BYTES, MAX_STATEMENTS, Policy, PolicyError, Reach};
+pub use facts::{AliasNames, Facts, KeyFacts};
 pub use wildcard::Wildcard;
