@@ -3,6 +3,9 @@
 use super::shape::{At, Member, Violations};
 use super::{ErrorCode, KmsError, Operation};
 
+/// Longest message about violations, in bytes: it quotes what the caller sent, and is recorded.
+const MAX_MESSAGE: usize = 32 * 1024;
+
 /// A request shape, tied to its operation.
 pub trait Request: Member {
     /// Which operation it asks for.
@@ -38,7 +41,11 @@ fn invalid(found: &[Violation]) -> KmsError {
     let count = found.len();
     let plural = if count == 1 { "" } else { "s" };
     let list: Vec<&str> = found.iter().map(|violation| violation.0.as_str()).collect();
-    let message = format!("{count} validation error{plural} detected: {}", list.join("; "));
+    let mut message = format!("{count} validation error{plural} detected: {}", list.join("; "));
+    if message.len() > MAX_MESSAGE {
+        message.truncate(message.floor_char_boundary(MAX_MESSAGE));
+        message.push_str("...");
+    }
     KmsError::new(ErrorCode::ValidationException, message)
 }
 

@@ -4,8 +4,10 @@
 //! and words every violation. A parsed request cannot break a rule of its shape.
 
 use std::fmt::{self, Write};
+use std::marker::PhantomData;
 
-use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
 use super::parameters::{Parameters, Shown, push_camel};
 use super::rule::{Rule, each_sentence};
@@ -243,7 +245,7 @@ impl<T: Choice> Member for T {
 }
 
 /// The text of an enumeration's value, not yet checked.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, serde::Deserialize)]
 #[serde(transparent)]
 pub struct ChoiceText(String);
 
@@ -292,6 +294,36 @@ impl<T: Quoted> Quoted for Vec<T> {
     }
 }
 
+/// A structure on the wire: a JSON object, never an array of its members in order.
+#[derive(Debug)]
+pub struct Object<W>(pub W);
+
+impl<'de, W: Deserialize<'de>> Deserialize<'de> for Object<W> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ObjectVisitor(PhantomData)).map(Self)
+    }
+}
+
+impl<W: Quoted> Quoted for Object<W> {
+    fn in_list(&self) -> String {
+        self.0.in_list()
+    }
+}
+
+struct ObjectVisitor<W>(PhantomData<W>);
+
+impl<'de, W: Deserialize<'de>> Visitor<'de> for ObjectVisitor<W> {
+    type Value = W;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("struct")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<W, A::Error> {
+        W::deserialize(MapAccessDeserializer::new(members))
+    }
+}
+
 /// Appends a shape as a JSON object.
 pub(super) fn show_object(out: &mut String, fill: impl FnOnce(&mut Parameters)) -> bool {
     let mut parameters = Parameters::new();
@@ -323,7 +355,7 @@ macro_rules! shape {
         }
 
         const _: () = {
-            use $crate::api::shape::{At, Member, Quoted, Violations};
+            use $crate::api::shape::{At, Member, Object, Quoted, Violations};
             use $crate::api::{Parameters, Rule, Shown};
 
             /// The shape as read, before any check.
@@ -339,11 +371,11 @@ macro_rules! shape {
             }
 
             impl Member for $name {
-                type Wire = Wire;
+                type Wire = Object<Wire>;
                 const NESTED: bool = true;
 
                 #[allow(unused_variables, clippy::unused_unit)]
-                fn take(wire: Wire, at: &At<'_>, _: &[Rule], found: &mut Violations) -> Option<Self> {
+                fn take(Object(wire): Object<Wire>, at: &At<'_>, _: &[Rule], found: &mut Violations) -> Option<Self> {
                     $($(
                         let place = At { parent: at.parent, name: stringify!($r) };
                         let $r = match wire.$r {

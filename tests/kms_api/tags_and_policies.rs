@@ -85,6 +85,7 @@ fn a_policy_that_cannot_be_understood_is_not_taken() {
         "{}",
         r#"{"Statement":[{"Effect":"Allow","Principal":{"AWS":"nobody"},"Action":"kms:*","Resource":"*"}]}"#,
         r#"{"Statement":[{"Effect":"Allow","Principal":"*","Action":"kms:*","Resource":"*","Condition":{"X":{"a":"b"}}}]}"#,
+        r#"{"Statement":[{"Effect":"Deny","Principal":"*","Action":"kms:*","Resource":"*","Condition":{"StringEquals":{"kms:Nonsense":"b"}}}]}"#,
         r#"{"Statement":[{"Effect":"Deny","Effect":"Allow","Principal":"*","Action":"kms:*","Resource":"*"}]}"#,
     ] {
         let found = s.fails("PutKeyPolicy", json!({"KeyId": key, "Policy": text}));
@@ -97,6 +98,27 @@ fn a_policy_that_cannot_be_understood_is_not_taken() {
         " ".repeat(32_768)
     );
     assert_eq!(s.fails("PutKeyPolicy", json!({"KeyId": key, "Policy": padded})).0, "LimitExceededException");
+}
+
+#[test]
+fn a_policy_beyond_every_limit_is_refused_in_words_of_bounded_length() {
+    let s = service();
+    let key = s.key();
+    s.ok("KmsdAdmin.CreateUser", json!({"UserName": "alice"}));
+    for length in [32_769, 131_072, 131_073, 400_000] {
+        let text = "\"".repeat(length);
+        let code = if length > 131_072 { "ValidationException" } else { "LimitExceededException" };
+        let by_user = json!({"UserName": "alice", "PolicyName": "p", "PolicyDocument": text});
+        for (operation, body) in [
+            ("PutKeyPolicy", json!({"KeyId": key, "Policy": text})),
+            ("CreateKey", json!({"Policy": text})),
+            ("KmsdAdmin.PutUserPolicy", by_user),
+        ] {
+            let found = s.fails(operation, body);
+            assert_eq!(found.0, code, "{operation} {length}");
+            assert!(found.1.len() < 40_000, "{operation} {length}");
+        }
+    }
 }
 
 #[test]

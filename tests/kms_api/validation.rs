@@ -132,6 +132,24 @@ fn a_body_that_is_not_the_json_of_the_shape_is_a_serialization_error() {
 }
 
 #[test]
+fn an_array_is_no_structure() {
+    let s = service();
+    for (operation, body) in [
+        ("ListKeys", "[]"),
+        ("DescribeKey", r#"["alias/x"]"#),
+        ("TagResource", r#"{"KeyId":"x","Tags":[["a","b"]]}"#),
+        ("Decrypt", r#"{"CiphertextBlob":"AAAA","Recipient":[]}"#),
+    ] {
+        let found = s.call(&root(), operation, body).unwrap_err();
+        assert_eq!(
+            (found.code.as_str(), found.message.as_str()),
+            ("SerializationException", "START_ARRAY cannot be converted to Structure"),
+            "{operation} {body}"
+        );
+    }
+}
+
+#[test]
 fn members_that_are_not_known_are_passed_over() {
     let s = service();
     let key = s.key_with(json!({"Surprise": {"a": [1, 2]}}));
