@@ -67,6 +67,9 @@ pub fn verify(dir: &Path, head: Option<Link>) -> Result<Report, AuditError> {
     let first_seq = firsts.first().copied().unwrap_or(1);
     let mut report =
         Report { segments: firsts.len(), records: 0, first_seq, last_seq: first_seq - 1, torn: 0 };
+    if head.is_some() && first_seq != 1 {
+        return Err(AuditError::Broken(format!("records 1 to {} are missing", first_seq - 1)));
+    }
     let mut before = (first_seq == 1).then_some(Link::START);
     for first in firsts {
         let path = segment_path(dir, first);
@@ -75,7 +78,9 @@ pub fn verify(dir: &Path, head: Option<Link>) -> Result<Report, AuditError> {
         }
         if first != report.last_seq + 1 {
             let missing = report.last_seq + 1;
-            return Err(AuditError::Broken(format!("records {missing} to {} are missing", first - 1)));
+            let what =
+                format!("records {missing} to {} before it are missing, or it was put there", first - 1);
+            return Err(broken(&path, &what));
         }
         let segment = read_segment(&path, before, head)?;
         report.records += segment.records;

@@ -170,17 +170,21 @@ fn push_event_id(line: &mut String) {
 
 /// The segment to go on in. Checks that it holds what the head names, and sets a torn tail aside.
 fn open_last(dir: &Path, head: Link) -> Result<(File, Segment), AuditError> {
-    let Some(first) = segments(dir)?.last().copied() else {
+    let firsts = segments(dir)?;
+    let Some(first) = firsts.last().copied() else {
         if head.seq != 0 {
             return Err(AuditError::Broken("every segment is missing".into()));
         }
         return Ok((new_segment(dir, 1)?, Segment::empty()));
     };
     let path = segment_path(dir, first);
-    let before = Link { seq: first - 1, hash: if head.seq + 1 == first { head.hash } else { [0; 32] } };
-    let known = head.seq + 1 == first || first == 1;
-    let segment = read_segment(&path, known.then_some(before), Some(head))?;
-    if segment.last.map_or(first - 1, |last| last.seq) < head.seq {
+    let before = link_before(dir, &firsts, head)?;
+    if before.seq + 1 != first {
+        return Err(AuditError::Broken(format!("{} does not follow record {}", path.display(), before.seq)));
+    }
+    let mut segment = read_segment(&path, Some(before), Some(head))?;
+    segment.last = segment.last.or(Some(before));
+    if segment.last.is_none_or(|last| last.seq < head.seq) {
         return Err(AuditError::Broken(format!("{} ends before record {}", path.display(), head.seq)));
     }
     let file = OpenOptions::new().append(true).open(&path).map_err(|e| io(&e))?;
@@ -194,6 +198,20 @@ fn open_last(dir: &Path, head: Link) -> Result<(File, Segment), AuditError> {
         );
     }
     Ok((file, segment))
+}
+
+/// The record that the last segment continues: the last one of its predecessor.
+fn link_before(dir: &Path, firsts: &[u64], head: Link) -> Result<Link, AuditError> {
+    if firsts[0] != 1 {
+        return Err(AuditError::Broken(format!("records 1 to {} are missing", firsts[0] - 1)));
+    }
+    let [.., previous, _] = firsts else { return Ok(Link::START) };
+    let path = segment_path(dir, *previous);
+    let before = read_segment(&path, None, Some(head))?;
+    match before.last {
+        Some(last) if before.torn == 0 => Ok(last),
+        _ => Err(AuditError::Broken(format!("{} is empty or torn", path.display()))),
+    }
 }
 
 /// Keeps the bytes of a torn tail beside the segment, as evidence.
@@ -454,6 +472,38 @@ mod tests {
         assert_eq!((report.segments, report.records), (4, 5));
         fs::remove_file(segment_path(&scratch.0, 3)).unwrap();
         assert!(verify(&scratch.0, None).is_err());
+    }
+
+    #[test]
+    fn a_log_removed_behind_an_empty_or_planted_segment_is_noticed() {
+        let three = || {
+            let scratch = Scratch::with_records(1);
+            let log = scratch.open().unwrap();
+            for _ in 0..2 {
+                log.writer.lock().len = SEGMENT_BYTES;
+                write(&log).unwrap();
+            }
+            scratch
+        };
+        let deeds: [(&[u64], Option<u64>); 4] =
+            [(&[1, 2, 3], Some(4)), (&[1], None), (&[1, 2], None), (&[], Some(900))];
+        for (index, (removed, planted)) in deeds.into_iter().enumerate() {
+            let scratch = three();
+            for first in removed {
+                fs::remove_file(segment_path(&scratch.0, *first)).unwrap();
+            }
+            if let Some(first) = planted {
+                fs::write(segment_path(&scratch.0, first), b"").unwrap();
+            }
+            let head = signed_head(&scratch.0, &key()).unwrap();
+            assert!(verify(&scratch.0, Some(head)).is_err(), "deed {index}");
+            assert!(matches!(scratch.open(), Err(AuditError::Broken(_))), "deed {index}");
+        }
+        let scratch = three();
+        fs::write(segment_path(&scratch.0, 4), b"").unwrap();
+        write(&scratch.open().unwrap()).unwrap();
+        let head = signed_head(&scratch.0, &key()).unwrap();
+        assert_eq!(verify(&scratch.0, Some(head)).unwrap().records, 4);
     }
 
     #[test]
