@@ -46,6 +46,8 @@ const BLOCK_LOG2: u8 = 12;
 const SLOT_ROOM: usize = 292;
 const SLOT_CRC: usize = SLOT_LEN - 4;
 const FLAG_MATERIAL: u16 = 1;
+/// Highest generation that is believed: the CRC is no MAC, and a forged one must not end the counting.
+const GENERATION_MAX: u64 = 1 << 48;
 const _: () = assert!(48 + SLOT_ROOM == SLOT_CRC);
 const _: () = assert!(SLOT_OFFSETS[1] + SLOT_LEN == SLOTS_LEN && SLOT_OFFSETS[0] + SLOT_LEN == COPY_OFFSET);
 
@@ -170,7 +172,7 @@ impl KeySlot {
         let generation = u64::from_le_bytes(array(bytes, 0));
         let (arn_len, blob_len) = (le16(bytes, 8) as usize, le16(bytes, 10) as usize);
         let whole = le32(bytes, SLOT_CRC) == crc32c::crc32c(&bytes[..SLOT_CRC]);
-        if generation == 0 || !whole || arn_len + blob_len > SLOT_ROOM {
+        if generation == 0 || generation > GENERATION_MAX || !whole || arn_len + blob_len > SLOT_ROOM {
             return None;
         }
         let key_arn = std::str::from_utf8(&bytes[48..48 + arn_len]).ok()?.to_owned();

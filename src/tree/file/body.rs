@@ -17,7 +17,11 @@ use crate::format::tags::{Entry, TagPage, tail_range};
 use crate::tree::{FsError, KeyError};
 
 /// Most tag pages that one file keeps in memory (4 MiB, the tags of 576 MiB).
+#[cfg(not(test))]
 const PAGES_MAX: usize = 1024;
+/// So few that tests evict.
+#[cfg(test)]
+const PAGES_MAX: usize = 2;
 
 /// A checked tag page with its MAC and what it adds to the root.
 #[derive(Debug, Clone)]
@@ -116,7 +120,7 @@ impl Body {
 
     fn remember(&self, page_no: u64, page: Arc<CachedPage>) {
         let mut pages = self.pages.lock();
-        if pages.len() >= PAGES_MAX {
+        if pages.len() >= PAGES_MAX && !pages.contains_key(&page_no) {
             let unsaved = &self.unsaved;
             let victim = pages.keys().copied().find(|no| !unsaved.contains(no));
             victim.map(|no| pages.remove(&no));
@@ -131,6 +135,8 @@ impl Body {
         if page_no == 0 {
             self.head = new;
         } else {
+            // Not to be evicted before it is stored.
+            self.unsaved.insert(page_no);
             self.remember(page_no, Arc::new(new));
         }
     }

@@ -38,7 +38,10 @@ impl FileIo {
         let keys = self.unwrap(&slots)?;
         let mut body = Self::parse_body(slots, keys, &page)?;
         self.check_size(&mut body, lower_len)?;
-        if let Some(log) = &self.context.log {
+        // Only what is stored repaired makes its records superfluous.
+        if let Some(log) =
+            self.context.log.as_ref().filter(|_| !self.context.read_only && !body.is_unsealed())
+        {
             log.resolve(body.superblock.file_id);
         }
         Ok(Inner::Loaded(Box::new(body)))

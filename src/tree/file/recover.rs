@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
+use rustix::io::Errno;
+
 use super::FileIo;
 use super::body::{Body, CachedPage};
 use super::log::Logged;
@@ -44,11 +46,17 @@ impl FileIo {
         if self.context.read_only {
             return Ok(());
         }
-        self.lower.keeping_mtime(|| {
+        let stored = self.lower.keeping_mtime(|| {
             body.unsaved.insert(0);
             body.length_unsaved = true;
             body.write_clean_seal(&self.lower)
-        })
+        });
+        match stored {
+            // The lower file could be opened for reading only: the repair stays in memory, the log keeps its records.
+            Err(FsError::Os(Errno::BADF)) => Ok(()),
+            Err(e) => Err(e),
+            Ok(()) => Ok(self.lower.sync(true)?),
+        }
     }
 
     fn logged(&self, body: &Body, keys: &FileKeys) -> BTreeMap<u64, Vec<Logged>> {

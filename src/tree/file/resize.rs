@@ -132,18 +132,39 @@ impl FileIo {
     /// The sum of the terms of the tag pages `0..=last`, by whichever way reads fewer pages.
     fn root_of_pages(&self, body: &Body, keys: &FileKeys, last: u64) -> Result<[u8; 16], FsError> {
         let count = layout::tag_page_count(body.size);
-        let mut sum = [0; 16];
         if last < count / 2 {
-            for page_no in 0..=last {
-                xor(&mut sum, &body.page(&self.lower, keys, page_no)?.term);
-            }
+            let mut sum = body.head.term;
+            self.add_terms(body, keys, 1, last + 1, &mut sum)?;
             return Ok(sum);
         }
-        sum = body.root;
-        for page_no in last + 1..count {
-            xor(&mut sum, &body.page(&self.lower, keys, page_no)?.term);
-        }
+        let mut sum = body.root;
+        self.add_terms(body, keys, last + 1, count, &mut sum)?;
         Ok(sum)
+    }
+
+    /// Adds the terms of the tag pages `from..to`, none of which is the header page. Whole groups that the lower
+    /// filesystem holds no data for have no tags and are passed over.
+    fn add_terms(
+        &self,
+        body: &Body,
+        keys: &FileKeys,
+        from: u64,
+        to: u64,
+        sum: &mut [u8; 16],
+    ) -> Result<(), FsError> {
+        let mut page_no = from;
+        while page_no < to {
+            let next = self.lower.next_data(layout::tag_page_offset(page_no))?;
+            let next = next.map_or(to, |at| layout::tag_page(layout::block_at(at)));
+            let next = body.unsaved.range(page_no..).next().map_or(next, |unsaved| next.min(*unsaved));
+            if next > page_no {
+                page_no = next;
+                continue;
+            }
+            xor(sum, &body.page(&self.lower, keys, page_no)?.term);
+            page_no += 1;
+        }
+        Ok(())
     }
 
     /// fallocate(2) for the modes that make sense here; others are the caller's EOPNOTSUPP.

@@ -513,3 +513,18 @@ fn internal_writes_leave_the_modification_time_alone() {
     file.seal().unwrap();
     assert_eq!(std::fs::metadata(bench.path()).unwrap().modified().unwrap(), time);
 }
+
+#[test]
+fn a_file_of_more_tag_pages_than_memory_keeps_is_written_in_sequence() {
+    let bench = Bench::new();
+    let file = bench.mount();
+    let whole = pattern(0, 12 << 20, 3);
+    for (n, part) in whole.chunks(1 << 20).enumerate() {
+        file.write((n as u64) << 20, part).unwrap();
+    }
+    file.seal().unwrap();
+    drop(file);
+    let file = bench.mount();
+    assert!(contents(&file) == whole);
+    assert!(file.verify().unwrap().problems.is_empty());
+}

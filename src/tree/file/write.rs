@@ -237,6 +237,10 @@ impl FileIo {
         for ((page_no, old), new) in before.into_iter().zip(after) {
             body.replace_page(page_no, &old, new);
         }
+        // The image has stored these.
+        in_image.iter().for_each(|page_no| {
+            body.unsaved.remove(page_no);
+        });
         body.size = new_size;
         body.length_unsaved |= grown && sets_len;
         if let Some(tail) = tail {
