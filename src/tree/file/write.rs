@@ -238,9 +238,9 @@ impl FileIo {
             body.replace_page(page_no, &old, new);
         }
         // The image has stored these.
-        in_image.iter().for_each(|page_no| {
+        for page_no in &in_image {
             body.unsaved.remove(page_no);
-        });
+        }
         body.size = new_size;
         body.length_unsaved |= grown && sets_len;
         if let Some(tail) = tail {
