@@ -147,6 +147,14 @@ pub fn temporary(random: [u8; 12]) -> String {
     format!("{}{}", TEMPORARY_PREFIX, text::encode(&random))
 }
 
+/// A name for what stood where one of our own files belongs, and was moved aside.
+pub fn foreign(random: [u8; 12]) -> String {
+    format!("{FOREIGN_PREFIX}{}", text::encode(&random))
+}
+
+/// What names of things moved aside begin with; nothing reads them, the check reports them.
+pub const FOREIGN_PREFIX: &str = ".kmsfs.foreign.";
+
 /// What temporary names begin with; leftovers of a crash may be removed once no mount uses the tree.
 pub const TEMPORARY_PREFIX: &str = ".kmsfs.t.";
 

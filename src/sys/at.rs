@@ -3,15 +3,19 @@
 //! Called by `tree`. Must never be given a name that holds a slash: `checked` refuses it. A descriptor opened with
 //! `O_PATH` stands for an inode whatever its permissions; [`proc_path`] is how calls that refuse `O_PATH` reach it.
 
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use rustix::fs::{self, AtFlags, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 /// Largest value of an extended attribute (XATTR_SIZE_MAX of xattr(7)).
 pub const XATTR_SIZE_MAX: usize = 65536;
 /// Largest list of attribute names (XATTR_LIST_MAX of xattr(7)).
 pub const XATTR_LIST_MAX: usize = 65536;
+
+/// What [`open_regular`] says of anything else (`InvalidData`).
+const NOT_REGULAR: &str = "it is not a regular file; kmsfs did not put it there";
 
 /// A single path component that resolves below its directory.
 fn checked(name: &[u8]) -> Result<&[u8], Errno> {
@@ -22,6 +26,19 @@ fn checked(name: &[u8]) -> Result<&[u8], Errno> {
 pub fn open(dir: impl AsFd, name: &[u8], flags: OFlags, mode: u32) -> Result<OwnedFd, Errno> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     fs::openat(dir, checked(name)?, flags, Mode::from_raw_mode(mode))
+}
+
+/// Opens `name` in `dir`, or makes it, as a regular file. What else somebody put there (a FIFO, a device, a directory, a
+/// symbolic link) is refused, and never waited for.
+pub fn open_regular(dir: impl AsFd, name: &[u8], flags: OFlags, mode: u32) -> io::Result<OwnedFd> {
+    let foreign = || io::Error::new(io::ErrorKind::InvalidData, NOT_REGULAR);
+    let fd = match open(dir, name, flags | OFlags::NONBLOCK, mode) {
+        Ok(fd) => fd,
+        Err(Errno::LOOP | Errno::NXIO | Errno::ISDIR) => return Err(foreign()),
+        Err(e) => return Err(e.into()),
+    };
+    let kind = FileType::from_raw_mode(fs::fstat(&fd)?.st_mode);
+    if kind == FileType::RegularFile { Ok(fd) } else { Err(foreign()) }
 }
 
 /// The inode `name` in `dir`, whatever it is, for everything but data.

@@ -3,16 +3,19 @@
 //! Called by `init`, `open` and `rewrap`. Must never write one copy before the other is durable.
 
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock, fsync, openat, renameat, statat, unlinkat};
+use rustix::fs::{
+    AtFlags, FileType, FlockOperation, Mode, OFlags, flock, fstat, fsync, openat, renameat, statat, unlinkat,
+};
 use rustix::io::Errno;
 
 use super::VolumeError;
 use crate::crypto::random_array;
-use crate::format::name::temporary;
+use crate::format::name::{foreign, temporary};
 use crate::format::record::{RECORD_MAX, VOLUME_RECORD, VOLUME_RECORD_COPY, VolumeRecord};
+use crate::sys::at;
 
 /// Locked by whoever changes records or headers of the lower tree; holds nothing.
 pub(super) const LOCK_FILE: &str = ".kmsfs.lock";
@@ -59,10 +62,11 @@ pub fn is_whole(root: BorrowedFd<'_>, path: &Path) -> bool {
 /// Reads one of the two copies.
 pub fn read_one(root: BorrowedFd<'_>, path: &Path, name: &str) -> Result<VolumeRecord, VolumeError> {
     let place = path.join(name);
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let file = match openat(root, name, flags, Mode::empty()) {
+    let file = match at::open_regular(root, name.as_bytes(), OFlags::RDONLY, 0) {
         Ok(fd) => std::fs::File::from(fd),
-        Err(Errno::NOENT) => return Err(VolumeError::NotAVolume(path.to_owned())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(VolumeError::NotAVolume(path.to_owned()));
+        }
         Err(e) => return Err(VolumeError::io("read", &place, e)),
     };
     let mut bytes = Vec::new();
@@ -88,12 +92,24 @@ fn replace(root: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Result<()> {
     let written = file
         .write_all(bytes)
         .and_then(|()| file.sync_all())
+        .and_then(|()| move_directory_aside(root, name))
         .and_then(|()| Ok(renameat(root, &temporary, root, name)?))
         .and_then(|()| Ok(fsync(root)?));
     if written.is_err() {
         let _ = unlinkat(root, &temporary, AtFlags::empty());
     }
     written
+}
+
+/// A directory in the place of a file of ours, which no rename replaces, gets another name.
+fn move_directory_aside(root: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    let stat = at::stat(root, name.as_bytes());
+    if !stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir()) {
+        return Ok(());
+    }
+    let aside = foreign(random_array());
+    log::warn!("{name} is a directory; it was not put there by kmsfs and is now {aside}");
+    Ok(renameat(root, name, root, aside)?)
 }
 
 /// Held while records or headers are changed; released on drop.
@@ -103,13 +119,32 @@ impl ChangeLock {
     /// Takes the lock, or says that somebody else has it.
     pub fn take(root: BorrowedFd<'_>, path: &Path) -> Result<Self, VolumeError> {
         let place = path.join(LOCK_FILE);
-        let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = openat(root, LOCK_FILE, flags, Mode::from_raw_mode(0o600))
-            .map_err(|e| VolumeError::io("open", &place, e))?;
-        match flock(fd.as_fd(), FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self(fd.into())),
-            Err(Errno::WOULDBLOCK) => Err(VolumeError::InUse(path.to_owned(), "another rewrap")),
-            Err(e) => Err(VolumeError::io("lock", &place, e)),
+        loop {
+            let fd = open_lock(root).map_err(|e| VolumeError::io("open", &place, e))?;
+            match flock(fd.as_fd(), FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => return Err(VolumeError::InUse(path.to_owned(), "another rewrap")),
+                Err(e) => return Err(VolumeError::io("lock", &place, e)),
+            }
+            let same =
+                fstat(&fd).and_then(|ours| Ok(at::stat(root, LOCK_FILE.as_bytes())?.st_ino == ours.st_ino));
+            if same.map_err(|e| VolumeError::io("read", &place, e))? {
+                return Ok(Self(fd.into()));
+            }
         }
+    }
+}
+
+/// Opens the lock file. What else stands in its place is moved aside: it would keep every rewrap from running.
+fn open_lock(root: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let open = || at::open_regular(root, LOCK_FILE.as_bytes(), OFlags::RDONLY | OFlags::CREATE, 0o600);
+    match open() {
+        Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+            let aside = foreign(random_array());
+            renameat(root, LOCK_FILE, root, &aside)?;
+            log::warn!("{LOCK_FILE}: {e}, and is now {aside}");
+            open()
+        }
+        other => other,
     }
 }

@@ -15,17 +15,20 @@
 //! ```
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 
 use parking_lot::{Condvar, Mutex};
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::lower::Lower;
-use crate::crypto::{FileKeys, TAG_LEN, constant_time_eq};
+use crate::crypto::{FileKeys, TAG_LEN, constant_time_eq, random_array};
 use crate::format::FileId;
 use crate::format::layout::{BLOCK_LEN, ENTRY_LEN};
+use crate::format::name;
 use crate::format::tags::Entry;
+use crate::sys::at;
 
 /// Name of the log in the lower root.
 pub const LOG_NAME: &str = ".kmsfs.log";
@@ -36,7 +39,7 @@ const RECORD_HEADER: usize = 40;
 const BLOCKS_MAX: usize = (SLOT_LEN - RECORD_HEADER - TAG_LEN) / (2 * ENTRY_LEN);
 const MAC_NONCE: [u8; 12] = *b"\0\0\0\0\0\0\0\0log\0";
 /// Most logs of unclean unmounts that are kept; the oldest go first.
-const OLD_LOGS_MAX: u32 = 16;
+const OLD_LOGS_MAX: usize = 16;
 const MAGIC: [u8; 4] = *b"KML1";
 const _: () = assert!(BLOCKS_MAX >= 257, "a write of 1 MiB touches 257 blocks");
 
@@ -83,11 +86,7 @@ impl TagLog {
     /// The caller holds the volume exclusively.
     pub fn open(root: impl AsFd) -> Result<Self, Errno> {
         let root = rustix::io::fcntl_dupfd_cloexec(root, 0)?;
-        let numbers = old_numbers(&root)?;
-        if rustix::fs::accessat(&root, LOG_NAME, rustix::fs::Access::EXISTS, AtFlags::empty()).is_ok() {
-            let next = numbers.iter().max().map_or(0, |n| n + 1);
-            rustix::fs::renameat(&root, LOG_NAME, &root, old_name(next))?;
-        }
+        set_aside_last(&root)?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = rustix::fs::openat(&root, LOG_NAME, flags, Mode::RUSR | Mode::WUSR)?;
         let log = Self {
@@ -104,7 +103,7 @@ impl TagLog {
     pub fn open_read_only(root: impl AsFd) -> Result<Self, Errno> {
         let root = rustix::io::fcntl_dupfd_cloexec(root, 0)?;
         let mut pending = read_old(&root)?;
-        read_into(&root, LOG_NAME, u32::MAX, &mut pending)?;
+        read_into(&root, LOG_NAME, u32::MAX, &mut pending);
         let file = rustix::fs::openat(&root, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         let (free, returned) = (Mutex::new(Vec::new()), Condvar::new());
         Ok(Self { root, file: Lower(file), free, returned, pending: Mutex::new(pending) })
@@ -181,20 +180,41 @@ impl TagLog {
     }
 }
 
-/// Numbers of the logs that were set aside, after dropping the oldest above the limit.
+/// Moves the log of an unclean unmount out of the way, under the next number; what else stands there under another name.
+fn set_aside_last(root: &OwnedFd) -> Result<(), Errno> {
+    let kind = match at::stat(root, LOG_NAME.as_bytes()) {
+        Ok(stat) => FileType::from_raw_mode(stat.st_mode),
+        Err(Errno::NOENT) => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    if kind != FileType::RegularFile {
+        let aside = name::foreign(random_array());
+        log::warn!("{LOG_NAME} is not a regular file; it was not put there by kmsfs and is now {aside}");
+        return rustix::fs::renameat(root, LOG_NAME, root, &aside);
+    }
+    let numbers = old_numbers(root)?;
+    let next = numbers.last().map_or(Some(0), |n| n.checked_add(1));
+    let free = next.or_else(|| (0..=u32::MAX).find(|n| numbers.binary_search(n).is_err()));
+    rustix::fs::renameat(root, LOG_NAME, root, old_name(free.unwrap_or(0)))
+}
+
+/// Numbers of the logs that were set aside, in order, after dropping the oldest above the limit.
 fn old_numbers(root: &OwnedFd) -> Result<Vec<u32>, Errno> {
     let mut numbers = Vec::new();
     for entry in rustix::fs::Dir::read_from(root)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy();
         let number = name.strip_prefix(LOG_NAME).and_then(|rest| rest.strip_prefix('.'));
-        numbers.extend(number.and_then(|n| n.parse::<u32>().ok()));
+        // One number, one spelling.
+        numbers.extend(number.and_then(|n| n.parse::<u32>().ok()).filter(|n| old_name(*n) == name));
     }
     numbers.sort_unstable();
-    while numbers.len() as u32 >= OLD_LOGS_MAX {
-        let oldest = numbers.remove(0);
-        log::warn!("dropping tag log {oldest} of an earlier unclean unmount");
-        rustix::fs::unlinkat(root, old_name(oldest), AtFlags::empty())?;
+    while numbers.len() >= OLD_LOGS_MAX {
+        let oldest = old_name(numbers.remove(0));
+        log::warn!("dropping {oldest}, the tag log of an earlier unclean unmount");
+        if let Err(e) = rustix::fs::unlinkat(root, &oldest, AtFlags::empty()) {
+            log::warn!("{oldest} cannot be removed: {e}");
+        }
     }
     Ok(numbers)
 }
@@ -202,27 +222,29 @@ fn old_numbers(root: &OwnedFd) -> Result<Vec<u32>, Errno> {
 fn read_old(root: &OwnedFd) -> Result<Pending, Errno> {
     let mut pending = Pending::new();
     for number in old_numbers(root)? {
-        read_into(root, &old_name(number), number, &mut pending)?;
+        read_into(root, &old_name(number), number, &mut pending);
     }
     Ok(pending)
 }
 
-fn read_into(root: &OwnedFd, name: &str, number: u32, pending: &mut Pending) -> Result<(), Errno> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = match rustix::fs::openat(root, name, flags, Mode::empty()) {
+/// Adds the records of one log. What cannot be read keeps no volume from being mounted.
+fn read_into(root: &OwnedFd, name: &str, number: u32, pending: &mut Pending) {
+    let file = match at::open_regular(root, name.as_bytes(), OFlags::RDONLY, 0) {
         Ok(file) => Lower(file),
-        Err(Errno::NOENT) => return Ok(()),
-        Err(e) => return Err(e),
+        Err(e) if e.kind() == ErrorKind::NotFound => return,
+        Err(e) => return log::warn!("the tag log {name} is passed over: {e}"),
     };
     let mut slot = vec![0; SLOT_LEN];
     for index in 0..SLOTS {
-        let len = file.read_at(&mut slot, index * SLOT_LEN as u64)?;
-        if let Some(end) = whole_record(&slot[..len]) {
-            let file_id = FileId(slot[8..24].try_into().expect("16 bytes"));
-            pending.entry(file_id).or_default().push((number, slot[..end].to_vec()));
+        match file.read_at(&mut slot, index * SLOT_LEN as u64) {
+            Ok(len) => {
+                let Some(end) = whole_record(&slot[..len]) else { continue };
+                let file_id = FileId(slot[8..24].try_into().expect("16 bytes"));
+                pending.entry(file_id).or_default().push((number, slot[..end].to_vec()));
+            }
+            Err(e) => log::warn!("slot {index} of the tag log {name} cannot be read: {e}"),
         }
     }
-    Ok(())
 }
 
 fn field(record: &[u8], at: usize) -> Option<u32> {

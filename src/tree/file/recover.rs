@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::FileIo;
 use super::body::{Body, CachedPage};
 use super::log::Logged;
-use super::write::Change;
+use super::write::{Change, PROMISE_EVERY};
 use crate::crypto::FileKeys;
 use crate::format::layout::{self, BLOCK, BLOCK_LEN};
 use crate::format::seal::State;
@@ -133,24 +133,8 @@ impl FileIo {
         if reached <= promised {
             return self.check_not_cut(body, keys, reached);
         }
-        let edge = promised / BLOCK;
-        for block in layout::block_count(promised)..layout::block_count(reached) {
-            body.size = reached;
-            let records = logged.get(&block).map_or(&[][..], Vec::as_slice);
-            let entry = body.entry(&self.lower, keys, block)?;
-            let found = if entry == HOLE && records.is_empty() {
-                Found::Whole
-            } else {
-                self.examine(body, keys, block, layout::block_len(block, reached), records)?
-            };
-            match found {
-                Found::Whole => {}
-                Found::Logged(entry, len) if len == layout::block_len(block, reached) => {
-                    self.set_entry(body, keys, block, entry)?;
-                }
-                Found::Logged(..) | Found::Lost => self.set_entry(body, keys, block, HOLE)?,
-            }
-        }
+        let (edge, standing) = (promised / BLOCK, self.settle_beyond(body, keys, reached, logged)?);
+        let reached = self.believable(body, promised, reached, standing);
         body.size = promised;
         if self.edge_reaches(body, keys, edge, reached, logged)? {
             body.size = reached;
@@ -159,6 +143,68 @@ impl FileIo {
             }
         } else {
             self.drop_beyond(body, keys, layout::block_count(promised), reached)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps of the blocks between the promised size and `reached` what verifies; gives the end of the last one, as a
+    /// count of blocks. Costs as much as the lower file holds there, not as much as it is long.
+    fn settle_beyond(
+        &self,
+        body: &mut Body,
+        keys: &FileKeys,
+        reached: u64,
+        logged: &BTreeMap<u64, Vec<Logged>>,
+    ) -> Result<u64, FsError> {
+        let promised = layout::block_count(body.size);
+        let mut standing = promised;
+        body.size = reached;
+        self.for_present(body, promised, layout::block_count(reached), |body, block| {
+            let records = logged.get(&block).map_or(&[][..], Vec::as_slice);
+            let len = layout::block_len(block, reached);
+            match self.examine(body, keys, block, len, records)? {
+                Found::Whole => {}
+                Found::Logged(entry, found) if found == len => self.set_entry(body, keys, block, entry)?,
+                Found::Logged(..) | Found::Lost => self.set_entry(body, keys, block, HOLE)?,
+            }
+            if body.entry(&self.lower, keys, block)? != HOLE {
+                standing = block + 1;
+            }
+            Ok(())
+        })?;
+        Ok(standing)
+    }
+
+    /// The size that the lower length tells, unless it is farther from what was promised than a writer goes and
+    /// nothing stands there: then the end of what stands.
+    fn believable(&self, body: &Body, promised: u64, reached: u64, standing: u64) -> u64 {
+        if reached - promised <= PROMISE_EVERY || standing == layout::block_count(reached) {
+            return reached;
+        }
+        let kept = promised.max(standing * BLOCK);
+        log::warn!(
+            "file {}: its lower file is {reached} bytes long, of which {promised} were promised and {kept} verify; \
+             the rest is cut off",
+            body.superblock.file_id
+        );
+        kept
+    }
+
+    /// Calls `f` for the blocks `from..to`, but for whole groups that the lower file holds nothing for.
+    fn for_present(
+        &self,
+        body: &mut Body,
+        from: u64,
+        to: u64,
+        mut f: impl FnMut(&mut Body, u64) -> Result<(), FsError>,
+    ) -> Result<(), FsError> {
+        let mut block = from;
+        while block < to {
+            let stop = layout::first_block(layout::tag_page(block) + 1).min(to);
+            for block in block..stop {
+                f(body, block)?;
+            }
+            block = if stop < to { self.skip_absent_groups(stop)?.unwrap_or(to) } else { to };
         }
         Ok(())
     }
@@ -193,17 +239,20 @@ impl FileIo {
     }
 
     fn drop_beyond(&self, body: &mut Body, keys: &FileKeys, from: u64, reached: u64) -> Result<(), FsError> {
-        for block in from..layout::block_count(reached) {
+        self.for_present(body, from, layout::block_count(reached), |body, block| {
             if body.entry(&self.lower, keys, block)? != HOLE {
                 self.set_entry(body, keys, block, HOLE)?;
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// A lower file shorter than promised is whole only where what is missing holds nothing.
     fn check_not_cut(&self, body: &Body, keys: &FileKeys, reached: u64) -> Result<(), FsError> {
-        for block in reached / BLOCK..layout::block_count(body.size) {
+        // Later groups have lost their tag pages too.
+        let first = reached / BLOCK;
+        let stop = layout::first_block(layout::tag_page(first) + 1).min(layout::block_count(body.size));
+        for block in first..stop {
             let stored = layout::block_offset(block) + layout::block_len(block, body.size) as u64;
             let missing =
                 stored > layout::lower_len(reached).max(BLOCK) && body.inline_block() != Some(block);

@@ -528,3 +528,44 @@ fn a_file_of_more_tag_pages_than_memory_keeps_is_written_in_sequence() {
     assert!(contents(&file) == whole);
     assert!(file.verify().unwrap().problems.is_empty());
 }
+
+#[test]
+fn a_file_extended_behind_a_crash_gives_its_data_and_no_more() {
+    let bench = Bench::new();
+    let file = bench.mount();
+    file.write(0, &pattern(0, 30_000, 1)).unwrap();
+    file.sync(true).unwrap();
+    file.write(30_000, &pattern(30_000, 20_000, 1)).unwrap();
+    drop(file);
+    std::fs::File::options().write(true).open(bench.path()).unwrap().set_len(1 << 40).unwrap();
+    let file = bench.mount();
+    let got = contents(&file);
+    assert!(got[..30_000] == pattern(0, 30_000, 1), "what was synced stands");
+    assert!(got.len() <= 53_248, "no terabyte of zeros: {}", got.len());
+    drop(file);
+    assert_eq!(bench.bytes().len() as u64, layout::lower_len(got.len() as u64), "the lower file is cut back");
+}
+
+#[test]
+fn a_kill_within_a_write_far_beyond_the_end_keeps_what_was_there() {
+    for at in 0..8 {
+        let bench = Bench::new();
+        let file = bench.mount();
+        file.write(0, &pattern(0, 5000, 1)).unwrap();
+        file.truncate(1 << 20).unwrap();
+        fault::after(Some((at, Fault::Kill)));
+        let done = file.write(1 << 34, &[9; 10_000]).is_ok();
+        fault::clear();
+        drop(file);
+        let file = bench.mount();
+        let mut out = Vec::new();
+        file.read(0, 1 << 20, &mut out).unwrap();
+        assert_eq!(out.len(), 1 << 20, "killed at change {at}");
+        assert!(out[..5000] == pattern(0, 5000, 1) && out[5000..].iter().all(|b| *b == 0));
+        if done {
+            out.clear();
+            file.read(1 << 34, 20_000, &mut out).unwrap();
+            assert_eq!(out, [9; 10_000]);
+        }
+    }
+}

@@ -16,8 +16,9 @@ use crate::format::seal::State;
 use crate::format::tags::{Entry, HOLE, seal_block};
 use crate::tree::FsError;
 
-/// How far a growing file may outrun its sealed size, which bounds what a recovery reads.
-const PROMISE_EVERY: u64 = 64 << 20;
+/// How far a growing file may outrun its sealed size before the seal follows, in bytes. A recovery does not believe a
+/// length beyond that unless data stands there.
+pub(super) const PROMISE_EVERY: u64 = 64 << 20;
 
 /// New contents of the blocks from `first` on.
 pub(super) struct Change {
@@ -148,6 +149,10 @@ impl FileIo {
         let only_head = stored == 0 && (tail.is_some() || change.entries.is_empty());
         if !only_head || !touches_head(&change) {
             body.mark_dirty(&self.lower)?;
+        }
+        if new_size > body.sealed.size + PROMISE_EVERY && body.size > body.sealed.size {
+            // A recovery would not believe the length that this change leaves when it is cut; what was there counts.
+            body.write_seal(&self.lower, State::Dirty, body.size)?;
         }
         let before = pages_before(body, &self.lower, keys, &change)?;
         let _in_flight = if stored > 0 { self.note(body, keys, &change, &before, new_size)? } else { None };
