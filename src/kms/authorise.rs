@@ -10,7 +10,6 @@ use crate::api::{EncryptionContext, ErrorCode, KmsError, Tag, Timestamp};
 
 use super::caller::{Caller, Source};
 use super::model::{Key, User};
-use super::pipeline::Settings;
 use super::policy::{AliasNames, Effect, Facts, KeyFacts, Reach};
 
 /// What a right is asked on.
@@ -93,7 +92,7 @@ pub enum Refusal {
     NoIdentityPolicy,
 }
 
-/// Who asks, when, and of which daemon.
+/// Who asks, and when.
 #[derive(Debug, Clone, Copy)]
 pub struct Asker<'a> {
     /// Who.
@@ -102,8 +101,6 @@ pub struct Asker<'a> {
     pub user: Option<&'a User>,
     /// When.
     pub now: Timestamp,
-    /// Account and region.
-    pub settings: &'a Settings,
     /// Where the aliases of keys are found.
     pub aliases: &'a dyn AliasNames,
 }
@@ -200,13 +197,14 @@ fn facts<'a>(asker: &Asker<'a>, demand: &'a Demand<'a>, key: Option<&'a Key>) ->
         secure_transport: caller.secure_transport,
         source_ip: if let Source::Tcp(ip) = caller.source { Some(ip) } else { None },
         user_agent: &caller.user_agent,
-        region: &asker.settings.region,
-        home_account: &asker.settings.account,
+        region: &caller.region,
+        home_account: key.map_or(&caller.account, |key| &key.record.account),
         now: asker.now,
         context: demand.context,
         request_alias: demand.request_alias,
         key: key.map(|key| KeyFacts {
             id: key.record.id,
+            home: key.record.home(),
             spec: key.record.spec.as_str(),
             usage: key.record.usage.as_str(),
             origin: key.record.origin.as_str(),

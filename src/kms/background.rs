@@ -89,6 +89,9 @@ fn arguments(plan: &ServePlan) -> Vec<OsString> {
     if let Some(address) = plan.listen {
         option("--listen", address.to_string().into());
     }
+    for region in &plan.regions {
+        option("--region", region.into());
+    }
     for (name, path) in [("--seed", &plan.seed), ("--map", &plan.map)] {
         if let Some(path) = path {
             option(name, path.clone().into());

@@ -4,6 +4,8 @@
 
 use std::net::IpAddr;
 
+use super::home::Home;
+
 /// Where a call came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
@@ -29,6 +31,8 @@ pub struct Caller {
     pub principal_arn: String,
     /// Its account.
     pub account: String,
+    /// The region it asks in.
+    pub region: String,
     /// Whether it is the account root, which every identity-based policy allows everything.
     pub is_root: bool,
     /// The access key that signed, if one did.
@@ -44,11 +48,17 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// Where names without an ARN are looked for.
+    pub fn home(&self) -> Home<'_> {
+        Home::new(&self.account, &self.region)
+    }
+
     /// The account root, as the daemon itself uses it.
-    pub fn internal(account: &str) -> Self {
+    pub fn internal(home: Home<'_>) -> Self {
         Self {
-            principal_arn: root_arn(account),
-            account: account.to_owned(),
+            principal_arn: root_arn(home.account),
+            account: home.account.to_owned(),
+            region: home.region.to_owned(),
             is_root: true,
             access_key_id: None,
             source: Source::Internal,
@@ -91,7 +101,7 @@ mod tests {
                 principal_arn: arn.into(),
                 account: account.into(),
                 is_root: false,
-                ..Caller::internal(own)
+                ..Caller::internal(Home::new(own, "local"))
             };
             caller.user_name(own).map(str::to_owned)
         };

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::api::{ErrorCode, KeyId, KeyState, KmsError};
 use crate::crypto::BackingKey;
 
+use super::home::Home;
 use super::materials;
 use super::model::{
     AccessKeyRecord, AliasRecord, Key, KeyRecord, MaterialRecord, UserRecord, Version, material_row,
@@ -31,15 +32,17 @@ impl Kms {
     ) -> Result<Arc<Key>, KmsError> {
         let mut key = Key { record, policy, versions: Vec::new() };
         let mut changes = vec![self.add_version(&mut key, material, None)?];
-        changes.push(put(Table::Key, key.record.id.to_string(), &key.record)?);
+        changes.push(put(Table::Key, self.key_row(&key.record), &key.record)?);
         for alias in &aliases {
-            changes.push(put(Table::Alias, alias.name.clone(), alias)?);
+            changes.push(put(Table::Alias, self.alias_row(alias), alias)?);
         }
         self.commit(&changes)?;
         let key = Arc::new(key);
         let mut state = self.state.write();
-        state.keys.insert(key.record.id, Arc::clone(&key));
-        state.aliases.extend(aliases.into_iter().map(|alias| (alias.name.clone(), Arc::new(alias))));
+        state.put_key(&key);
+        for alias in aliases {
+            state.put_alias(&Arc::new(alias));
+        }
         Ok(key)
     }
 
@@ -82,10 +85,10 @@ impl Kms {
     }
 
     fn replace(&self, _turn: &Turn<'_>, next: Key, mut changes: Vec<Change>) -> Result<(), KmsError> {
-        changes.push(put(Table::Key, next.record.id.to_string(), &next.record)?);
+        changes.push(put(Table::Key, self.key_row(&next.record), &next.record)?);
         self.commit(&changes)?;
         let (id, usable) = (next.record.id, next.record.state == KeyState::Enabled);
-        self.state.write().keys.insert(id, Arc::new(next));
+        self.state.write().put_key(&Arc::new(next));
         if !usable {
             self.materials.forget(id);
         }
@@ -105,7 +108,7 @@ impl Kms {
             since: rotation.map_or(key.record.created, |rotation| rotation.since),
             rotation_type: rotation.map(|rotation| rotation.rotation_type),
         };
-        let row = material_row(key.record.id, &record.id);
+        let row = material_row(&self.key_row(&key.record), &record.id);
         let version = Version::load(&record, token.clone()).ok_or_else(internal)?;
         key.record.materials.push(record);
         key.versions.push(version);
@@ -114,23 +117,24 @@ impl Kms {
 
     /// Destroys a key: its material, its record and its aliases.
     pub(super) fn destroy_key(&self, _turn: &Turn<'_>, key: &Key) -> Result<(), KmsError> {
-        let id = key.record.id;
-        let aliases = self.aliases_of(id);
+        let (id, home, row) = (key.record.id, key.record.home(), self.key_row(&key.record));
+        let aliases = self.aliases_of(home, id);
         let mut changes: Vec<Change> = key
             .record
             .materials
             .iter()
-            .map(|material| Change::Delete { table: Table::Material, id: material_row(id, &material.id) })
+            .map(|material| Change::Delete { table: Table::Material, id: material_row(&row, &material.id) })
             .collect();
         changes.extend(
-            aliases.iter().map(|alias| Change::Delete { table: Table::Alias, id: alias.name.clone() }),
+            aliases.iter().map(|alias| Change::Delete { table: Table::Alias, id: self.alias_row(alias) }),
         );
-        changes.push(Change::Delete { table: Table::Key, id: id.to_string() });
+        changes.push(Change::Delete { table: Table::Key, id: row });
         self.commit(&changes)?;
         let mut state = self.state.write();
-        state.keys.remove(&id);
+        let realm = state.realm_mut(home);
+        realm.keys.remove(&id);
         for alias in &aliases {
-            state.aliases.remove(&alias.name);
+            realm.aliases.remove(&alias.name);
         }
         drop(state);
         self.materials.forget(id);
@@ -138,21 +142,21 @@ impl Kms {
     }
 
     /// The aliases of a key.
-    pub(super) fn aliases_of(&self, id: KeyId) -> Vec<Arc<AliasRecord>> {
-        self.state.read().aliases.values().filter(|alias| alias.target == id).cloned().collect()
+    pub(super) fn aliases_of(&self, home: Home<'_>, id: KeyId) -> Vec<Arc<AliasRecord>> {
+        self.state.read().realm(home).aliases.values().filter(|alias| alias.target == id).cloned().collect()
     }
 
     /// Puts an alias in place.
     pub(super) fn put_alias(&self, _turn: &Turn<'_>, alias: AliasRecord) -> Result<(), KmsError> {
-        self.commit(&[put(Table::Alias, alias.name.clone(), &alias)?])?;
-        self.state.write().aliases.insert(alias.name.clone(), Arc::new(alias));
+        self.commit(&[put(Table::Alias, self.alias_row(&alias), &alias)?])?;
+        self.state.write().put_alias(&Arc::new(alias));
         Ok(())
     }
 
     /// Removes an alias.
-    pub(super) fn remove_alias(&self, _turn: &Turn<'_>, name: &str) -> Result<(), KmsError> {
-        self.commit(&[Change::Delete { table: Table::Alias, id: name.to_owned() }])?;
-        self.state.write().aliases.remove(name);
+    pub(super) fn remove_alias(&self, _turn: &Turn<'_>, alias: &AliasRecord) -> Result<(), KmsError> {
+        self.commit(&[Change::Delete { table: Table::Alias, id: self.alias_row(alias) }])?;
+        self.state.write().realm_mut(alias.home()).aliases.remove(&alias.name);
         Ok(())
     }
 
@@ -188,6 +192,16 @@ impl Kms {
         Ok(())
     }
 
+    /// Row id of a key.
+    fn key_row(&self, record: &KeyRecord) -> String {
+        record.home().row(self.settings.home(), &record.id)
+    }
+
+    /// Row id of an alias.
+    fn alias_row(&self, record: &AliasRecord) -> String {
+        record.home().row(self.settings.home(), &record.name)
+    }
+
     fn commit(&self, changes: &[Change]) -> Result<(), KmsError> {
         self.store.commit(changes).map_err(|error| {
             log::error!("a change was refused because it could not be stored: {error}");
@@ -197,8 +211,8 @@ impl Kms {
 }
 
 impl super::policy::AliasNames for Kms {
-    fn alias_names(&self, id: KeyId) -> Vec<String> {
-        self.aliases_of(id).iter().map(|alias| alias.name.clone()).collect()
+    fn alias_names(&self, home: Home<'_>, id: KeyId) -> Vec<String> {
+        self.aliases_of(home, id).iter().map(|alias| alias.name.clone()).collect()
     }
 }
 

@@ -15,6 +15,7 @@ use super::background;
 use super::bench::{self, BenchOperation, BenchPlan};
 use super::daemon::{self, InitPlan, ServePlan};
 use super::failure::{EXIT_CODES, Failure};
+use super::home::{ANY_REGION, is_region};
 use super::seal_source::SealSource;
 use super::state_dir::StateDir;
 
@@ -64,9 +65,10 @@ struct InitArguments {
     /// Account id in every ARN
     #[arg(long, default_value = "000000000000", value_parser = account)]
     account: String,
-    /// Region in every ARN, and the one that clients sign for
-    #[arg(long, default_value = "local", value_parser = region)]
-    region: String,
+    /// Region in ARNs, for which clients sign; may be given again for further ones, * for every other. Unsigned
+    /// calls that name no region are in the first
+    #[arg(long = "region", value_name = "REGION", default_value = daemon::DEFAULT_REGION, value_parser = region)]
+    regions: Vec<String>,
     /// What seals the root key: keyfile:PATH (made where missing), passphrase, passphrase:FILE
     #[arg(long, value_name = "SOURCE")]
     seal: SealSource,
@@ -82,6 +84,9 @@ struct ServeArguments {
     /// Mode of the Unix socket, in octal
     #[arg(long, default_value = "0660", value_parser = octal)]
     socket_mode: u32,
+    /// A further region to serve; may be given again, * for every one
+    #[arg(long = "region", value_name = "REGION", value_parser = region)]
+    regions: Vec<String>,
     /// Listen on TCP as well, e.g. 127.0.0.1:4599; calls there must be signed (Signature Version 4)
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<SocketAddr>,
@@ -202,8 +207,8 @@ fn dispatch(command: Command) -> Result<(), Failure> {
 }
 
 fn init(arguments: InitArguments) -> Result<(), Failure> {
-    let InitArguments { state, account, region, seal } = arguments;
-    daemon::init(&InitPlan { state: state_dir(&state.dir)?, account, region, seal })
+    let InitArguments { state, account, regions, seal } = arguments;
+    daemon::init(&InitPlan { state: state_dir(&state.dir)?, account, regions, seal })
 }
 
 fn serve(arguments: ServeArguments) -> Result<(), Failure> {
@@ -213,6 +218,7 @@ fn serve(arguments: ServeArguments) -> Result<(), Failure> {
         seal: arguments.seal,
         socket: absolute(&arguments.socket)?,
         socket_mode: arguments.socket_mode,
+        regions: arguments.regions,
         listen: arguments.listen,
         seed: arguments.seed.as_deref().map(absolute).transpose()?,
         map: arguments.map.as_deref().map(absolute).transpose()?,
@@ -263,11 +269,10 @@ fn account(text: &str) -> Result<String, String> {
 }
 
 fn region(text: &str) -> Result<String, String> {
-    let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
-    if (1..=32).contains(&text.len()) && text.bytes().all(plain) {
+    if is_region(text) || text == ANY_REGION {
         return Ok(text.to_owned());
     }
-    Err("a region is 1 to 32 lower-case letters, digits and hyphens".into())
+    Err("a region is 1 to 32 lower-case letters, digits and hyphens, or * for every one".into())
 }
 
 fn octal(text: &str) -> Result<u32, String> {

@@ -20,6 +20,7 @@ use crate::sys::harden;
 use super::audit_log::{self, AuditLog, AuditSync};
 use super::background;
 use super::failure::Failure;
+use super::home::ANY_REGION;
 use super::http::Front;
 use super::keeper::Keeper;
 use super::notify;
@@ -35,6 +36,8 @@ use super::state_dir::{Running, StateDir, StateError, StateLock};
 use super::store::Store;
 use super::worker::Worker;
 
+/// The region of a store that is made without one.
+pub const DEFAULT_REGION: &str = "local";
 /// How long `stop` waits: the drain of the server and some more.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// Descriptors beside the connections.
@@ -47,8 +50,8 @@ pub struct InitPlan {
     pub state: StateDir,
     /// Account id.
     pub account: String,
-    /// Region.
-    pub region: String,
+    /// Regions; the first one is that of callers who name none.
+    pub regions: Vec<String>,
     /// What seals it.
     pub seal: SealSource,
 }
@@ -64,6 +67,8 @@ pub struct ServePlan {
     pub socket: PathBuf,
     /// The socket's mode.
     pub socket_mode: u32,
+    /// Regions beside those of the store.
+    pub regions: Vec<String>,
     /// TCP address.
     pub listen: Option<SocketAddr>,
     /// Seed file.
@@ -94,14 +99,20 @@ pub fn init(plan: &InitPlan) -> Result<(), Failure> {
     let root = RootKey::random();
     forget_unfinished(state)?;
     let store = SqliteStore::create(state.path(), root.store_keys()).map_err(Failure::Store)?;
-    Settings { account: plan.account.clone(), region: plan.region.clone() }
-        .save(&store)
-        .map_err(Failure::Store)?;
+    new_settings(plan).save(&store).map_err(Failure::Store)?;
     audit_log::create(&state.audit_dir(), &root.audit_key()).map_err(Failure::Audit)?;
     // Last: what has a root file is whole.
     sealed::create(&state.root_file(), &root, &secret.as_seal()).map_err(|e| seal_failure(state, e))?;
     Root::open(root, &store).map_err(root_failure)?;
     Ok(())
+}
+
+fn new_settings(plan: &InitPlan) -> Settings {
+    let (own, further): (Vec<&String>, Vec<_>) =
+        plan.regions.iter().partition(|region| *region != ANY_REGION);
+    let region = own.first().map_or_else(|| DEFAULT_REGION.to_owned(), ToString::to_string);
+    let further_regions = own.into_iter().skip(1).chain(further).cloned().collect();
+    Settings { account: plan.account.clone(), region, further_regions }
 }
 
 /// Removes what an interrupted init left; without a root file nobody can ever read it.
@@ -144,7 +155,8 @@ fn open(plan: &ServePlan, root: RootKey) -> Result<Arc<Keeper>, Failure> {
     let state = &plan.state;
     let store = SqliteStore::open(state.path(), root.store_keys()).map_err(Failure::Store)?;
     let store: Arc<dyn Store> = Arc::new(store);
-    let settings = Settings::load(&*store).map_err(Failure::Store)?;
+    let mut settings = Settings::load(&*store).map_err(Failure::Store)?;
+    settings.further_regions.extend(plan.regions.iter().cloned());
     let audit =
         AuditLog::open(&state.audit_dir(), root.audit_key(), plan.audit_sync).map_err(Failure::Audit)?;
     let root = Root::open(root, &*store).map_err(root_failure)?;
@@ -176,7 +188,7 @@ async fn answer(
         Listeners::bind(&plan.socket, plan.socket_mode, plan.listen).await.map_err(Failure::Listen)?;
     lock.announce(&plan.socket).map_err(system("the lock file"))?;
     let worker = Worker::start(Arc::clone(&keeper)).map_err(system("the background worker"))?;
-    let front = Front::new(Arc::clone(&keeper) as _, keeper.region(), limits.body_timeout);
+    let front = Front::new(Arc::clone(&keeper) as _, limits.body_timeout);
     let (stop, stopped) = watch::channel(false);
     let address = listeners.tcp_address();
     let serving = tokio::spawn(listeners.serve(Arc::new(front), limits, stopped));

@@ -7,11 +7,39 @@ use std::sync::Arc;
 use crate::api::{Arn, ArnResource, ErrorCode, KeyId, KeyRef, KmsError};
 
 use super::authorise::{Refusal, access_denied};
+use super::home::Home;
 use super::model::Key;
 use super::pipeline::{Call, Kms};
 
 /// The partition of every ARN of this service.
 const PARTITION: &str = "aws";
+
+/// Actions that reach keys of other accounts, if those allow it; every other one is for the own account only.
+/// Source: "Cross-account use" of each operation in the API reference.
+const CROSS_ACCOUNT: &[&str] = &[
+    "kms:CreateGrant",
+    "kms:Decapsulate",
+    "kms:Decrypt",
+    "kms:DeriveSharedSecret",
+    "kms:DescribeKey",
+    "kms:Encapsulate",
+    "kms:Encrypt",
+    "kms:GenerateDataKey",
+    "kms:GenerateDataKeyPair",
+    "kms:GenerateDataKeyPairWithoutPlaintext",
+    "kms:GenerateDataKeyWithoutPlaintext",
+    "kms:GenerateMac",
+    "kms:GetKeyRotationStatus",
+    "kms:GetPublicKey",
+    "kms:ListGrants",
+    "kms:ReEncryptFrom",
+    "kms:ReEncryptTo",
+    "kms:RetireGrant",
+    "kms:RevokeGrant",
+    "kms:Sign",
+    "kms:Verify",
+    "kms:VerifyMac",
+];
 
 /// Whether an operation takes aliases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,23 +58,18 @@ pub(super) struct Found<'a> {
 }
 
 impl Kms {
-    /// ARN of the key `id`.
-    pub(super) fn key_arn(&self, id: &impl std::fmt::Display) -> String {
-        format!("arn:aws:kms:{}:{}:key/{id}", self.settings.region, self.settings.account)
-    }
-
-    /// ARN of the alias `name`, which has its prefix.
-    pub(super) fn alias_arn(&self, name: &str) -> String {
-        format!("arn:aws:kms:{}:{}:{name}", self.settings.region, self.settings.account)
-    }
-
-    /// The key `id` as it is now.
-    pub(super) fn key(&self, id: KeyId) -> Option<Arc<Key>> {
-        self.state.read().keys.get(&id).cloned()
+    /// The key `id` of `home` as it is now.
+    pub(super) fn key(&self, home: Home<'_>, id: KeyId) -> Option<Arc<Key>> {
+        self.state.read().key(home, id)
     }
 }
 
 impl Call<'_> {
+    /// Where names without an ARN are looked for.
+    pub(super) fn home(&self) -> Home<'_> {
+        self.caller.home()
+    }
+
     /// The key that `text` names; `action` words the refusal where it lies in another account.
     pub(super) fn find<'a>(
         &self,
@@ -56,55 +79,57 @@ impl Call<'_> {
     ) -> Result<Found<'a>, KmsError> {
         let reference = KeyRef::parse(text)
             .map_err(|_| KmsError::new(ErrorCode::NotFoundException, format!("Invalid arn {text}")))?;
-        let resource = match reference {
-            KeyRef::Id(id) => ArnResource::Key(id),
-            KeyRef::Alias(name) => ArnResource::Alias(name),
+        let (home, resource) = match reference {
+            KeyRef::Id(id) => (self.home(), ArnResource::Key(id)),
+            KeyRef::Alias(name) => (self.home(), ArnResource::Alias(name)),
             KeyRef::Arn(arn, resource) => {
-                self.check_home(&arn, text, action)?;
-                resource
+                self.check_home(&arn)?;
+                (Home::new(arn.account, arn.region), resource)
             }
         };
-        match (resource, aliases) {
-            (ArnResource::Key(id), _) => self.find_id(id),
-            (ArnResource::Alias(name), Aliases::Taken) => self.find_alias(name),
-            (ArnResource::Alias(_), Aliases::Refused) => Err(invalid_id(text)),
+        let is_foreign = home != self.home();
+        if is_foreign && !CROSS_ACCOUNT.contains(&action) {
+            return Err(access_denied(self.caller, action, text, Refusal::NoKeyPolicy));
         }
+        let found = match (resource, aliases) {
+            (ArnResource::Key(id), _) => self.find_id(home, id),
+            (ArnResource::Alias(name), Aliases::Taken) => self.find_alias(home, name),
+            (ArnResource::Alias(_), Aliases::Refused) => Err(invalid_id(text)),
+        };
+        if is_foreign {
+            return found.map_err(|_| access_denied(self.caller, action, text, Refusal::NoKeyPolicy));
+        }
+        found
     }
 
-    fn check_home(&self, arn: &Arn<'_>, text: &str, action: &'static str) -> Result<(), KmsError> {
-        let settings = &self.kms.settings;
+    fn check_home(&self, arn: &Arn<'_>) -> Result<(), KmsError> {
         if arn.partition != PARTITION {
             return Err(KmsError::new(
                 ErrorCode::NotFoundException,
                 format!("Invalid arn {}", arn.partition),
             ));
         }
-        if arn.region != settings.region {
+        if arn.region != self.caller.region {
             return Err(KmsError::new(ErrorCode::NotFoundException, format!("Invalid arn {}", arn.region)));
-        }
-        if arn.account != settings.account {
-            return Err(access_denied(self.caller, action, text, Refusal::NoKeyPolicy));
         }
         Ok(())
     }
 
-    fn find_id(&self, text: &str) -> Result<Found<'static>, KmsError> {
+    fn find_id(&self, home: Home<'_>, text: &str) -> Result<Found<'static>, KmsError> {
         let id = KeyId::parse(text).ok_or_else(|| invalid_id(text))?;
-        let key = self.kms.key(id).ok_or_else(|| {
-            KmsError::new(
-                ErrorCode::NotFoundException,
-                format!("Key '{}' does not exist", self.kms.key_arn(&id)),
-            )
+        let key = self.kms.key(home, id).ok_or_else(|| {
+            KmsError::new(ErrorCode::NotFoundException, format!("Key '{}' does not exist", home.key_arn(&id)))
         })?;
         Ok(Found { key, alias: None })
     }
 
-    fn find_alias<'a>(&self, name: &'a str) -> Result<Found<'a>, KmsError> {
-        let known = self.kms.state.read().alias_target(name);
+    fn find_alias<'a>(&self, home: Home<'_>, name: &'a str) -> Result<Found<'a>, KmsError> {
+        let known = self.kms.state.read().alias_target(home, name);
         let key = match known {
             Some(key) => key,
+            None if home != self.home() => return Err(invalid_id(name)),
             None => self.managed_key(name)?.ok_or_else(|| {
-                let arn = self.kms.alias_arn(name);
+                let arn = home.alias_arn(name);
                 KmsError::new(ErrorCode::NotFoundException, format!("Alias {arn} is not found."))
             })?,
         };

@@ -30,6 +30,8 @@ const MAX_HEADER_TEXT: usize = 8 * 1024;
 const JSON: HeaderValue = HeaderValue::from_static("application/x-amz-json-1.1");
 const REQUEST_ID: &str = "x-amzn-requestid";
 const VIA_SERVICE: &str = "x-kms-via-service";
+/// The region of an unsigned call; a signed one tells it in its scope.
+const ASKED_REGION: &str = "x-kms-region";
 
 /// Where a connection comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +56,8 @@ pub struct Call<'a> {
     pub origin: &'a Origin,
     /// The access key that signed it; `None` for an unsigned call of a Unix peer.
     pub access_key_id: Option<&'a str>,
+    /// The region it is for, which is one that is served; `None` for an unsigned call that names none.
+    pub region: Option<&'a str>,
     /// `X-Amz-Target`.
     pub target: &'a str,
     /// `User-Agent`.
@@ -80,11 +84,20 @@ pub trait Service: Send + Sync + 'static {
     /// Answers one call. May block for as long as a disk takes.
     fn call(&self, call: &Call<'_>) -> Answer;
 
+    /// Whether callers may ask in `region`.
+    fn serves(&self, region: &str) -> bool;
+
     /// The secret of an active access key.
     fn secret_of(&self, access_key_id: &str) -> Option<AccessKeySecret>;
 
     /// Whether `target` waits for a disk: such calls must not hold up the others.
     fn blocks(&self, target: &str) -> bool;
+}
+
+/// Who signed a request, and for which region.
+struct Signer {
+    access_key_id: String,
+    region: String,
 }
 
 /// Turns requests into calls.
@@ -105,10 +118,10 @@ impl std::fmt::Debug for Front {
 pub type HttpResponse = Response<Full<Bytes>>;
 
 impl Front {
-    /// A front of `service` whose callers sign for `region`.
-    pub fn new(service: Arc<dyn Service>, region: &str, body_timeout: Duration) -> Self {
+    /// A front of `service`.
+    pub fn new(service: Arc<dyn Service>, body_timeout: Duration) -> Self {
         let large_bodies = Semaphore::new(MAX_LARGE_BODIES);
-        Self { service, verifier: Verifier::new(region), body_timeout, large_bodies }
+        Self { service, verifier: Verifier::default(), body_timeout, large_bodies }
     }
 
     /// Answers one request.
@@ -123,8 +136,8 @@ impl Front {
             Ok(body) => body,
             Err(error) => return refusal_of(&error, true),
         };
-        let access_key_id = match self.identify(origin, &head, &body) {
-            Ok(id) => id,
+        let signer = match self.identify(origin, &head, &body) {
+            Ok(signer) => signer,
             Err(error) => {
                 log_refusal(origin, &error);
                 return refusal_of(&signature_error(&error), false);
@@ -134,10 +147,19 @@ impl Front {
             Origin::Unix { .. } => text(&head.headers, VIA_SERVICE),
             Origin::Tcp(_) => None,
         };
+        let region = match &signer {
+            Some(signer) => Some(signer.region.as_str()),
+            None => text(&head.headers, ASKED_REGION),
+        };
+        if let Some(region) = region.filter(|region| !self.service.serves(region)) {
+            let message = format!("Region '{region}' is not served here.");
+            return refusal_of(&KmsError::new(ErrorCode::ValidationException, message), false);
+        }
         let user_agent = text(&head.headers, "user-agent").unwrap_or_default();
         let call = Call {
             origin,
-            access_key_id: access_key_id.as_deref(),
+            access_key_id: signer.as_ref().map(|signer| signer.access_key_id.as_str()),
+            region,
             target,
             user_agent,
             via_service,
@@ -180,13 +202,13 @@ impl Front {
         self.large_bodies.try_acquire().map(Some).map_err(busy)
     }
 
-    /// The access key that signed; `None` for an unsigned request where the kernel vouches for the peer.
+    /// Who signed; `None` for an unsigned request where the kernel vouches for the peer.
     fn identify(
         &self,
         origin: &Origin,
         head: &hyper::http::request::Parts,
         body: &[u8],
-    ) -> Result<Option<String>, SignatureError> {
+    ) -> Result<Option<Signer>, SignatureError> {
         let signed = head.headers.contains_key("authorization");
         if !signed && matches!(origin, Origin::Unix { .. }) {
             return Ok(None);
@@ -204,8 +226,9 @@ impl Front {
             body,
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let id = self.verifier.verify(&request, now, |id| self.service.secret_of(id))?;
-        Ok(Some(id.to_owned()))
+        let serves = |region: &str| self.service.serves(region);
+        let signed = self.verifier.verify(&request, now, serves, |id| self.service.secret_of(id))?;
+        Ok(Some(Signer { access_key_id: signed.access_key_id.to_owned(), region: signed.region.to_owned() }))
     }
 }
 

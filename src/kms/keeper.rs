@@ -57,11 +57,6 @@ impl Keeper {
         Ok(Self { kms, settings, audit, peers })
     }
 
-    /// The region that callers sign for.
-    pub fn region(&self) -> &str {
-        &self.settings.region
-    }
-
     /// Does what has come due: deletions, rotations.
     pub fn do_due(&self) {
         let done = self.kms.run_due(SystemClock.now());
@@ -137,7 +132,7 @@ impl Keeper {
 
     /// A call of the daemon itself; `false` when what it makes is there already.
     fn make(&self, operation: Operation, request: &Value) -> Result<bool, KmsError> {
-        let caller = Caller::internal(&self.settings.account);
+        let caller = Caller::internal(self.settings.home());
         let body = Zeroizing::new(request.to_string());
         let Reply { body, error, .. } = self.kms.handle(&caller, operation.target(), body.as_bytes());
         match error {
@@ -164,6 +159,7 @@ impl Keeper {
             }
             (None, Origin::Tcp(_)) => return None,
         };
+        let region = call.region.unwrap_or(&self.settings.region);
         let source = match *call.origin {
             Origin::Unix { uid, gid, pid } => Source::Unix { uid, gid, pid },
             Origin::Tcp(address) => Source::Tcp(address),
@@ -171,14 +167,13 @@ impl Keeper {
         Some(Caller {
             principal_arn,
             account,
+            region: region.to_owned(),
             is_root,
             access_key_id: call.access_key_id.map(str::to_owned),
             secure_transport: matches!(source, Source::Unix { .. }),
             source,
             user_agent: call.user_agent.to_owned(),
-            via_service: call
-                .via_service
-                .map(|name| format!("{name}.{}.amazonaws.com", self.settings.region)),
+            via_service: call.via_service.map(|name| format!("{name}.{region}.amazonaws.com")),
         })
     }
 }
@@ -193,6 +188,10 @@ impl Service for Keeper {
         };
         let Reply { status, body, request_id, .. } = self.kms.handle(&caller, call.target, call.body);
         Answer { status, body, request_id }
+    }
+
+    fn serves(&self, region: &str) -> bool {
+        self.settings.serves(region)
     }
 
     fn secret_of(&self, access_key_id: &str) -> Option<AccessKeySecret> {

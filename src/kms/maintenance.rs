@@ -49,27 +49,26 @@ impl Kms {
     /// Does everything that is due at `now`.
     pub fn run_due(&self, now: Timestamp) -> Due {
         let mut done = Due::default();
-        let keys: Vec<Arc<Key>> = self.state.read().keys.values().cloned().collect();
-        for id in keys.iter().filter(|key| due(key).is_some_and(|(_, at)| at <= now)).map(|key| key.record.id)
-        {
-            match self.run_due_key(id, now) {
+        let keys: Vec<Arc<Key>> = self.state.read().all_keys().cloned().collect();
+        for key in keys.iter().filter(|key| due(key).is_some_and(|(_, at)| at <= now)) {
+            match self.run_due_key(key, now) {
                 Ok(Some(Deed::Delete)) => done.deleted += 1,
                 Ok(Some(Deed::Rotate)) => done.rotated += 1,
                 Ok(None) => {}
                 Err(error) => {
-                    log::error!("background work on key {id} failed: {error}");
+                    log::error!("background work on {} failed: {error}", key.record.arn);
                     done.failed += 1;
                 }
             }
         }
-        done.next = self.state.read().keys.values().filter_map(|key| due(key)).map(|(_, at)| at).min();
+        done.next = self.state.read().all_keys().filter_map(|key| due(key)).map(|(_, at)| at).min();
         done
     }
 
-    fn run_due_key(&self, id: crate::api::KeyId, now: Timestamp) -> Result<Option<Deed>, KmsError> {
+    fn run_due_key(&self, known: &Key, now: Timestamp) -> Result<Option<Deed>, KmsError> {
         let turn = self.turn();
         // It may have been changed since it was listed.
-        let Some(key) = self.key(id) else { return Ok(None) };
+        let Some(key) = self.key(known.record.home(), known.record.id) else { return Ok(None) };
         let Some((deed, _)) = due(&key).filter(|(_, at)| *at <= now) else { return Ok(None) };
         // Nothing is destroyed that could not be recorded.
         self.audit
@@ -97,7 +96,6 @@ impl Kms {
 
     /// A log that cannot take the record owes it, and refuses every call until it is written.
     fn record_deed(&self, key: &Key, deed: Deed, now: Timestamp, error: Option<&KmsError>) {
-        let account = &self.settings.account;
         let null = JsonText::null();
         let record = AuditRecord {
             time_ms: u64::try_from(now.millis()).unwrap_or(0),
@@ -105,11 +103,11 @@ impl Kms {
                 Deed::Delete => "DeleteKey",
                 Deed::Rotate => "RotateKey",
             },
-            region: &self.settings.region,
+            region: &key.record.region,
             identity: Identity {
                 kind: "AWSService",
                 arn: "kmsd",
-                account,
+                account: &key.record.account,
                 access_key_id: None,
                 invoked_by: Some("kmsd"),
             },

@@ -8,24 +8,24 @@ use crate::api::{KeyId, KeyManager, KmsError};
 use crate::crypto::{BackingKey, random_array};
 
 use super::caller::root_arn;
+use super::home::Home;
 use super::model::{AliasRecord, Key, Rotation};
 use super::ops::{DEFAULT_PERIOD_DAYS, NewKey, compile_key_policy};
-use super::pipeline::{Call, Kms};
+use super::pipeline::Call;
 
 /// The alias of the managed key.
 pub const MANAGED_ALIAS: &str = "alias/aws/kmsfs";
 
-impl Kms {
-    /// The service that may use the managed key, as it stands in `kms:ViaService`.
-    pub fn managed_service(&self) -> String {
-        format!("kmsfs.{}.amazonaws.com", self.settings.region)
-    }
+/// The service that may use the managed key of `region`, as it stands in `kms:ViaService`.
+fn managed_service(region: &str) -> String {
+    format!("kmsfs.{region}.amazonaws.com")
+}
 
-    fn managed_policy(&self) -> String {
-        let (account, service) = (&self.settings.account, self.managed_service());
-        let root = root_arn(account);
-        format!(
-            r#"{{
+fn managed_policy(home: Home<'_>) -> String {
+    let (account, service) = (home.account, managed_service(home.region));
+    let root = root_arn(account);
+    format!(
+        r#"{{
   "Version" : "2012-10-17",
   "Id" : "auto-kmsfs-1",
   "Statement" : [ {{
@@ -52,15 +52,16 @@ impl Kms {
     "Resource" : "*"
   }} ]
 }}"#
-        )
-    }
+    )
 }
 
 impl Call<'_> {
     /// The managed key, made now if `name` is its alias and the service asks for it.
     pub(super) fn managed_key(&self, name: &str) -> Result<Option<Arc<Key>>, KmsError> {
         let kms = self.kms;
-        if name != MANAGED_ALIAS || self.caller.via_service.as_deref() != Some(&kms.managed_service()) {
+        if name != MANAGED_ALIAS
+            || self.caller.via_service.as_deref() != Some(&managed_service(&self.caller.region))
+        {
             return Ok(None);
         }
         let own;
@@ -71,10 +72,10 @@ impl Call<'_> {
             &own
         };
         // Another call may have made it while this one waited.
-        if let Some(key) = kms.state.read().alias_target(name) {
+        if let Some(key) = kms.state.read().alias_target(self.home(), name) {
             return Ok(Some(key));
         }
-        let text = kms.managed_policy();
+        let text = managed_policy(self.home());
         let policy = compile_key_policy(&text)?;
         let new = NewKey {
             id: KeyId::from_random(random_array(), false),
@@ -85,11 +86,10 @@ impl Call<'_> {
             policy: text,
             tags: Vec::new(),
         };
-        let mut record = new.record(kms, self.now);
+        let mut record = new.record(self.home(), self.now);
         let next = self.now.plus_days(DEFAULT_PERIOD_DAYS);
         record.rotation = Some(Rotation { period_days: DEFAULT_PERIOD_DAYS, next });
-        let alias =
-            AliasRecord { name: name.to_owned(), target: record.id, created: self.now, updated: self.now };
+        let alias = AliasRecord::new(self.home(), name.to_owned(), record.id, self.now);
         kms.insert_key(turn, record, policy, &BackingKey::random(), vec![alias]).map(Some)
     }
 }

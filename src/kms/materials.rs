@@ -45,7 +45,7 @@ impl Kms {
         })?;
         let material = self.materials.keep(id, version, opened);
         // The key may have been stopped between the check of its state and now; then nothing may stay behind.
-        if self.key(id).is_none_or(|now| now.record.state != KeyState::Enabled) {
+        if self.key(key.record.home(), id).is_none_or(|now| now.record.state != KeyState::Enabled) {
             self.materials.forget(id);
         }
         Ok(material)

@@ -25,6 +25,7 @@ mod connection;
 mod daemon;
 mod failure;
 mod find;
+pub mod home;
 pub mod http;
 mod keeper;
 pub mod lifecycle;

@@ -11,9 +11,10 @@ use crate::api::{
 };
 
 use super::blob::BlobHeader;
+use super::home::Home;
 use super::policy::Policy;
 
-/// A key, as stored (table Key, row id = key id).
+/// A key, as stored (table Key, row id: [`Home::row`] of its id).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct KeyRecord {
     /// Its id.
@@ -22,6 +23,9 @@ pub struct KeyRecord {
     pub arn: String,
     /// The account it belongs to.
     pub account: String,
+    /// The region it lives in; records of a store that had one region do not tell.
+    #[serde(default)]
+    pub region: String,
     /// When it was made.
     pub created: Timestamp,
     /// For people.
@@ -48,6 +52,13 @@ pub struct KeyRecord {
     pub on_demand_rotations: u32,
     /// Versions of the material, oldest first; the last one encrypts.
     pub materials: Vec<MaterialRecord>,
+}
+
+impl KeyRecord {
+    /// Where it lives.
+    pub fn home(&self) -> Home<'_> {
+        Home::new(&self.account, &self.region)
+    }
 }
 
 /// Automatic rotation.
@@ -150,22 +161,41 @@ impl Version {
     }
 }
 
-/// Row id of a version's sealed material.
-pub fn material_row(key: KeyId, material_id_hex: &str) -> String {
-    format!("{key}/{material_id_hex}")
+/// Row id of a version's sealed material; `key_row` is the row id of its key.
+pub fn material_row(key_row: &str, material_id_hex: &str) -> String {
+    format!("{key_row}/{material_id_hex}")
 }
 
-/// An alias (table Alias, row id = name with its prefix).
+/// An alias (table Alias, row id: [`Home::row`] of its name with prefix).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AliasRecord {
     /// With its prefix.
     pub name: String,
+    /// The account it belongs to; records of a store that had one account do not tell.
+    #[serde(default)]
+    pub account: String,
+    /// The region it lives in; the same.
+    #[serde(default)]
+    pub region: String,
     /// The key it points to.
     pub target: KeyId,
     /// When it was made.
     pub created: Timestamp,
     /// When it was last pointed elsewhere.
     pub updated: Timestamp,
+}
+
+impl AliasRecord {
+    /// A new one.
+    pub fn new(home: Home<'_>, name: String, target: KeyId, now: Timestamp) -> Self {
+        let (account, region) = (home.account.to_owned(), home.region.to_owned());
+        Self { name, account, region, target, created: now, updated: now }
+    }
+
+    /// Where it lives.
+    pub fn home(&self) -> Home<'_> {
+        Home::new(&self.account, &self.region)
+    }
 }
 
 /// A user (table User, row id = name).

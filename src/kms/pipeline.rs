@@ -31,13 +31,15 @@ const MAX_SHOWN_TARGET: usize = 64;
 /// What an answer is expected to take beside its blobs.
 const ANSWER_CAPACITY: usize = 512;
 
-/// Which account and region the daemon serves.
+/// Which account is the daemon's own, and which regions it serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// Twelve digits.
     pub account: String,
-    /// As it stands in ARNs.
+    /// The region of callers that name none, as it stands in ARNs.
     pub region: String,
+    /// Further regions; [`ANY_REGION`](super::home::ANY_REGION) stands for all.
+    pub further_regions: Vec<String>,
 }
 
 /// What the daemon's core is made of.
@@ -86,7 +88,7 @@ pub(super) struct Call<'a> {
 impl<'a> Call<'a> {
     /// Who asks, as policies want to know it.
     pub(super) fn asker(&self, user: Option<&'a super::model::User>) -> Asker<'a> {
-        Asker { caller: self.caller, user, now: self.now, settings: &self.kms.settings, aliases: self.kms }
+        Asker { caller: self.caller, user, now: self.now, aliases: self.kms }
     }
 }
 
@@ -105,7 +107,7 @@ pub(super) struct Notes {
 impl Notes {
     /// Names a key that the call made or touched.
     pub(super) fn touched(&mut self, key: &Arc<Key>) {
-        if !self.keys.iter().any(|known| known.record.id == key.record.id) {
+        if !self.keys.iter().any(|known| known.record.arn == key.record.arn) {
             self.keys.push(Arc::clone(key));
         }
     }
@@ -159,7 +161,7 @@ pub struct Reply {
 impl Kms {
     /// Loads all records.
     pub fn open(parts: Parts) -> Result<Self, LoadError> {
-        let state = State::load(&*parts.store)?;
+        let state = State::load(&*parts.store, parts.settings.home())?;
         Ok(Self {
             settings: parts.settings,
             store: parts.store,
@@ -246,7 +248,7 @@ impl Kms {
         let record = AuditRecord {
             time_ms: u64::try_from(now.millis()).unwrap_or(0),
             event_name: notes.operation.map_or(&shown_target, |operation| operation.name()),
-            region: &self.settings.region,
+            region: &caller.region,
             identity: identity_of(caller),
             source: &source,
             peer,

@@ -38,19 +38,19 @@ pub enum Seeded {
 impl Kms {
     /// Makes the key `seed` describes, unless it is there.
     pub fn seed_key(&self, seed: SeedKey) -> Result<Seeded, KmsError> {
-        let turn = self.turn();
+        let (turn, home) = (self.turn(), self.settings.home());
         if let Some(id) = seed.id
-            && self.key(id).is_some()
+            && self.key(home, id).is_some()
         {
             return Ok(Seeded::Present(id));
         }
-        let by_alias = seed.aliases.first().and_then(|name| self.state.read().alias_target(name));
+        let by_alias = seed.aliases.first().and_then(|name| self.state.read().alias_target(home, name));
         if let Some(key) = by_alias {
             return Ok(Seeded::Present(key.record.id));
         }
         check_tags(&seed.tags, &[])?;
         seed.aliases.iter().try_for_each(|name| check_alias(name))?;
-        let text = seed.policy.unwrap_or_else(|| default_policy(&self.settings.account));
+        let text = seed.policy.unwrap_or_else(|| default_policy(home.account));
         let policy = compile_key_policy(&text)?;
         let id = seed.id.unwrap_or_else(|| KeyId::from_random(random_array(), false));
         let now = self.clock.now();
@@ -61,8 +61,8 @@ impl Kms {
             policy: text,
             tags: seed.tags,
         };
-        let record = new.record(self, now);
-        let alias = |name: String| AliasRecord { name, target: id, created: now, updated: now };
+        let record = new.record(home, now);
+        let alias = |name: String| AliasRecord::new(home, name, id, now);
         let aliases = seed.aliases.into_iter().map(alias).collect();
         let material = seed.material.unwrap_or_else(BackingKey::random);
         self.insert_key(&turn, record, policy, &material, aliases)?;

@@ -307,6 +307,10 @@ mod tests {
     struct Echo;
 
     impl Service for Echo {
+        fn serves(&self, region: &str) -> bool {
+            region == "local"
+        }
+
         fn call(&self, call: &Call<'_>) -> Answer {
             Answer { status: 200, body: call.body.to_vec().into(), request_id: "id".into() }
         }
@@ -333,7 +337,7 @@ mod tests {
             let (stop, stopped) = watch::channel(false);
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
             let listeners = runtime.block_on(Listeners::bind(&path, 0o600, None)).unwrap();
-            let front = Arc::new(Front::new(Arc::new(Echo), "local", limits.body_timeout));
+            let front = Arc::new(Front::new(Arc::new(Echo), limits.body_timeout));
             let thread =
                 std::thread::spawn(move || runtime.block_on(listeners.serve(front, limits, stopped)));
             Self { path, stop, thread: Some(thread) }

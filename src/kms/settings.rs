@@ -1,14 +1,29 @@
-//! What a store is for: its account and its region. Set at init, never changed.
+//! What a store is for: its account and its regions. Set at init, never changed.
 //!
 //! Called by the daemon at init and at start.
 
+use super::home::{ANY_REGION, Home, is_region};
 use super::pipeline::Settings;
 use super::store::{Change, Store, StoreError, Table};
 
 const ACCOUNT: &str = "account";
 const REGION: &str = "region";
+/// Further regions, one a line; absent in stores that have none.
+const FURTHER_REGIONS: &str = "further-regions";
 
 impl Settings {
+    /// The home of callers and records that do not tell theirs.
+    pub fn home(&self) -> Home<'_> {
+        Home::new(&self.account, &self.region)
+    }
+
+    /// Whether callers may ask in `region`.
+    pub fn serves(&self, region: &str) -> bool {
+        region == self.region
+            || self.further_regions.iter().any(|further| further == region)
+            || (self.further_regions.iter().any(|further| further == ANY_REGION) && is_region(region))
+    }
+
     /// Writes the settings of a new store.
     pub fn save(&self, store: &dyn Store) -> Result<(), StoreError> {
         let put = |id: &str, text: &str| Change::Put {
@@ -16,18 +31,26 @@ impl Settings {
             id: id.to_owned(),
             body: text.as_bytes().to_vec(),
         };
-        store.commit(&[put(ACCOUNT, &self.account), put(REGION, &self.region)])
+        let mut changes = vec![put(ACCOUNT, &self.account), put(REGION, &self.region)];
+        if !self.further_regions.is_empty() {
+            changes.push(put(FURTHER_REGIONS, &self.further_regions.join("\n")));
+        }
+        store.commit(&changes)
     }
 
     /// Reads them back.
     pub fn load(store: &dyn Store) -> Result<Self, StoreError> {
         let rows = store.load(Table::Setting)?;
-        let text = |name: &str| {
-            let row = rows.iter().find(|row| row.id == name);
-            let text = row.and_then(|row| String::from_utf8(row.body.clone()).ok());
-            text.ok_or_else(|| StoreError::Tampered(format!("the setting {name:?} is missing")))
+        let known = |name: &str| {
+            let row = rows.iter().find(|row| row.id == name)?;
+            String::from_utf8(row.body.clone()).ok()
         };
-        Ok(Self { account: text(ACCOUNT)?, region: text(REGION)? })
+        let text = |name: &str| {
+            known(name).ok_or_else(|| StoreError::Tampered(format!("the setting {name:?} is missing")))
+        };
+        let further = known(FURTHER_REGIONS).unwrap_or_default();
+        let further_regions = further.lines().map(str::to_owned).collect();
+        Ok(Self { account: text(ACCOUNT)?, region: text(REGION)?, further_regions })
     }
 }
 
@@ -36,12 +59,30 @@ mod tests {
     use super::super::store::MemoryStore;
     use super::*;
 
+    fn settings(further: &[&str]) -> Settings {
+        Settings {
+            account: "123456789012".into(),
+            region: "local".into(),
+            further_regions: further.iter().map(ToString::to_string).collect(),
+        }
+    }
+
     #[test]
     fn settings_there_and_back() {
         let store = MemoryStore::new();
         assert!(Settings::load(&store).is_err());
-        let settings = Settings { account: "123456789012".into(), region: "local".into() };
-        settings.save(&store).unwrap();
-        assert_eq!(Settings::load(&store).unwrap(), settings);
+        for further in [&[][..], &["eu-west-1", "us-east-1"]] {
+            let store = MemoryStore::new();
+            settings(further).save(&store).unwrap();
+            assert_eq!(Settings::load(&store).unwrap(), settings(further));
+        }
+    }
+
+    #[test]
+    fn only_regions_that_are_named_are_served() {
+        let served = |further: &[&str], region| settings(further).serves(region);
+        assert!(served(&[], "local") && !served(&[], "eu-west-1"));
+        assert!(served(&["eu-west-1"], "eu-west-1") && !served(&["eu-west-1"], "eu-west-2"));
+        assert!(served(&["*"], "eu-west-2") && !served(&["*"], "EU/WEST"));
     }
 }

@@ -142,42 +142,48 @@ impl fmt::Display for SignatureError {
 
 impl std::error::Error for SignatureError {}
 
+/// Who signed, and for where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Signed<'a> {
+    /// The access key.
+    pub access_key_id: &'a str,
+    /// The region in the scope.
+    pub region: &'a str,
+}
+
 struct CachedKey {
     date: String,
+    region: String,
     secret: AccessKeySecret,
     key: Arc<SigningKey>,
 }
 
-/// Checks signatures for one region. Keeps the day's signing keys.
+/// Checks signatures. Keeps the day's signing keys.
 #[derive(Default)]
 pub struct Verifier {
-    region: String,
     keys: Mutex<HashMap<String, CachedKey>>,
 }
 
 impl fmt::Debug for Verifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Verifier({})", self.region)
+        f.write_str("Verifier(..)")
     }
 }
 
 impl Verifier {
-    /// A verifier for `region`.
-    pub fn new(region: &str) -> Self {
-        Self { region: region.to_owned(), keys: Mutex::default() }
-    }
-
-    /// The access key that signed `request`. `secret_of` finds the secret of an active access key.
+    /// Who signed `request`. `serves` tells whether a region is served, `secret_of` finds the secret of an active
+    /// access key.
     pub fn verify<'a>(
         &self,
         request: &SignedRequest<'a>,
         now_seconds: u64,
+        serves: impl Fn(&str) -> bool,
         secret_of: impl Fn(&str) -> Option<AccessKeySecret>,
-    ) -> Result<&'a str, SignatureError> {
+    ) -> Result<Signed<'a>, SignatureError> {
         let header = request.header("authorization").ok_or(SignatureError::Missing)?;
         let authorization = parse_authorization(header).map_err(SignatureError::Incomplete)?;
         let time = request_time(request)?;
-        self.check_scope(&authorization.scope, &time)?;
+        check_scope(&authorization.scope, &time, serves)?;
         check_skew(&time, now_seconds)?;
         check_signed_headers(request, &authorization)?;
         let secret = secret_of(authorization.access_key_id).ok_or(SignatureError::UnknownKey)?;
@@ -191,27 +197,14 @@ impl Verifier {
         if !constant_time_eq(&expected, &given) {
             return Err(SignatureError::Mismatch);
         }
-        Ok(authorization.access_key_id)
-    }
-
-    fn check_scope(&self, scope: &Scope<'_>, time: &str) -> Result<(), SignatureError> {
-        if scope.region != self.region {
-            return Err(SignatureError::Region(scope.region.to_owned()));
-        }
-        if scope.service != SERVICE {
-            return Err(SignatureError::Service);
-        }
-        if time.get(..8) != Some(scope.date) {
-            return Err(SignatureError::ScopeDate { scope: scope.date.to_owned(), request: time.to_owned() });
-        }
-        Ok(())
+        Ok(Signed { access_key_id: authorization.access_key_id, region: authorization.scope.region })
     }
 
     fn signing_key(&self, authorization: &Authorization<'_>, secret: AccessKeySecret) -> Arc<SigningKey> {
         let Scope { date, region, service } = authorization.scope;
         let mut keys = self.keys.lock();
         if let Some(cached) = keys.get(authorization.access_key_id)
-            && cached.date == date
+            && (cached.date.as_str(), cached.region.as_str()) == (date, region)
             && constant_time_eq(&cached.secret.0, &secret.0)
         {
             return Arc::clone(&cached.key);
@@ -220,10 +213,24 @@ impl Verifier {
         if keys.len() >= MAX_CACHED_KEYS {
             keys.clear();
         }
-        let cached = CachedKey { date: date.to_owned(), secret, key: Arc::clone(&key) };
+        let cached =
+            CachedKey { date: date.to_owned(), region: region.to_owned(), secret, key: Arc::clone(&key) };
         keys.insert(authorization.access_key_id.to_owned(), cached);
         key
     }
+}
+
+fn check_scope(scope: &Scope<'_>, time: &str, serves: impl Fn(&str) -> bool) -> Result<(), SignatureError> {
+    if !serves(scope.region) {
+        return Err(SignatureError::Region(scope.region.to_owned()));
+    }
+    if scope.service != SERVICE {
+        return Err(SignatureError::Service);
+    }
+    if time.get(..8) != Some(scope.date) {
+        return Err(SignatureError::ScopeDate { scope: scope.date.to_owned(), request: time.to_owned() });
+    }
+    Ok(())
 }
 
 fn request_time(request: &SignedRequest<'_>) -> Result<String, SignatureError> {
@@ -313,12 +320,17 @@ mod tests {
         (id == "AKIDEXAMPLE").then(|| AccessKeySecret::new(Zeroizing::new(secret)))
     }
 
+    fn is_local(region: &str) -> bool {
+        region == "local"
+    }
+
     fn request<'a>(headers: &'a [(&'a str, &'a str)], body: &'a [u8]) -> SignedRequest<'a> {
         SignedRequest { method: "POST", path: "/", query: "", headers, body }
     }
 
     fn verify(headers: &[(&str, &str)], body: &[u8], now: u64) -> Result<String, SignatureError> {
-        Verifier::new("local").verify(&request(headers, body), now, secret_of).map(str::to_owned)
+        let verified = Verifier::default().verify(&request(headers, body), now, is_local, secret_of);
+        verified.map(|signed| signed.access_key_id.to_owned())
     }
 
     fn with(name: &str, value: &'static str) -> Vec<(&'static str, &'static str)> {
@@ -346,7 +358,7 @@ mod tests {
         }
         let mut request = request(&HEADERS, BODY);
         request.path = "/other";
-        let outcome = Verifier::new("local").verify(&request, NOW, secret_of);
+        let outcome = Verifier::default().verify(&request, NOW, is_local, secret_of);
         assert_eq!(outcome, Err(SignatureError::Mismatch));
     }
 
@@ -379,9 +391,9 @@ mod tests {
         let without = |name: &str| HEADERS.iter().copied().filter(|(n, _)| *n != name).collect::<Vec<_>>();
         assert_eq!(verify(&without("Authorization"), BODY, NOW), Err(SignatureError::Missing));
         assert_eq!(verify(&without("X-Amz-Date"), BODY, NOW), Err(SignatureError::NoDate));
-        let elsewhere = Verifier::new("elsewhere").verify(&request(&HEADERS, BODY), NOW, secret_of);
+        let elsewhere = Verifier::default().verify(&request(&HEADERS, BODY), NOW, |_| false, secret_of);
         assert_eq!(elsewhere, Err(SignatureError::Region("local".into())));
-        let nobody = Verifier::new("local").verify(&request(&HEADERS, BODY), NOW, |_| None);
+        let nobody = Verifier::default().verify(&request(&HEADERS, BODY), NOW, is_local, |_| None);
         assert_eq!(nobody, Err(SignatureError::UnknownKey));
         let mut extra = HEADERS.to_vec();
         extra.push(("X-Amz-Via", "other"));
@@ -390,9 +402,13 @@ mod tests {
 
     #[test]
     fn a_changed_secret_is_not_served_from_the_cache() {
-        let verifier = Verifier::new("local");
-        assert!(verifier.verify(&request(&HEADERS, BODY), NOW, secret_of).is_ok());
+        let verifier = Verifier::default();
+        let signed = verifier.verify(&request(&HEADERS, BODY), NOW, is_local, secret_of);
+        assert_eq!(signed, Ok(Signed { access_key_id: "AKIDEXAMPLE", region: "local" }));
         let other = |_: &str| Some(AccessKeySecret::new(Zeroizing::new(b"other".to_vec())));
-        assert_eq!(verifier.verify(&request(&HEADERS, BODY), NOW, other), Err(SignatureError::Mismatch));
+        assert_eq!(
+            verifier.verify(&request(&HEADERS, BODY), NOW, is_local, other),
+            Err(SignatureError::Mismatch)
+        );
     }
 }

@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::api::KeyId;
 
+use super::home::Home;
 use super::model::{AccessKeyRecord, AliasRecord, Key, KeyRecord, User, UserRecord, Version, material_row};
 use super::policy::Policy;
 use super::store::{Row, Store, StoreError, Table};
@@ -16,15 +17,24 @@ use super::store::{Row, Store, StoreError, Table};
 /// The records by name.
 #[derive(Debug, Default)]
 pub struct State {
-    /// Keys by id.
-    pub keys: BTreeMap<KeyId, Arc<Key>>,
-    /// Aliases by name, prefix included.
-    pub aliases: BTreeMap<String, Arc<AliasRecord>>,
+    /// By region, by account.
+    realms: BTreeMap<String, BTreeMap<String, Realm>>,
     /// Users by name.
     pub users: BTreeMap<String, Arc<User>>,
     /// Access keys by id.
     pub access_keys: BTreeMap<String, Arc<AccessKeyRecord>>,
 }
+
+/// What lives in one home.
+#[derive(Debug, Default)]
+pub struct Realm {
+    /// Keys by id.
+    pub keys: BTreeMap<KeyId, Arc<Key>>,
+    /// Aliases by name, prefix included.
+    pub aliases: BTreeMap<String, Arc<AliasRecord>>,
+}
+
+static EMPTY: Realm = Realm { keys: BTreeMap::new(), aliases: BTreeMap::new() };
 
 /// Why the records could not be loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,19 +70,25 @@ impl From<StoreError> for LoadError {
 }
 
 impl State {
-    /// Loads everything.
-    pub fn load(store: &dyn Store) -> Result<Self, LoadError> {
+    /// Loads everything. `own` is the home of records that do not tell theirs.
+    pub fn load(store: &dyn Store, own: Home<'_>) -> Result<Self, LoadError> {
         let mut state = Self::default();
         let mut tokens: BTreeMap<String, Vec<u8>> =
             store.load(Table::Material)?.into_iter().map(|row| (row.id, row.body)).collect();
         for row in store.load(Table::Key)? {
             let record: KeyRecord = record(Table::Key, &row)?;
-            let key = load_key(record, &mut tokens).map_err(|reason| bad(Table::Key, &row, reason))?;
-            state.keys.insert(key.record.id, Arc::new(key));
+            let key = load_key(record, &row.id, own, &mut tokens)
+                .map_err(|reason| bad(Table::Key, &row, reason))?;
+            state.put_key(&Arc::new(key));
         }
         for row in store.load(Table::Alias)? {
-            let alias: AliasRecord = record(Table::Alias, &row)?;
-            state.aliases.insert(row.id, Arc::new(alias));
+            let mut alias: AliasRecord = record(Table::Alias, &row)?;
+            if alias.account.is_empty() {
+                (alias.account, alias.region) = (own.account.to_owned(), own.region.to_owned());
+            }
+            check_row(&row.id, alias.home(), own, &alias.name)
+                .map_err(|reason| bad(Table::Alias, &row, reason))?;
+            state.put_alias(&Arc::new(alias));
         }
         for row in store.load(Table::User)? {
             let user: UserRecord = record(Table::User, &row)?;
@@ -86,9 +102,60 @@ impl State {
         Ok(state)
     }
 
+    /// What lives in `home`.
+    pub fn realm(&self, home: Home<'_>) -> &Realm {
+        self.realms.get(home.region).and_then(|accounts| accounts.get(home.account)).unwrap_or(&EMPTY)
+    }
+
+    /// What lives in `home`, to be changed.
+    pub fn realm_mut(&mut self, home: Home<'_>) -> &mut Realm {
+        // Looked up first: names are copied only for a home that is new.
+        if self.realms.get(home.region).is_none_or(|accounts| !accounts.contains_key(home.account)) {
+            let accounts = self.realms.entry(home.region.to_owned()).or_default();
+            accounts.insert(home.account.to_owned(), Realm::default());
+        }
+        let realm = self.realms.get_mut(home.region).and_then(|accounts| accounts.get_mut(home.account));
+        realm.expect("it was put in above")
+    }
+
+    /// Puts a key in place.
+    pub fn put_key(&mut self, key: &Arc<Key>) {
+        self.realm_mut(key.record.home()).keys.insert(key.record.id, Arc::clone(key));
+    }
+
+    /// Puts an alias in place.
+    pub fn put_alias(&mut self, alias: &Arc<AliasRecord>) {
+        self.realm_mut(alias.home()).aliases.insert(alias.name.clone(), Arc::clone(alias));
+    }
+
+    /// The key `id` of `home`.
+    pub fn key(&self, home: Home<'_>, id: KeyId) -> Option<Arc<Key>> {
+        self.realm(home).keys.get(&id).cloned()
+    }
+
+    /// The key `id` of that region, in the home's account before any other.
+    pub fn key_in_region(&self, home: Home<'_>, id: KeyId) -> Option<Arc<Key>> {
+        let own = self.key(home, id);
+        own.or_else(|| {
+            let accounts = self.realms.get(home.region)?;
+            accounts.values().find_map(|realm| realm.keys.get(&id)).cloned()
+        })
+    }
+
+    /// Every key of every home.
+    pub fn all_keys(&self) -> impl Iterator<Item = &Arc<Key>> {
+        self.realms.values().flat_map(BTreeMap::values).flat_map(|realm| realm.keys.values())
+    }
+
+    /// How many keys there are.
+    pub fn key_count(&self) -> usize {
+        self.realms.values().flat_map(BTreeMap::values).map(|realm| realm.keys.len()).sum()
+    }
+
     /// The key an alias points to.
-    pub fn alias_target(&self, name: &str) -> Option<Arc<Key>> {
-        self.keys.get(&self.aliases.get(name)?.target).cloned()
+    pub fn alias_target(&self, home: Home<'_>, name: &str) -> Option<Arc<Key>> {
+        let realm = self.realm(home);
+        realm.keys.get(&realm.aliases.get(name)?.target).cloned()
     }
 }
 
@@ -101,15 +168,29 @@ pub fn compile_user(record: UserRecord) -> Result<User, String> {
     Ok(User { record, policies })
 }
 
-fn load_key(record: KeyRecord, tokens: &mut BTreeMap<String, Vec<u8>>) -> Result<Key, String> {
+fn load_key(
+    mut record: KeyRecord,
+    row: &str,
+    own: Home<'_>,
+    tokens: &mut BTreeMap<String, Vec<u8>>,
+) -> Result<Key, String> {
+    if record.region.is_empty() {
+        own.region.clone_into(&mut record.region);
+    }
+    check_row(row, record.home(), own, &record.id)?;
     let policy = Policy::of_key(&record.policy).map_err(|error| error.to_string())?;
     let mut versions = Vec::with_capacity(record.materials.len());
     for material in &record.materials {
-        let token = tokens.remove(&material_row(record.id, &material.id));
+        let token = tokens.remove(&material_row(row, &material.id));
         let token = token.ok_or_else(|| format!("material {} is missing", material.id))?;
         versions.push(Version::load(material, token).ok_or("a material id is no id")?);
     }
     Ok(Key { record, policy, versions })
+}
+
+/// A record must lie where its home says, or the next change would leave two of it.
+fn check_row(row: &str, home: Home<'_>, own: Home<'_>, id: &impl std::fmt::Display) -> Result<(), String> {
+    if row == home.row(own, id) { Ok(()) } else { Err("the row belongs to another name".into()) }
 }
 
 fn record<T: DeserializeOwned>(table: Table, row: &Row) -> Result<T, LoadError> {

@@ -42,7 +42,7 @@ pub fn over(store: Arc<dyn Store>, root: RootKey) -> Service {
     let audit = Arc::new(MemoryAudit::new());
     let root = Root::open(root, &*store).unwrap();
     let parts = Parts {
-        settings: Settings { account: ACCOUNT.into(), region: REGION.into() },
+        settings: Settings { account: ACCOUNT.into(), region: REGION.into(), further_regions: Vec::new() },
         store: Arc::clone(&store),
         root,
         audit: audit.clone(),
@@ -55,6 +55,7 @@ pub fn root() -> Caller {
     Caller {
         principal_arn: root_arn(ACCOUNT),
         account: ACCOUNT.into(),
+        region: REGION.into(),
         is_root: true,
         access_key_id: None,
         source: Source::Unix { uid: 0, gid: 0, pid: 1 },

@@ -11,6 +11,7 @@ mod iam;
 mod keys;
 mod managed;
 mod record;
+mod regions;
 mod rotation;
 mod tags_and_policies;
 mod validation;

@@ -93,7 +93,11 @@ impl Audit for BadLog {
 fn over_bad_log() -> (Kms, Arc<BadLog>, Arc<MemoryStore>) {
     let (store, log) = (Arc::new(MemoryStore::new()), Arc::new(BadLog::default()));
     let parts = Parts {
-        settings: Settings { account: "111122223333".into(), region: "local".into() },
+        settings: Settings {
+            account: "111122223333".into(),
+            region: "local".into(),
+            further_regions: Vec::new(),
+        },
         root: Root::open(RootKey::random(), &*store).unwrap(),
         store: store.clone(),
         audit: log.clone(),

@@ -9,6 +9,7 @@ use crate::api::{
 
 use super::super::authorise::{Allowed, Demand, Resource};
 use super::super::find::Aliases;
+use super::super::home::Home;
 use super::super::lifecycle::{self, Need};
 use super::super::model::{AliasRecord, Key};
 use super::super::pipeline::{Answer, Call, Kms, Notes};
@@ -60,12 +61,12 @@ fn find_target(
 }
 
 impl Kms {
-    fn alias(&self, name: &str) -> Result<Arc<AliasRecord>, KmsError> {
-        let known = self.state.read().aliases.get(name).cloned();
+    fn alias(&self, home: Home<'_>, name: &str) -> Result<Arc<AliasRecord>, KmsError> {
+        let known = self.state.read().realm(home).aliases.get(name).cloned();
         known.ok_or_else(|| {
             KmsError::new(
                 ErrorCode::NotFoundException,
-                format!("Alias {} is not found.", self.alias_arn(name)),
+                format!("Alias {} is not found.", home.alias_arn(name)),
             )
         })
     }
@@ -75,29 +76,28 @@ impl Perform for CreateAliasRequest {
     fn demands<'a>(&'a self, call: &Call<'_>, notes: &mut Notes) -> Result<Vec<Demand<'a>>, KmsError> {
         check_name(&self.alias_name)?;
         let key = find_target(call, &self.target_key_id, "kms:CreateAlias", notes)?;
-        let alias = Resource::Alias(call.kms.alias_arn(&self.alias_name));
+        let alias = Resource::Alias(call.home().alias_arn(&self.alias_name));
         Ok(vec![Demand::new("kms:CreateAlias", Resource::Key(key)), Demand::new("kms:CreateAlias", alias)])
     }
 
     fn perform(self, call: &Call<'_>, allowed: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
         let (kms, key) = (call.kms, allowed.key()?);
-        if kms.state.read().aliases.contains_key(&self.alias_name) {
+        if kms.state.read().realm(call.home()).aliases.contains_key(&self.alias_name) {
             let message =
-                format!("An alias with the name {} already exists", kms.alias_arn(&self.alias_name));
+                format!("An alias with the name {} already exists", call.home().alias_arn(&self.alias_name));
             return Err(KmsError::new(ErrorCode::AlreadyExistsException, message));
         }
         refuse_managed(key)?;
         lifecycle::check(Need::Change, key.record.state, &key.record.arn)?;
         check_room(kms, key)?;
-        let (target, created) = (key.record.id, call.now);
-        let alias = AliasRecord { name: self.alias_name, target, created, updated: created };
+        let alias = AliasRecord::new(call.home(), self.alias_name, key.record.id, call.now);
         kms.put_alias(turn(call)?, alias)?;
         Ok(Answer::empty())
     }
 }
 
 fn check_room(kms: &Kms, key: &Key) -> Result<(), KmsError> {
-    if kms.aliases_of(key.record.id).len() >= MAX_ALIASES {
+    if kms.aliases_of(key.record.home(), key.record.id).len() >= MAX_ALIASES {
         return Err(limit_exceeded(format!("A key may have {MAX_ALIASES} aliases at most.")));
     }
     Ok(())
@@ -106,21 +106,21 @@ fn check_room(kms: &Kms, key: &Key) -> Result<(), KmsError> {
 impl Perform for UpdateAliasRequest {
     fn demands<'a>(&'a self, call: &Call<'_>, notes: &mut Notes) -> Result<Vec<Demand<'a>>, KmsError> {
         check_name(&self.alias_name)?;
-        let old = call.kms.alias(&self.alias_name)?;
+        let old = call.kms.alias(call.home(), &self.alias_name)?;
         let new = find_target(call, &self.target_key_id, "kms:UpdateAlias", notes)?;
         let mut demands = vec![Demand::new("kms:UpdateAlias", Resource::Key(new))];
-        if let Some(old) = call.kms.key(old.target) {
+        if let Some(old) = call.kms.key(call.home(), old.target) {
             notes.touched(&old);
             demands.push(Demand::new("kms:UpdateAlias", Resource::Key(old)));
         }
-        let alias = Resource::Alias(call.kms.alias_arn(&self.alias_name));
+        let alias = Resource::Alias(call.home().alias_arn(&self.alias_name));
         demands.push(Demand::new("kms:UpdateAlias", alias));
         Ok(demands)
     }
 
     fn perform(self, call: &Call<'_>, allowed: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
         let (kms, key) = (call.kms, allowed.key()?);
-        let alias = kms.alias(&self.alias_name)?;
+        let alias = kms.alias(call.home(), &self.alias_name)?;
         refuse_managed(key)?;
         lifecycle::check(Need::Change, key.record.state, &key.record.arn)?;
         if let Ok(old) = allowed.nth_key(1)
@@ -142,18 +142,20 @@ impl Perform for UpdateAliasRequest {
 impl Perform for DeleteAliasRequest {
     fn demands<'a>(&'a self, call: &Call<'_>, notes: &mut Notes) -> Result<Vec<Demand<'a>>, KmsError> {
         check_name(&self.alias_name)?;
-        let alias = call.kms.alias(&self.alias_name)?;
+        let alias = call.kms.alias(call.home(), &self.alias_name)?;
         let mut demands = Vec::new();
-        if let Some(key) = call.kms.key(alias.target) {
+        if let Some(key) = call.kms.key(call.home(), alias.target) {
             notes.touched(&key);
             demands.push(Demand::new("kms:DeleteAlias", Resource::Key(key)));
         }
-        demands.push(Demand::new("kms:DeleteAlias", Resource::Alias(call.kms.alias_arn(&self.alias_name))));
+        demands
+            .push(Demand::new("kms:DeleteAlias", Resource::Alias(call.home().alias_arn(&self.alias_name))));
         Ok(demands)
     }
 
     fn perform(self, call: &Call<'_>, _: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
-        call.kms.remove_alias(turn(call)?, &self.alias_name)?;
+        let alias = call.kms.alias(call.home(), &self.alias_name)?;
+        call.kms.remove_alias(turn(call)?, &alias)?;
         Ok(Answer::empty())
     }
 }
@@ -172,19 +174,19 @@ impl Perform for ListAliasesRequest {
             Some(key_id) => Some(call.find(key_id, Aliases::Refused, "kms:ListAliases")?.key.record.id),
             None => None,
         };
-        let aliases: Vec<_> = call.kms.state.read().aliases.values().cloned().collect();
+        let aliases: Vec<_> = call.kms.state.read().realm(call.home()).aliases.values().cloned().collect();
         let wanted = aliases.iter().filter(|alias| of_key.is_none_or(|id| alias.target == id));
         let page = page(wanted, |alias| alias.name.clone(), PAGE, self.limit, self.marker.as_deref())?;
         let truncated = page.truncated();
-        let aliases = page.items.into_iter().map(|alias| entry(call.kms, alias)).collect();
+        let aliases = page.items.into_iter().map(|alias| entry(alias)).collect();
         Answer::of(&ListAliasesResponse { aliases, next_marker: page.next_marker, truncated }, 0)
     }
 }
 
-fn entry(kms: &Kms, alias: &AliasRecord) -> AliasListEntry {
+fn entry(alias: &AliasRecord) -> AliasListEntry {
     AliasListEntry {
         alias_name: alias.name.clone(),
-        alias_arn: kms.alias_arn(&alias.name),
+        alias_arn: alias.home().alias_arn(&alias.name),
         target_key_id: Some(alias.target.to_string()),
         creation_date: Some(alias.created),
         last_updated_date: Some(alias.updated),

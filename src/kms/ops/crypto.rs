@@ -133,7 +133,7 @@ impl Perform for ReEncryptRequest {
         };
         let context = self.destination_encryption_context.as_ref();
         let to = key_demand(call, &self.destination_key_id, "kms:ReEncryptTo", context, notes)?;
-        let same = matches!((&from.resource, &to.resource), (Resource::Key(a), Resource::Key(b)) if a.record.id == b.record.id);
+        let same = matches!((&from.resource, &to.resource), (Resource::Key(a), Resource::Key(b)) if a.record.arn == b.record.arn);
         let mut demands = vec![from, to];
         for demand in &mut demands {
             let same = Cow::Borrowed(if same { "true" } else { "false" });
@@ -199,7 +199,7 @@ fn blob_demand<'a>(
     check_context(context)?;
     let header = header_of(ciphertext, notes)?;
     let id = KeyId { bytes: header.key_id, multi_region: header.multi_region };
-    let key = call.kms.key(id).ok_or_else(refers_to_nothing)?;
+    let key = call.kms.state.read().key_in_region(call.home(), id).ok_or_else(refers_to_nothing)?;
     notes.touched(&key);
     Ok(crypto_demand(key, None, action, context))
 }

@@ -13,9 +13,10 @@ use crate::crypto::{BackingKey, random_array};
 use super::super::authorise::{Allowed, Demand, Resource};
 use super::super::caller::root_arn;
 use super::super::find::Aliases;
+use super::super::home::Home;
 use super::super::lifecycle::{self, Need};
 use super::super::model::{Key, KeyRecord};
-use super::super::pipeline::{Answer, Call, Kms, Notes};
+use super::super::pipeline::{Answer, Call, Notes};
 use super::page::{Size, page};
 use super::policies::{check_lockout, compile_key_policy};
 use super::tags::check_tags;
@@ -43,11 +44,12 @@ impl NewKey {
     }
 
     /// Its record, before it has material.
-    pub(in super::super) fn record(self, kms: &Kms, now: Timestamp) -> KeyRecord {
+    pub(in super::super) fn record(self, home: Home<'_>, now: Timestamp) -> KeyRecord {
         KeyRecord {
             id: self.id,
-            arn: kms.key_arn(&self.id),
-            account: kms.settings.account.clone(),
+            arn: home.key_arn(&self.id),
+            account: home.account.to_owned(),
+            region: home.region.to_owned(),
             created: now,
             description: self.description,
             spec: KeySpec::SymmetricDefault,
@@ -101,14 +103,15 @@ impl Perform for CreateKeyRequest {
         let tags = self.tags.unwrap_or_default();
         check_tags(&tags, &[])?;
         let kms = call.kms;
-        if kms.state.read().keys.len() >= MAX_KEYS {
-            return Err(limit_exceeded(format!("The account has {MAX_KEYS} keys already.")));
+        if kms.state.read().key_count() >= MAX_KEYS {
+            return Err(limit_exceeded(format!("The daemon has {MAX_KEYS} keys already.")));
         }
         let is_provided = self.policy.is_some();
-        let text = self.policy.unwrap_or_else(|| default_policy(&kms.settings.account));
+        let text = self.policy.unwrap_or_else(|| default_policy(&call.caller.account));
         let policy = compile_key_policy(&text)?;
         let new = NewKey::of_customer(self.description.unwrap_or_default(), text, tags);
-        let draft = Key { record: new.record(kms, call.now), policy: policy.clone(), versions: Vec::new() };
+        let draft =
+            Key { record: new.record(call.home(), call.now), policy: policy.clone(), versions: Vec::new() };
         if is_provided && self.bypass_policy_lockout_safety_check != Some(true) {
             check_lockout(call, &draft, &policy)?;
         }
@@ -189,7 +192,7 @@ impl Perform for ListKeysRequest {
     }
 
     fn perform(self, call: &Call<'_>, _: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
-        let keys: Vec<Arc<Key>> = call.kms.state.read().keys.values().cloned().collect();
+        let keys: Vec<Arc<Key>> = call.kms.state.read().realm(call.home()).keys.values().cloned().collect();
         let page = page(keys.iter(), |key| sort_name(key), PAGE, self.limit, self.marker.as_deref())?;
         let truncated = page.truncated();
         let keys = page.items.into_iter().map(|key| key.entry()).collect();

@@ -7,6 +7,8 @@ use std::borrow::Cow;
 
 use crate::api::{EncryptionContext, KeyId, Tag, Timestamp};
 
+use super::super::home::Home;
+
 /// What is known of a call when a policy is evaluated.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
@@ -26,9 +28,9 @@ pub struct Facts<'a> {
     pub source_ip: Option<std::net::IpAddr>,
     /// What the caller's program calls itself.
     pub user_agent: &'a str,
-    /// The region of the daemon, which is the one asked for.
+    /// The region asked in.
     pub region: &'a str,
-    /// The account of the daemon, which owns every resource.
+    /// The account that owns the resource.
     pub home_account: &'a str,
     /// The time.
     pub now: Timestamp,
@@ -51,6 +53,8 @@ pub struct Facts<'a> {
 pub struct KeyFacts<'a> {
     /// Its id.
     pub id: KeyId,
+    /// Where it lives.
+    pub home: Home<'a>,
     /// `KeySpec`.
     pub spec: &'a str,
     /// `KeyUsage`.
@@ -183,7 +187,9 @@ impl Name {
             Self::Context(key) => in_context(facts.context, key),
             Self::ContextKeys => facts.context.into_iter().flatten().map(|(key, _)| key.clone()).collect(),
             Self::RequestAlias => one(facts.request_alias),
-            Self::ResourceAliases => facts.key.map_or_else(Vec::new, |key| key.aliases.alias_names(key.id)),
+            Self::ResourceAliases => {
+                facts.key.map_or_else(Vec::new, |key| key.aliases.alias_names(key.home, key.id))
+            }
             Self::KeySpec => one(facts.key.map(|key| key.spec).or_else(|| asked("kms:keyspec"))),
             Self::KeyUsage => one(facts.key.map(|key| key.usage).or_else(|| asked("kms:keyusage"))),
             Self::KeyOrigin => one(facts.key.map(|key| key.origin).or_else(|| asked("kms:keyorigin"))),
@@ -211,7 +217,7 @@ fn in_context(context: Option<&EncryptionContext>, key: &str) -> Vec<String> {
 /// Finds the aliases of a key.
 pub trait AliasNames: std::fmt::Debug {
     /// Their names, with prefix.
-    fn alias_names(&self, id: KeyId) -> Vec<String>;
+    fn alias_names(&self, home: Home<'_>, id: KeyId) -> Vec<String>;
 }
 
 fn tagged(tags: &[Tag], key: &str) -> Vec<String> {
