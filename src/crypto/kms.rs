@@ -224,22 +224,7 @@ impl DomainKey {
         Self::new(Secret::take(&mut bytes))
     }
 
-    /// Seals key material.
-    pub fn seal(&self, nonce: &Nonce, aad: &[u8], key: &BackingKey) -> [u8; SEALED_KEY_LEN] {
-        seal_key(&self.aead, nonce, aad, &key.0)
-    }
-
-    /// Opens sealed key material.
-    pub fn open(
-        &self,
-        nonce: &Nonce,
-        aad: &[u8],
-        sealed: &[u8; SEALED_KEY_LEN],
-    ) -> Result<BackingKey, OpenError> {
-        open_key(&self.aead, nonce, aad, sealed).map(BackingKey)
-    }
-
-    /// Seals a secret of any length, such as an access key's: ciphertext and tag.
+    /// Seals a secret of any length, such as key material or the secret of an access key: ciphertext and tag.
     pub fn seal_bytes(&self, nonce: &Nonce, aad: &[u8], secret: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(secret.len() + TAG_LEN);
         out.extend_from_slice(secret);
@@ -264,6 +249,15 @@ impl DomainKey {
     }
 }
 
+/// The public name of material under key `key_id`:
+/// `HKDF-SHA-256(material, "kmsd/1 material id" || 0 || key id)`. The same material imported again gets the same
+/// name; the same material under another key a different one.
+pub(super) fn material_id(material: &[u8], key_id: &[u8; 16]) -> [u8; 32] {
+    let mut out = [0; 32];
+    expand(None, material, label::MATERIAL_ID, key_id, &mut out);
+    out
+}
+
 /// One version of a symmetric CMK's key material. Never leaves the daemon but sealed.
 #[derive(Debug)]
 pub struct BackingKey(Secret<MATERIAL_LEN>);
@@ -277,15 +271,6 @@ impl BackingKey {
     /// Takes over imported or seeded material and wipes the source.
     pub fn take(bytes: &mut [u8; MATERIAL_LEN]) -> Self {
         Self(Secret::take(bytes))
-    }
-
-    /// The public name of this material under key `key_id`:
-    /// `HKDF-SHA-256(material, "kmsd/1 material id" || 0 || key id)`. The same material imported again gets the
-    /// same name; the same material under another key a different one.
-    pub fn material_id(&self, key_id: &[u8; 16]) -> [u8; 32] {
-        let mut out = [0; 32];
-        expand(None, self.0.expose(), label::MATERIAL_ID, key_id, &mut out);
-        out
     }
 
     /// The key of one ciphertext blob: KBKDF in counter mode with HMAC-SHA-256 (SP 800-108), fixed input

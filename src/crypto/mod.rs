@@ -7,6 +7,8 @@ mod hash;
 mod keys;
 #[cfg(feature = "kms")]
 mod kms;
+#[cfg(feature = "kms")]
+mod material;
 mod random;
 mod secret;
 mod signing;
@@ -18,6 +20,12 @@ pub use keys::{DataKey, DirKey, FileKeys, RecordKey, VolumeKey};
 pub use kms::{
     AuditKey, BackingKey, CostError, DomainKey, DomainWrap, MATERIAL_LEN, PassphraseCost, RootKey, SALT_LEN,
     SEALED_KEY_LEN, SealKey, StoreKeys,
+};
+#[cfg(feature = "kms")]
+pub use material::{
+    Curve, DataKeyPair, DataKeyPairKind, EcAgreer, EcSigner, EdwardsSigner, MacKey, Material, MaterialBytes,
+    MaterialError, MaterialKind, MlDsaSet, MlDsaSigner, MlKemKey, MlKemSet, OaepHash, RsaBits, RsaDecrypter,
+    RsaSigner, Sha2, SignInput, SignScheme,
 };
 pub use random::{fill_random, random_array, random_nonces};
 pub use secret::Secret;

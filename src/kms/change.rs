@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::api::{ErrorCode, KeyId, KeyState, KmsError};
-use crate::crypto::BackingKey;
+use crate::crypto::{MaterialBytes, MaterialKind};
 
 use super::home::Home;
 use super::materials;
@@ -27,7 +27,7 @@ impl Kms {
         _turn: &Turn<'_>,
         record: KeyRecord,
         policy: Policy,
-        material: &BackingKey,
+        material: &MaterialBytes,
         aliases: Vec<AliasRecord>,
     ) -> Result<Arc<Key>, KmsError> {
         let mut key = Key { record, policy, versions: Vec::new() };
@@ -55,7 +55,8 @@ impl Kms {
         rotation: MaterialRotation,
     ) -> Result<(), KmsError> {
         let mut next = Key { record, policy: key.policy.clone(), versions: key.versions.clone() };
-        let token = self.add_version(&mut next, &BackingKey::random(), Some(rotation))?;
+        let fresh = MaterialBytes::generate(MaterialKind::Symmetric).map_err(|_| internal())?;
+        let token = self.add_version(&mut next, &fresh, Some(rotation))?;
         self.replace(turn, next, vec![token])
     }
 
@@ -98,10 +99,10 @@ impl Kms {
     fn add_version(
         &self,
         key: &mut Key,
-        material: &BackingKey,
+        material: &MaterialBytes,
         rotation: Option<MaterialRotation>,
     ) -> Result<Change, KmsError> {
-        let id = material.material_id(&key.record.id.bytes);
+        let id = material.id(&key.record.id.bytes);
         let token = self.root.seal_material(materials::aad(key, &id), material);
         let record = MaterialRecord {
             id: crate::api::hex(&id),

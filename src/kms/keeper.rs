@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::api::{Blob, ErrorCode, KeyId, KmsError, Operation, Tag};
-use crate::crypto::BackingKey;
+use crate::crypto::MaterialBytes;
 
 use super::audit_log::AuditLog;
 use super::caller::{Caller, Source};
@@ -119,7 +119,7 @@ impl Keeper {
                 .map(|(key, value)| Tag { tag_key: key.clone(), tag_value: value.clone() })
                 .collect(),
             aliases: key.aliases.clone(),
-            material: key.material_bytes()?.map(|mut bytes| BackingKey::take(&mut bytes)),
+            material: key.material_bytes()?.map(|mut bytes| MaterialBytes::take(&mut bytes)),
         });
         let made = match seeded.map_err(wrong)? {
             Seeded::Made(id) => id,

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::api::{KeyId, KeyManager, KmsError};
-use crate::crypto::{BackingKey, random_array};
+use crate::crypto::{MaterialBytes, random_array};
 
 use super::caller::root_arn;
 use super::home::Home;
@@ -90,6 +90,6 @@ impl Call<'_> {
         let next = self.now.plus_days(DEFAULT_PERIOD_DAYS);
         record.rotation = Some(Rotation { period_days: DEFAULT_PERIOD_DAYS, next });
         let alias = AliasRecord::new(self.home(), name.to_owned(), record.id, self.now);
-        kms.insert_key(turn, record, policy, &BackingKey::random(), vec![alias]).map(Some)
+        kms.insert_key(turn, record, policy, &MaterialBytes::take(&mut random_array()), vec![alias]).map(Some)
     }
 }

@@ -1,6 +1,6 @@
 //! Key material in use: unsealed on first need, kept in locked memory, bounded, dropped when its key stops.
 //!
-//! Called by the operations that encrypt and decrypt, which must show their [`Allowed`].
+//! Called by the operations that use a key, which must show their [`Allowed`].
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,9 +8,10 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 use crate::api::{ErrorCode, KeyId, KeyState, KmsError};
-use crate::crypto::BackingKey;
+use crate::crypto::{Material, MaterialError};
 
 use super::authorise::Allowed;
+use super::kinds::material_kind;
 use super::model::{Key, Version};
 use super::pipeline::Kms;
 use super::root::MaterialAad;
@@ -24,7 +25,7 @@ type Name = (KeyId, [u8; 32]);
 /// The cache of unsealed material.
 #[derive(Debug, Default)]
 pub struct Materials {
-    unsealed: RwLock<HashMap<Name, Arc<BackingKey>>>,
+    unsealed: RwLock<HashMap<Name, Arc<Material>>>,
 }
 
 impl Kms {
@@ -34,15 +35,12 @@ impl Kms {
         _allowed: &Allowed,
         key: &Key,
         version: &Version,
-    ) -> Result<Arc<BackingKey>, KmsError> {
+    ) -> Result<Arc<Material>, KmsError> {
         let id = key.record.id;
         if let Some(material) = self.materials.known(id, version) {
             return Ok(material);
         }
-        let opened = self.root.open_material(aad(key, &version.id), &version.token).map_err(|error| {
-            log::error!("material {} of {} does not open: {error}", version.id_hex, key.record.arn);
-            KmsError::new(ErrorCode::KMSInternalException, "")
-        })?;
+        let opened = self.open_version(key, version)?;
         let material = self.materials.keep(id, version, opened);
         // The key may have been stopped between the check of its state and now; then nothing may stay behind.
         if self.key(key.record.home(), id).is_none_or(|now| now.record.state != KeyState::Enabled) {
@@ -50,14 +48,26 @@ impl Kms {
         }
         Ok(material)
     }
+
+    fn open_version(&self, key: &Key, version: &Version) -> Result<Material, KmsError> {
+        let internal = |error: &dyn std::fmt::Display| {
+            log::error!("material {} of {} does not open: {error}", version.id_hex, key.record.arn);
+            KmsError::new(ErrorCode::KMSInternalException, "")
+        };
+        let bytes = self.root.open_material(aad(key, &version.id), &version.token);
+        let bytes = bytes.map_err(|error| internal(&error))?;
+        let kind =
+            material_kind(key.record.spec, key.record.usage).ok_or_else(|| internal(&MaterialError))?;
+        Material::open(kind, &bytes).map_err(|error| internal(&error))
+    }
 }
 
 impl Materials {
-    fn known(&self, id: KeyId, version: &Version) -> Option<Arc<BackingKey>> {
+    fn known(&self, id: KeyId, version: &Version) -> Option<Arc<Material>> {
         self.unsealed.read().get(&(id, version.id)).cloned()
     }
 
-    fn keep(&self, id: KeyId, version: &Version, material: BackingKey) -> Arc<BackingKey> {
+    fn keep(&self, id: KeyId, version: &Version, material: Material) -> Arc<Material> {
         let material = Arc::new(material);
         let mut unsealed = self.unsealed.write();
         if unsealed.len() >= MAX_UNSEALED

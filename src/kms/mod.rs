@@ -28,6 +28,7 @@ mod find;
 pub mod home;
 pub mod http;
 mod keeper;
+mod kinds;
 pub mod lifecycle;
 pub mod maintenance;
 mod managed;

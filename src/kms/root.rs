@@ -1,15 +1,15 @@
 //! The unsealed root of trust: domain keys, and the sealing of key material into exported key tokens.
 //!
 //! Called by the pipeline whenever material is made or first used. Key material leaves this module only as a
-//! [`BackingKey`] or sealed.
+//! [`MaterialBytes`] or sealed.
 //!
 //! ```text
 //! exported key token (EKT), version 1          sealed domain key, version 1 (row of table Domain, id = number)
 //!  0   4  magic "EKT1"                          0   4  magic "DOM1"
 //!  4   4  number of the domain key, LE          4   4  number, LE
 //!  8  12  nonce                                 8  12  nonce
-//! 20  32  material, encrypted                  20  32  domain key, encrypted
-//! 52  16  tag                                  52  16  tag
+//! 20   n  material, encrypted                  20  32  domain key, encrypted
+//! +n  16  tag                                  52  16  tag
 //! ```
 //! AES-256-GCM-SIV. Additional data of an EKT: `bytes 0..8 || len || key ARN || len || spec || material id`, each
 //! `len` a u32 LE, so that a token cannot be moved to another key; of a domain key: `bytes 0..8`. A sealed secret
@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use zeroize::Zeroizing;
 
 use crate::crypto::{
-    AuditKey, BackingKey, DomainKey, NONCE_LEN, Nonce, RootKey, SEALED_KEY_LEN, random_array,
+    AuditKey, DomainKey, MaterialBytes, NONCE_LEN, Nonce, RootKey, SEALED_KEY_LEN, random_array,
 };
 
 use super::store::{Change, Store, StoreError, Table};
@@ -31,8 +31,8 @@ const DOMAIN_MAGIC: &[u8; 4] = b"DOM1";
 const HEAD_LEN: usize = 8;
 const NONCE_AT: usize = HEAD_LEN;
 const BODY_AT: usize = NONCE_AT + NONCE_LEN;
-const TOKEN_LEN: usize = BODY_AT + SEALED_KEY_LEN;
-const _: () = assert!(TOKEN_LEN == 68);
+const DOMAIN_LEN: usize = BODY_AT + SEALED_KEY_LEN;
+const _: () = assert!(DOMAIN_LEN == 68);
 
 /// What an exported key token is bound to.
 #[derive(Debug, Clone, Copy)]
@@ -104,6 +104,7 @@ impl Root {
         let mut domains = BTreeMap::new();
         for row in store.load(Table::Domain)? {
             let (head, nonce, sealed) = split(&row.body, *DOMAIN_MAGIC)?;
+            let sealed = sealed.try_into().map_err(|_| RootError::Malformed)?;
             let opened = wrap.open(nonce, head, sealed).map_err(|_| RootError::NotAuthentic)?;
             domains.insert(number_of(head), opened);
         }
@@ -122,17 +123,18 @@ impl Root {
     }
 
     /// Seals key material into a token bound to `aad`.
-    pub fn seal_material(&self, aad: MaterialAad<'_>, material: &BackingKey) -> Vec<u8> {
+    pub fn seal_material(&self, aad: MaterialAad<'_>, material: &MaterialBytes) -> Vec<u8> {
         let key = self.domains.get(&self.current).expect("current names one of the domain keys");
         seal_token(key, self.current, aad, material, &random_array())
     }
 
     /// Opens a token made by [`Root::seal_material`] for the same `aad`.
-    pub fn open_material(&self, aad: MaterialAad<'_>, token: &[u8]) -> Result<BackingKey, RootError> {
+    pub fn open_material(&self, aad: MaterialAad<'_>, token: &[u8]) -> Result<MaterialBytes, RootError> {
         let (head, nonce, sealed) = split(token, *EKT_MAGIC)?;
         let number = number_of(head);
         let key = self.domains.get(&number).ok_or(RootError::UnknownDomain(number))?;
-        key.open(nonce, &aad.bytes(head), sealed).map_err(|_| RootError::NotAuthentic)
+        let opened = key.open_bytes(nonce, &aad.bytes(head), sealed).map_err(|_| RootError::NotAuthentic)?;
+        Ok(MaterialBytes::of_sealed(opened))
     }
 
     /// Seals another secret, bound to the name of its owner.
@@ -145,14 +147,9 @@ impl Root {
 
     /// Opens what [`Root::seal_secret`] made for the same owner.
     pub fn open_secret(&self, owner: &str, token: &[u8]) -> Result<Zeroizing<Vec<u8>>, RootError> {
-        let (head, rest) = token.split_at_checked(HEAD_LEN).ok_or(RootError::Malformed)?;
-        let (nonce, sealed) = rest.split_at_checked(NONCE_LEN).ok_or(RootError::Malformed)?;
-        if head[..4] != *SECRET_MAGIC {
-            return Err(RootError::Malformed);
-        }
+        let (head, nonce, sealed) = split(token, *SECRET_MAGIC)?;
         let number = number_of(head);
         let key = self.domains.get(&number).ok_or(RootError::UnknownDomain(number))?;
-        let nonce = nonce.try_into().expect("the length was checked");
         let aad = [head, owner.as_bytes()].concat();
         key.open_bytes(nonce, &aad, sealed).map_err(|_| RootError::NotAuthentic)
     }
@@ -162,11 +159,11 @@ fn seal_token(
     key: &DomainKey,
     number: u32,
     aad: MaterialAad<'_>,
-    material: &BackingKey,
+    material: &MaterialBytes,
     nonce: &Nonce,
 ) -> Vec<u8> {
     let head = head(*EKT_MAGIC, number);
-    let sealed = key.seal(nonce, &aad.bytes(&head), material);
+    let sealed = key.seal_bytes(nonce, &aad.bytes(&head), material.expose());
     [&head[..], nonce, &sealed].concat()
 }
 
@@ -187,15 +184,14 @@ fn number_of(head: &[u8]) -> u32 {
     u32::from_le_bytes(head[4..HEAD_LEN].try_into().expect("four bytes"))
 }
 
-type Parts<'a> = (&'a [u8], &'a Nonce, &'a [u8; SEALED_KEY_LEN]);
+type Parts<'a> = (&'a [u8], &'a Nonce, &'a [u8]);
 
 fn split(token: &[u8], magic: [u8; 4]) -> Result<Parts<'_>, RootError> {
-    if token.len() != TOKEN_LEN || token[..4] != magic {
+    if token.len() < BODY_AT || token[..4] != magic {
         return Err(RootError::Malformed);
     }
     let nonce = token[NONCE_AT..BODY_AT].try_into().expect("the length was checked");
-    let sealed = token[BODY_AT..].try_into().expect("the length was checked");
-    Ok((&token[..HEAD_LEN], nonce, sealed))
+    Ok((&token[..HEAD_LEN], nonce, &token[BODY_AT..]))
 }
 
 #[cfg(test)]
@@ -213,7 +209,7 @@ mod tests {
     #[test]
     fn key_token_version_1_has_these_bytes() {
         let domain = DomainKey::of_bytes([2; 32]);
-        let token = seal_token(&domain, 7, AAD, &BackingKey::take(&mut [1; 32]), &[3; 12]);
+        let token = seal_token(&domain, 7, AAD, &MaterialBytes::take(&mut [1; 32]), &[3; 12]);
         // Computed with another library (OpenSSL) as well.
         let golden = "454b543107000000030303030303030303030303008210292312247662a0451afbd20898be4e3313a65049da\
                       f6dd85c452c092bfe642f7ad52bad38a1a67b9ec89746542";
@@ -224,10 +220,10 @@ mod tests {
     fn a_token_opens_after_a_restart_and_for_its_own_key_only() {
         let store = MemoryStore::new();
         let root = Root::open(RootKey::of_bytes([4; 32]), &store).unwrap();
-        let token = root.seal_material(AAD, &BackingKey::take(&mut [1; 32]));
+        let token = root.seal_material(AAD, &MaterialBytes::take(&mut [1; 32]));
         let again = Root::open(RootKey::of_bytes([4; 32]), &store).unwrap();
         let opened = again.open_material(AAD, &token).unwrap();
-        assert_eq!(opened.material_id(&[0; 16]), BackingKey::take(&mut [1; 32]).material_id(&[0; 16]));
+        assert_eq!(opened.expose(), [1; 32]);
         let other = MaterialAad { key_arn: "arn:aws:kms:local:000000000000:key/2", ..AAD };
         assert_eq!(again.open_material(other, &token).unwrap_err(), RootError::NotAuthentic);
         let other = MaterialAad { material_id: &[8; 32], ..AAD };
@@ -237,13 +233,13 @@ mod tests {
     #[test]
     fn every_changed_byte_of_a_token_is_refused() {
         let root = Root::open(RootKey::random(), &MemoryStore::new()).unwrap();
-        let token = root.seal_material(AAD, &BackingKey::random());
+        let token = root.seal_material(AAD, &MaterialBytes::take(&mut random_array()));
         for at in 0..token.len() {
             let mut bad = token.clone();
             bad[at] ^= 0x40;
             assert!(root.open_material(AAD, &bad).is_err(), "byte {at}");
         }
-        assert_eq!(root.open_material(AAD, &token[..40]).unwrap_err(), RootError::Malformed);
+        assert_eq!(root.open_material(AAD, &token[..19]).unwrap_err(), RootError::Malformed);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Called at start, before the daemon listens. What is there already is left as it is.
 
 use crate::api::{ErrorCode, KeyId, KeyManager, KmsError, Tag};
-use crate::crypto::{BackingKey, random_array};
+use crate::crypto::{MaterialBytes, random_array};
 
 use super::model::AliasRecord;
 use super::ops::{NewKey, check_tags, compile_key_policy, default_policy};
@@ -23,7 +23,7 @@ pub struct SeedKey {
     /// Its aliases, with their prefix.
     pub aliases: Vec<String>,
     /// Its material; random where absent.
-    pub material: Option<BackingKey>,
+    pub material: Option<MaterialBytes>,
 }
 
 /// What came of it.
@@ -64,7 +64,7 @@ impl Kms {
         let record = new.record(home, now);
         let alias = |name: String| AliasRecord::new(home, name, id, now);
         let aliases = seed.aliases.into_iter().map(alias).collect();
-        let material = seed.material.unwrap_or_else(BackingKey::random);
+        let material = seed.material.unwrap_or_else(|| MaterialBytes::take(&mut random_array()));
         self.insert_key(&turn, record, policy, &material, aliases)?;
         Ok(Seeded::Made(id))
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kmsfs::api::KeyId;
-use kmsfs::crypto::{BackingKey, RootKey};
+use kmsfs::crypto::{MaterialBytes, RootKey};
 use kmsfs::kms::audit::{Audit, AuditError, AuditRecord};
 use kmsfs::kms::root::Root;
 use kmsfs::kms::seeding::{SeedKey, Seeded};
@@ -145,7 +145,7 @@ fn a_seeded_key_has_the_id_and_the_material_that_were_chosen() {
     let seed = || SeedKey {
         id: Some(id),
         aliases: vec!["alias/seeded".into()],
-        material: Some(BackingKey::take(&mut [9; 32])),
+        material: Some(MaterialBytes::take(&mut [9; 32])),
         ..SeedKey::default()
     };
     let (one, other) = (service(), service());

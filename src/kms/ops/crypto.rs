@@ -274,9 +274,10 @@ pub(super) fn seal(
     plaintext: &[u8],
     notes: &mut Notes,
 ) -> Result<Sealed, KmsError> {
-    let version = key.current().ok_or_else(|| KmsError::new(ErrorCode::KMSInternalException, ""))?;
+    let version = key.current().ok_or_else(internal)?;
     let material = call.kms.unseal(allowed, key, version)?;
-    let blob = blob::seal(&material, &key.blob_header(version), context, plaintext);
+    let material = material.symmetric().ok_or_else(internal)?;
+    let blob = blob::seal(material, &key.blob_header(version), context, plaintext);
     notes.material_id = Some(version.id_hex.clone());
     Ok(Sealed { blob, material_id: version.id_hex.clone() })
 }
@@ -301,12 +302,17 @@ fn open(
         return Err(invalid_ciphertext());
     };
     let material = call.kms.unseal(allowed, key, version)?;
-    let Ok(plaintext) = blob::open(&material, ciphertext, context) else {
+    let material = material.symmetric().ok_or_else(internal)?;
+    let Ok(plaintext) = blob::open(material, ciphertext, context) else {
         notes.reason = Some("the ciphertext was changed, or the encryption context is another one");
         return Err(invalid_ciphertext());
     };
     notes.material_id = Some(version.id_hex.clone());
     Ok(Opened { plaintext, material_id: version.id_hex.clone() })
+}
+
+fn internal() -> KmsError {
+    KmsError::new(ErrorCode::KMSInternalException, "")
 }
 
 fn invalid_ciphertext() -> KmsError {

@@ -8,12 +8,13 @@ use crate::api::{
     KeyMetadataResponse, KeySpec, KeyState, KeyUsage, KmsError, ListKeysRequest, ListKeysResponse, Origin,
     Tag, Timestamp, UpdateKeyDescriptionRequest,
 };
-use crate::crypto::{BackingKey, random_array};
+use crate::crypto::{MaterialBytes, random_array};
 
 use super::super::authorise::{Allowed, Demand, Resource};
 use super::super::caller::root_arn;
 use super::super::find::Aliases;
 use super::super::home::Home;
+use super::super::kinds::usages;
 use super::super::lifecycle::{self, Need};
 use super::super::model::{Key, KeyRecord};
 use super::super::pipeline::{Answer, Call, Notes};
@@ -115,7 +116,13 @@ impl Perform for CreateKeyRequest {
         if is_provided && self.bypass_policy_lockout_safety_check != Some(true) {
             check_lockout(call, &draft, &policy)?;
         }
-        let key = kms.insert_key(turn(call)?, draft.record, policy, &BackingKey::random(), Vec::new())?;
+        let key = kms.insert_key(
+            turn(call)?,
+            draft.record,
+            policy,
+            &MaterialBytes::take(&mut random_array()),
+            Vec::new(),
+        )?;
         notes.touched(&key);
         Answer::of(&KeyMetadataResponse { key_metadata: key.metadata() }, 0)
     }
@@ -155,22 +162,6 @@ fn check_kind(request: &CreateKeyRequest) -> Result<(), KmsError> {
         return Err(unsupported("Multi-Region keys are not supported."));
     }
     Ok(())
-}
-
-/// What keys of a spec can be for.
-fn usages(spec: KeySpec) -> &'static [KeyUsage] {
-    use KeySpec as S;
-    match spec {
-        S::SymmetricDefault => &[KeyUsage::EncryptDecrypt],
-        S::Rsa2048 | S::Rsa3072 | S::Rsa4096 => &[KeyUsage::EncryptDecrypt, KeyUsage::SignVerify],
-        S::EccNistP256 | S::EccNistP384 | S::EccNistP521 => &[KeyUsage::SignVerify, KeyUsage::KeyAgreement],
-        S::Sm2 => &[KeyUsage::EncryptDecrypt, KeyUsage::SignVerify, KeyUsage::KeyAgreement],
-        S::EccSecgP256K1 | S::EccNistEdwards25519 | S::MlDsa44 | S::MlDsa65 | S::MlDsa87 => {
-            &[KeyUsage::SignVerify]
-        }
-        S::Hmac224 | S::Hmac256 | S::Hmac384 | S::Hmac512 => &[KeyUsage::GenerateVerifyMac],
-        S::MlKem512 | S::MlKem768 | S::MlKem1024 => &[KeyUsage::EncapsulateDecapsulate],
-    }
 }
 
 impl Perform for DescribeKeyRequest {
