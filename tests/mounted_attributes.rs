@@ -228,6 +228,31 @@ fn trusted_attributes_of_links_and_special_files_as_root() {
     mount.unmount();
 }
 
+/// `CAP_NET_RAW` permitted, as capabilities(7) keeps it (`vfs_cap_data`, revision 2).
+const NET_RAW: [u8; 20] = [0, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+#[test]
+fn a_new_file_gets_a_capability_and_loses_it_by_a_write() {
+    if !is_root() {
+        return eprintln!("skipped: capabilities need root");
+    }
+    let volume = Volume::new("capability");
+    let mount = volume.mount();
+    let path = mount.join("ping");
+    let (name, flags) = ("security.capability", XattrFlags::empty());
+    fs::write(&path, "program").unwrap();
+    assert_eq!(get(&path, name), Err(Errno::NODATA));
+    rustix::fs::setxattr(&path, name, &NET_RAW, flags).unwrap();
+    assert_eq!(get(&path, name).unwrap(), NET_RAW);
+    fs::write(&path, "another program").unwrap();
+    assert_eq!(get(&path, name), Err(Errno::NODATA));
+    rustix::fs::setxattr(&path, name, &NET_RAW, flags).unwrap();
+    mount.unmount();
+    let mount = volume.mount();
+    assert_eq!(get(&mount.join("ping"), name).unwrap(), NET_RAW);
+    mount.unmount();
+}
+
 /// An access or default ACL in the kernel's form: owner rwx, user `uid` rwx, group r-x, mask rwx, others none.
 fn acl(uid: u32) -> Vec<u8> {
     let mut bytes = 2u32.to_le_bytes().to_vec();

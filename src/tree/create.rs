@@ -66,6 +66,7 @@ impl Tree {
         self.give_to_caller(&dir, &fd, permissions, new.caller)?;
         let attr = self.attr_of(&fs::fstat(&fd)?)?;
         let node = self.nodes.look_up(attr.node_id, attr.kind, parent, &lower.entry);
+        node.note_new();
         let io = FileIo::new_empty(fd, self.files.clone(), reserved);
         let mut slot = node.file.write();
         slot.handles += 1;

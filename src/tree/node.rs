@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use rustix::io::Errno;
@@ -102,6 +103,8 @@ pub struct Node {
     pub kind: Kind,
     /// Distinguishes two lives of one inode number.
     pub generation: u32,
+    /// Made by this mount and never given a `security.capability`, which the kernel asks for before a first write.
+    plain: AtomicBool,
     links: Mutex<Links>,
     /// The open file.
     pub file: RwLock<FileSlot>,
@@ -112,7 +115,23 @@ const _: () = assert!(size_of::<Node>() + 2 * size_of::<usize>() + 32 + 2 * size
 
 impl Node {
     fn new(id: u64, kind: Kind, generation: u32) -> Self {
-        Self { id, kind, generation, links: Mutex::default(), file: RwLock::default() }
+        let plain = AtomicBool::new(false);
+        Self { id, kind, generation, plain, links: Mutex::default(), file: RwLock::default() }
+    }
+
+    /// The inode was just made, so it has no `security.capability`.
+    pub fn note_new(&self) {
+        self.plain.store(true, Ordering::Relaxed);
+    }
+
+    /// To be called before it gets one.
+    pub fn note_capability(&self) {
+        self.plain.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the inode is known to have no `security.capability`.
+    pub fn lacks_capability(&self) -> bool {
+        self.plain.load(Ordering::Relaxed)
     }
 
     /// A known name, the newest first.

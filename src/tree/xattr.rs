@@ -16,6 +16,7 @@ use crate::format::xattr as codec;
 use crate::sys::at;
 
 const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+const CAPABILITY: &[u8] = b"security.capability";
 const NAMESPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
 const TRUSTED: &[u8] = b"trusted.";
 const SET_GID: u32 = 0o2000;
@@ -92,6 +93,9 @@ impl Tree {
     /// The value of an attribute. One that is not there costs no key.
     pub fn xattr(&self, id: u64, name: &[u8]) -> Result<Vec<u8>, FsError> {
         let node = self.node(id)?;
+        if name == CAPABILITY && node.lacks_capability() {
+            return Err(FsError::Os(Errno::NODATA));
+        }
         let route = self.route(&node, name)?;
         let fd = self.inode(&node)?;
         let lower = match route {
@@ -121,6 +125,9 @@ impl Tree {
             XattrMode::Replace => XattrFlags::REPLACE,
         };
         let node = self.node(id)?;
+        if name == CAPABILITY {
+            node.note_capability();
+        }
         let route = self.route(&node, name)?;
         let fd = self.inode(&node)?;
         match route {
