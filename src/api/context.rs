@@ -1,12 +1,14 @@
 //! The encryption context: public pairs that a ciphertext is bound to.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map;
+use std::collections::btree_map::{self, Entry};
+use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Pairs of key and value, ordered by the bytes of the key. A missing context and an empty one are the same.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct EncryptionContext(BTreeMap<String, String>);
 
 impl EncryptionContext {
@@ -52,6 +54,34 @@ impl EncryptionContext {
     }
 }
 
+impl<'de> Deserialize<'de> for EncryptionContext {
+    /// Refuses a key that stands twice: the record and the policy must see the pairs that are bound, and no others.
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        input.deserialize_map(Pairs)
+    }
+}
+
+struct Pairs;
+
+impl<'de> Visitor<'de> for Pairs {
+    type Value = EncryptionContext;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of strings")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<EncryptionContext, A::Error> {
+        let mut pairs = BTreeMap::new();
+        while let Some((key, value)) = map.next_entry::<String, String>()? {
+            match pairs.entry(key) {
+                Entry::Vacant(place) => drop(place.insert(value)),
+                Entry::Occupied(_) => return Err(A::Error::custom("a key stands twice")),
+            }
+        }
+        Ok(EncryptionContext(pairs))
+    }
+}
+
 impl<'a> IntoIterator for &'a EncryptionContext {
     type Item = (&'a String, &'a String);
     type IntoIter = btree_map::Iter<'a, String, String>;
@@ -76,6 +106,14 @@ mod tests {
         let context: EncryptionContext = [("b", "2"), ("a", "")].into_iter().collect();
         assert_eq!(context.canonical(), b"\x01\0\0\0a\0\0\0\0\x01\0\0\0b\x01\0\0\x002");
         assert!(EncryptionContext::new().canonical().is_empty());
+    }
+
+    #[test]
+    fn a_key_that_stands_twice_is_refused() {
+        let parse = serde_json::from_str::<EncryptionContext>;
+        assert_eq!(parse(r#"{"a":"1","b":"2"}"#).unwrap().text_len(), 4);
+        assert!(parse(r#"{"a":"1","a":"2"}"#).is_err());
+        assert!(parse(r#"{"a":"1","\u0061":"1"}"#).is_err());
     }
 
     proptest! {
