@@ -91,5 +91,8 @@ fn a_key_has_50_aliases_at_most_and_they_are_listed_in_pages() {
         (second["Aliases"][0]["AliasName"].as_str(), &second["Truncated"]),
         (Some("alias/zz"), &json!(false))
     );
-    assert_eq!(s.ok("ListAliases", json!({"Limit": 1000}))["Aliases"].as_array().unwrap().len(), 51);
+    assert_eq!(s.ok("ListAliases", json!({"Limit": 100}))["Aliases"].as_array().unwrap().len(), 51);
+    let message = "1 validation error detected: Value '101' at 'limit' failed to satisfy constraint: Member must have \
+                   value less than or equal to 100";
+    assert_eq!(s.fails("ListAliases", json!({"Limit": 101})), failure("ValidationException", message));
 }

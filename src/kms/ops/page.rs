@@ -34,13 +34,27 @@ pub(super) fn page<T>(
     marker: Option<&str>,
 ) -> Result<Page<T>, KmsError> {
     let after = marker.map(decode).transpose()?;
-    let limit =
-        limit.and_then(|limit| usize::try_from(limit).ok()).map_or(size.default, |limit| limit.min(size.max));
+    let limit = match limit {
+        None => size.default,
+        Some(wanted) => {
+            usize::try_from(wanted).ok().filter(|n| *n <= size.max).ok_or_else(|| over(wanted, size))?
+        }
+    };
     let mut rest = items.filter(|item| after.as_ref().is_none_or(|after| name(item) > *after));
     let items: Vec<T> = rest.by_ref().take(limit).collect();
     let more = rest.next().is_some();
     let next_marker = items.last().filter(|_| more).map(|last| URL_SAFE_NO_PAD.encode(name(last)));
     Ok(Page { items, next_marker })
+}
+
+/// What a caller is told who wants more on a page than this list gives; the model's own bound is that of all lists.
+fn over(wanted: i64, size: Size) -> KmsError {
+    let message = format!(
+        "1 validation error detected: Value '{wanted}' at 'limit' failed to satisfy constraint: Member must have \
+         value less than or equal to {}",
+        size.max
+    );
+    KmsError::new(ErrorCode::ValidationException, message)
 }
 
 fn decode(marker: &str) -> Result<String, KmsError> {
@@ -82,7 +96,9 @@ mod tests {
     fn the_last_page_has_no_marker_even_when_it_is_full() {
         assert_eq!(read(Some(3), Some("Yg")).items, b"cde");
         assert_eq!(read(Some(3), Some("Yg")).next_marker, None);
-        assert_eq!(read(Some(1000), None).items.len(), 3, "no page is longer than the list allows");
+        let error = page(b'a'..=b'e', ToString::to_string, SIZE, Some(4), None).unwrap_err();
+        assert_eq!(error.code, ErrorCode::ValidationException);
+        assert!(error.message.contains("'4' at 'limit'") && error.message.ends_with("equal to 3"));
     }
 
     #[test]
