@@ -3,7 +3,9 @@
 //! Called for the seed file and the map of Unix users.
 
 use std::fmt;
+use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
@@ -25,6 +27,10 @@ pub enum TomlError {
         /// What.
         message: String,
     },
+    /// Others may write it, and so decide who is who.
+    Writable(u32),
+    /// It belongs to a user that is neither root nor the daemon's.
+    Foreign(u32),
     /// Its parts do not fit together.
     Contradiction(String),
 }
@@ -35,6 +41,12 @@ impl fmt::Display for TomlError {
             Self::Io(error) => error.fmt(f),
             Self::TooLong => write!(f, "longer than {MAX_BYTES} bytes"),
             Self::Invalid { line, message } => write!(f, "line {line}: {message}"),
+            Self::Writable(mode) => {
+                write!(f, "mode {mode:04o} lets others write it; run `chmod go-w` on it")
+            }
+            Self::Foreign(uid) => {
+                write!(f, "it belongs to user {uid}; give it to root or to the user that kmsd runs as")
+            }
             Self::Contradiction(what) => f.write_str(what),
         }
     }
@@ -42,15 +54,27 @@ impl fmt::Display for TomlError {
 
 impl std::error::Error for TomlError {}
 
-/// Reads `path` as a `T`.
+/// Reads `path` as a `T`. Both kinds of file say who may do what, so nobody else may be able to write them.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, TomlError> {
     let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(TomlError::Io)?;
+    let file = File::open(path).map_err(TomlError::Io)?;
+    check_owner(&file)?;
     let length = file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(TomlError::Io)?;
     if length as u64 > MAX_BYTES {
         return Err(TomlError::TooLong);
     }
     parse(&text)
+}
+
+fn check_owner(file: &File) -> Result<(), TomlError> {
+    let facts = file.metadata().map_err(TomlError::Io)?;
+    if facts.mode() & 0o022 != 0 && facts.is_file() {
+        return Err(TomlError::Writable(facts.mode() & 0o777));
+    }
+    if facts.uid() != 0 && facts.uid() != rustix::process::geteuid().as_raw() {
+        return Err(TomlError::Foreign(facts.uid()));
+    }
+    Ok(())
 }
 
 /// Reads `text` as a `T`.
