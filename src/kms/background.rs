@@ -92,7 +92,15 @@ fn arguments(plan: &ServePlan) -> Vec<OsString> {
     for region in &plan.regions {
         option("--region", region.into());
     }
-    for (name, path) in [("--seed", &plan.seed), ("--map", &plan.map)] {
+    let tls = plan.tls.as_ref();
+    let (certificate, key) = (tls.map(|tls| &tls.certificate), tls.map(|tls| &tls.key));
+    let files = [
+        ("--seed", plan.seed.as_ref()),
+        ("--map", plan.map.as_ref()),
+        ("--tls-cert", certificate),
+        ("--tls-key", key),
+    ];
+    for (name, path) in files {
         if let Some(path) = path {
             option(name, path.clone().into());
         }

@@ -18,6 +18,7 @@ use super::failure::{EXIT_CODES, Failure};
 use super::home::{ANY_REGION, is_region};
 use super::seal_source::SealSource;
 use super::state_dir::StateDir;
+use super::tls::TlsFiles;
 
 /// Where a daemon answers when nobody says else.
 const DEFAULT_SOCKET: &str = "/run/kmsfs/kmsd.sock";
@@ -90,6 +91,12 @@ struct ServeArguments {
     /// Listen on TCP as well, e.g. 127.0.0.1:4599; calls there must be signed (Signature Version 4)
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<SocketAddr>,
+    /// Certificate chain (PEM) for TLS on TCP; read again on SIGHUP
+    #[arg(long, value_name = "FILE", requires_all = ["tls_key", "listen"])]
+    tls_cert: Option<PathBuf>,
+    /// Private key (PEM) of the certificate
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
     /// Users, access keys and keys to make where they are missing (TOML)
     #[arg(long, value_name = "FILE")]
     seed: Option<PathBuf>,
@@ -220,6 +227,7 @@ fn serve(arguments: ServeArguments) -> Result<(), Failure> {
         socket_mode: arguments.socket_mode,
         regions: arguments.regions,
         listen: arguments.listen,
+        tls: tls_files(arguments.tls_cert.as_deref(), arguments.tls_key.as_deref())?,
         seed: arguments.seed.as_deref().map(absolute).transpose()?,
         map: arguments.map.as_deref().map(absolute).transpose()?,
         audit_sync: match arguments.audit_sync {
@@ -243,6 +251,11 @@ fn bench(arguments: BenchArguments) -> Result<(), Failure> {
         key: arguments.key,
         json: arguments.json,
     })
+}
+
+fn tls_files(certificate: Option<&Path>, key: Option<&Path>) -> Result<Option<TlsFiles>, Failure> {
+    let (Some(certificate), Some(key)) = (certificate, key) else { return Ok(None) };
+    Ok(Some(TlsFiles { certificate: absolute(certificate)?, key: absolute(key)? }))
 }
 
 fn state_dir(path: &Path) -> Result<StateDir, Failure> {

@@ -34,6 +34,7 @@ use super::server::{Limits, Listeners};
 use super::sqlite::SqliteStore;
 use super::state_dir::{Running, StateDir, StateError, StateLock};
 use super::store::Store;
+use super::tls::{Tls, TlsFiles};
 use super::worker::Worker;
 
 /// The region of a store that is made without one.
@@ -71,6 +72,8 @@ pub struct ServePlan {
     pub regions: Vec<String>,
     /// TCP address.
     pub listen: Option<SocketAddr>,
+    /// Certificate and key, for TLS on TCP.
+    pub tls: Option<TlsFiles>,
     /// Seed file.
     pub seed: Option<PathBuf>,
     /// Map file.
@@ -137,16 +140,14 @@ pub fn serve(plan: &ServePlan) -> Result<(), Failure> {
     let limits = Limits::default();
     let files = harden::raise_open_files(limits.connections as u64 + OTHER_DESCRIPTORS);
     let connections = limits.connections.min(files.saturating_sub(OTHER_DESCRIPTORS) as usize);
-    let limits = Limits { connections, ..limits };
+    let loops = plan.workers.unwrap_or(limits.loops);
+    let limits = Limits { connections, loops, ..limits };
     let mut lock = lock(&plan.state)?;
     let root = unseal(&plan.state, plan.seal.as_ref())?;
     let keeper = open(plan, root)?;
     leave_terminal(plan);
-    let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    if let Some(workers) = plan.workers {
-        runtime.worker_threads(workers);
-    }
-    let runtime = runtime.enable_all().build().map_err(|e| Failure::System("threads".into(), e))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| Failure::System("threads".into(), e))?;
     runtime.block_on(answer(plan, keeper, limits, &mut lock))
 }
 
@@ -184,8 +185,11 @@ async fn answer(
     };
     let mut terminate = signal(SignalKind::terminate()).map_err(system("signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("signals"))?;
-    let listeners =
-        Listeners::bind(&plan.socket, plan.socket_mode, plan.listen).await.map_err(Failure::Listen)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(system("signals"))?;
+    let tls = plan.tls.clone().map(Tls::load).transpose().map_err(Failure::Tls)?.map(Arc::new);
+    warn_of_clear_text(plan);
+    let listeners = Listeners::bind(&plan.socket, plan.socket_mode, plan.listen, tls.clone());
+    let listeners = listeners.await.map_err(Failure::Listen)?;
     lock.announce(&plan.socket).map_err(system("the lock file"))?;
     let worker = Worker::start(Arc::clone(&keeper)).map_err(system("the background worker"))?;
     let front = Front::new(Arc::clone(&keeper) as _, limits.body_timeout);
@@ -193,17 +197,40 @@ async fn answer(
     let address = listeners.tcp_address();
     let serving = tokio::spawn(listeners.serve(Arc::new(front), limits, stopped));
     say_ready(plan, address);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => reload(tls.as_deref()),
+        }
     }
     log::info!("stopping");
     tell_manager(plan, "STOPPING=1");
     let _ = stop.send(true);
-    let _ = serving.await;
+    if let Ok(Err(error)) = serving.await {
+        log::error!("the server did not end in order: {error}");
+    }
     worker.stop();
     keeper.sync_audit();
     Ok(())
+}
+
+/// On SIGHUP: a renewed certificate takes over for new connections.
+fn reload(tls: Option<&Tls>) {
+    match tls.map(Tls::reload) {
+        Some(Ok(())) => log::info!("the certificate was read again"),
+        Some(Err(error)) => log::error!("the old certificate stays: {}", Failure::Tls(error)),
+        None => {}
+    }
+}
+
+fn warn_of_clear_text(plan: &ServePlan) {
+    if let Some(address) = plan.listen.filter(|address| plan.tls.is_none() && !address.ip().is_loopback()) {
+        log::warn!(
+            "listening on {address}, which is not a loopback address, without TLS: calls are signed, but plaintexts \
+             cross the network in clear; give --tls-cert and --tls-key"
+        );
+    }
 }
 
 fn say_ready(plan: &ServePlan, address: Option<SocketAddr>) {

@@ -6,10 +6,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::audit::AuditError;
+use super::listen::ListenError;
 use super::sealed::{SealKind, SealedError};
-use super::server::ListenError;
 use super::state_dir::{Running, StateError};
 use super::store::StoreError;
+use super::tls::TlsError;
 
 /// The exit codes, for `--help`.
 pub const EXIT_CODES: &str = "\
@@ -20,7 +21,7 @@ Exit codes:
   3  the state directory is missing, not initialised, or initialised already
   4  the root key does not unseal: wrong passphrase or key file
   5  a daemon is running already, or none is
-  6  cannot listen: socket directory, permission, address in use
+  6  cannot listen: socket directory, permission, address in use, certificate
   7  the key store or the audit log is damaged, was changed, or is of a newer version
   8  the seed file or the map file is wrong
   9  the system refused: disk, permission, memory";
@@ -46,6 +47,8 @@ pub enum Failure {
     NotStopped(i32),
     /// No socket or port.
     Listen(ListenError),
+    /// The certificate or its key.
+    Tls(TlsError),
     /// The store.
     Store(StoreError),
     /// The audit log.
@@ -73,7 +76,7 @@ impl Failure {
                 7
             }
             Self::Seal(..) | Self::Secret(_) => 4,
-            Self::Listen(_) => 6,
+            Self::Listen(_) | Self::Tls(_) => 6,
             Self::File(..) => 8,
             Self::Child(_, code) => *code,
         }
@@ -104,6 +107,7 @@ impl fmt::Display for Failure {
                 )
             }
             Self::Listen(error) => write_listen(f, error),
+            Self::Tls(TlsError { path, what }) => write!(f, "{}: {what}", path.display()),
             Self::Store(error) => error.fmt(f),
             Self::Audit(error @ AuditError::Broken(_)) => {
                 write!(

@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes, Incoming};
-use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use zeroize::Zeroizing;
@@ -22,8 +23,12 @@ use super::sigv4::{AccessKeySecret, SignatureError, SignedRequest, Verifier};
 pub const MAX_BODY: usize = 64 * 1024;
 /// Longest body of a call that carries a policy: 131,072 characters, each escaped.
 pub const MAX_POLICY_BODY: usize = 1024 * 1024;
-/// Bodies beyond [`MAX_BODY`] that are read at the same time.
-const MAX_LARGE_BODIES: usize = 32;
+/// Bodies up to this length are read without asking; a connection can hold one of them.
+const SMALL_BODY: usize = 4 * 1024;
+/// Memory for longer bodies of callers on TCP, and of those on the Unix socket, so that neither starves the other.
+const BODY_MEMORY: usize = 64 * 1024 * 1024;
+/// Unit in which that memory is given out.
+const BODY_UNIT: usize = 1024;
 /// Longest text of a header that is looked at.
 const MAX_HEADER_TEXT: usize = 8 * 1024;
 
@@ -46,7 +51,12 @@ pub enum Origin {
         pid: i32,
     },
     /// A TCP peer.
-    Tcp(std::net::IpAddr),
+    Tcp {
+        /// Its address.
+        address: std::net::IpAddr,
+        /// Whether nobody on the way can read along.
+        is_tls: bool,
+    },
 }
 
 /// A call whose sender is known.
@@ -105,7 +115,8 @@ pub struct Front {
     service: Arc<dyn Service>,
     verifier: Verifier,
     body_timeout: Duration,
-    large_bodies: Semaphore,
+    unix_bodies: Semaphore,
+    tcp_bodies: Semaphore,
 }
 
 impl std::fmt::Debug for Front {
@@ -120,8 +131,9 @@ pub type HttpResponse = Response<Full<Bytes>>;
 impl Front {
     /// A front of `service`.
     pub fn new(service: Arc<dyn Service>, body_timeout: Duration) -> Self {
-        let large_bodies = Semaphore::new(MAX_LARGE_BODIES);
-        Self { service, verifier: Verifier::default(), body_timeout, large_bodies }
+        let memory = || Semaphore::new(BODY_MEMORY / BODY_UNIT);
+        let verifier = Verifier::default();
+        Self { service, verifier, body_timeout, unix_bodies: memory(), tcp_bodies: memory() }
     }
 
     /// Answers one request.
@@ -132,8 +144,17 @@ impl Front {
             return refusal(&error, StatusCode::NOT_FOUND, false);
         }
         let target = text(&head.headers, "x-amz-target").unwrap_or_default();
-        let body = match self.read_body(target, &head.headers, body).await {
-            Ok(body) => body,
+        let (length, limit) = (announced(&head.headers, &body), body_limit(target));
+        if length.is_some_and(|length| length > limit as u64) {
+            return refusal_of(&too_large(limit), true);
+        }
+        // Nobody's bytes are taken in before it is clear that somebody may be behind them.
+        if let Err(error) = self.precheck(origin, &head, length) {
+            log_refusal(origin, &error);
+            return refusal_of(&signature_error(&error), true);
+        }
+        let (body, _memory) = match self.read_body(origin, length, limit, body).await {
+            Ok(read) => read,
             Err(error) => return refusal_of(&error, true),
         };
         let signer = match self.identify(origin, &head, &body) {
@@ -143,93 +164,172 @@ impl Front {
                 return refusal_of(&signature_error(&error), false);
             }
         };
+        self.call(origin, signer, target, &head.headers, body).await
+    }
+
+    /// Makes the call: here where it only calculates, in the pool where it waits.
+    async fn call(
+        &self,
+        origin: &Origin,
+        signer: Option<Signer>,
+        target: &str,
+        headers: &HeaderMap,
+        body: Bytes,
+    ) -> HttpResponse {
         let via_service = match origin {
-            Origin::Unix { .. } => text(&head.headers, VIA_SERVICE),
-            Origin::Tcp(_) => None,
+            Origin::Unix { .. } => text(headers, VIA_SERVICE),
+            Origin::Tcp { .. } => None,
         };
         let region = match &signer {
             Some(signer) => Some(signer.region.as_str()),
-            None => text(&head.headers, ASKED_REGION),
+            None => text(headers, ASKED_REGION),
         };
         if let Some(region) = region.filter(|region| !self.service.serves(region)) {
             let message = format!("Region '{region}' is not served here.");
             return refusal_of(&KmsError::new(ErrorCode::ValidationException, message), false);
         }
-        let user_agent = text(&head.headers, "user-agent").unwrap_or_default();
-        let call = Call {
-            origin,
-            access_key_id: signer.as_ref().map(|signer| signer.access_key_id.as_str()),
-            region,
-            target,
-            user_agent,
-            via_service,
-            body: &body,
-        };
-        let answer = if self.service.blocks(target) {
-            tokio::task::block_in_place(|| self.service.call(&call))
-        } else {
-            self.service.call(&call)
-        };
-        respond(answer)
+        let user_agent = text(headers, "user-agent").unwrap_or_default();
+        let access_key_id = signer.as_ref().map(|signer| signer.access_key_id.as_str());
+        let call = Call { origin, access_key_id, region, target, user_agent, via_service, body: &body };
+        if !self.service.blocks(target) {
+            return respond(self.service.call(&call));
+        }
+        let (service, owned) = (Arc::clone(&self.service), OwnedCall::of(&call, body.clone()));
+        match tokio::task::spawn_blocking(move || service.call(&owned.as_call())).await {
+            Ok(answer) => respond(answer),
+            Err(_) => refusal_of(&KmsError::new(ErrorCode::KMSInternalException, ""), false),
+        }
     }
 
-    async fn read_body(&self, target: &str, headers: &HeaderMap, body: Incoming) -> Result<Bytes, KmsError> {
-        let limit = body_limit(target);
-        let announced = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-        let expected = announced.or(body.size_hint().upper()).unwrap_or(u64::MAX);
-        if announced.is_some_and(|len| len > limit as u64) {
-            return Err(too_large(limit));
+    /// What can be told of a TCP caller from the head alone. A short body is cheaper read than doubted.
+    fn precheck(&self, origin: &Origin, head: &Parts, length: Option<u64>) -> Result<(), SignatureError> {
+        if matches!(origin, Origin::Unix { .. }) {
+            return Ok(());
         }
-        let _permit = self.large_permit(expected, limit)?;
-        let collected = tokio::time::timeout(self.body_timeout, Limited::new(body, limit).collect()).await;
+        if !head.headers.contains_key(AUTHORIZATION) {
+            return Err(SignatureError::Missing);
+        }
+        if length.is_some_and(|length| length <= SMALL_BODY as u64) {
+            return Ok(());
+        }
+        let headers = header_texts(&head.headers);
+        let request = signed_request(head, &headers, &[]);
+        let serves = |region: &str| self.service.serves(region);
+        self.verifier.precheck(&request, now_seconds(), serves, |id| self.service.secret_of(id))
+    }
+
+    /// The body, and the memory that it is counted against.
+    async fn read_body(
+        &self,
+        origin: &Origin,
+        length: Option<u64>,
+        limit: usize,
+        body: Incoming,
+    ) -> Result<(Bytes, Option<SemaphorePermit<'_>>), KmsError> {
+        let cut = |what: &str| KmsError::new(ErrorCode::SerializationException, what);
+        let expected = length.map_or(limit, |length| usize::try_from(length).unwrap_or(limit));
+        let reading = async {
+            let memory = if expected <= SMALL_BODY { None } else { self.body_memory(origin, expected).await };
+            (Limited::new(body, limit).collect().await, memory)
+        };
+        let Ok((collected, memory)) = tokio::time::timeout(self.body_timeout, reading).await else {
+            return Err(cut("The request's body took too long."));
+        };
         match collected {
-            Ok(Ok(body)) => Ok(body.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large(limit)),
-            Ok(Err(_)) => {
-                Err(KmsError::new(ErrorCode::SerializationException, "The request's body is cut short."))
-            }
-            Err(_) => {
-                Err(KmsError::new(ErrorCode::SerializationException, "The request's body took too long."))
-            }
+            Ok(body) => Ok((body.to_bytes(), memory)),
+            Err(error) if error.is::<LengthLimitError>() => Err(too_large(limit)),
+            Err(_) => Err(cut("The request's body is cut short.")),
         }
     }
 
-    fn large_permit(&self, expected: u64, limit: usize) -> Result<Option<SemaphorePermit<'_>>, KmsError> {
-        if limit <= MAX_BODY || expected <= MAX_BODY as u64 {
-            return Ok(None);
-        }
-        let busy = |_| KmsError::new(ErrorCode::ThrottlingException, "Too many large requests at once.");
-        self.large_bodies.try_acquire().map(Some).map_err(busy)
+    /// Waits until there is memory for `expected` bytes.
+    async fn body_memory(&self, origin: &Origin, expected: usize) -> Option<SemaphorePermit<'_>> {
+        let memory = match origin {
+            Origin::Unix { .. } => &self.unix_bodies,
+            Origin::Tcp { .. } => &self.tcp_bodies,
+        };
+        let units = u32::try_from(expected.div_ceil(BODY_UNIT)).unwrap_or(u32::MAX);
+        // The semaphore is never closed.
+        memory.acquire_many(units).await.ok()
     }
 
     /// Who signed; `None` for an unsigned request where the kernel vouches for the peer.
-    fn identify(
-        &self,
-        origin: &Origin,
-        head: &hyper::http::request::Parts,
-        body: &[u8],
-    ) -> Result<Option<Signer>, SignatureError> {
-        let signed = head.headers.contains_key("authorization");
+    fn identify(&self, origin: &Origin, head: &Parts, body: &[u8]) -> Result<Option<Signer>, SignatureError> {
+        let signed = head.headers.contains_key(AUTHORIZATION);
         if !signed && matches!(origin, Origin::Unix { .. }) {
             return Ok(None);
         }
-        let headers: Vec<(&str, &str)> = head
-            .headers
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.to_str().unwrap_or_default()))
-            .collect();
-        let request = SignedRequest {
-            method: head.method.as_str(),
-            path: head.uri.path(),
-            query: head.uri.query().unwrap_or_default(),
-            headers: &headers,
-            body,
-        };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let headers = header_texts(&head.headers);
+        let request = signed_request(head, &headers, body);
         let serves = |region: &str| self.service.serves(region);
-        let signed = self.verifier.verify(&request, now, serves, |id| self.service.secret_of(id))?;
+        let signed =
+            self.verifier.verify(&request, now_seconds(), serves, |id| self.service.secret_of(id))?;
         Ok(Some(Signer { access_key_id: signed.access_key_id.to_owned(), region: signed.region.to_owned() }))
     }
+}
+
+/// A call that may outlive its request.
+struct OwnedCall {
+    origin: Origin,
+    access_key_id: Option<String>,
+    region: Option<String>,
+    target: String,
+    user_agent: String,
+    via_service: Option<String>,
+    body: Bytes,
+}
+
+impl OwnedCall {
+    fn of(call: &Call<'_>, body: Bytes) -> Self {
+        Self {
+            origin: call.origin.clone(),
+            access_key_id: call.access_key_id.map(str::to_owned),
+            region: call.region.map(str::to_owned),
+            target: call.target.to_owned(),
+            user_agent: call.user_agent.to_owned(),
+            via_service: call.via_service.map(str::to_owned),
+            body,
+        }
+    }
+
+    fn as_call(&self) -> Call<'_> {
+        Call {
+            origin: &self.origin,
+            access_key_id: self.access_key_id.as_deref(),
+            region: self.region.as_deref(),
+            target: &self.target,
+            user_agent: &self.user_agent,
+            via_service: self.via_service.as_deref(),
+            body: &self.body,
+        }
+    }
+}
+
+fn header_texts(headers: &HeaderMap) -> Vec<(&str, &str)> {
+    headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap_or_default())).collect()
+}
+
+fn signed_request<'a>(
+    head: &'a Parts,
+    headers: &'a [(&'a str, &'a str)],
+    body: &'a [u8],
+) -> SignedRequest<'a> {
+    SignedRequest {
+        method: head.method.as_str(),
+        path: head.uri.path(),
+        query: head.uri.query().unwrap_or_default(),
+        headers,
+        body,
+    }
+}
+
+fn now_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+/// How long the body says it is; `None` when it comes in pieces.
+fn announced(headers: &HeaderMap, body: &Incoming) -> Option<u64> {
+    headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok()).or(body.size_hint().exact())
 }
 
 /// The response to a connection beyond the limit, written without reading a request.

@@ -157,12 +157,12 @@ impl Keeper {
                 let principal = self.peers.principal_of(*uid)?;
                 (principal.arn.clone(), principal.account.clone(), principal.is_root)
             }
-            (None, Origin::Tcp(_)) => return None,
+            (None, Origin::Tcp { .. }) => return None,
         };
         let region = call.region.unwrap_or(&self.settings.region);
         let source = match *call.origin {
             Origin::Unix { uid, gid, pid } => Source::Unix { uid, gid, pid },
-            Origin::Tcp(address) => Source::Tcp(address),
+            Origin::Tcp { address, .. } => Source::Tcp(address),
         };
         Some(Caller {
             principal_arn,
@@ -170,7 +170,7 @@ impl Keeper {
             region: region.to_owned(),
             is_root,
             access_key_id: call.access_key_id.map(str::to_owned),
-            secure_transport: matches!(source, Source::Unix { .. }),
+            secure_transport: !matches!(call.origin, Origin::Tcp { is_tls: false, .. }),
             source,
             user_agent: call.user_agent.to_owned(),
             via_service: call.via_service.map(|name| format!("{name}.{region}.amazonaws.com")),

@@ -4,12 +4,11 @@
 
 use std::sync::Arc;
 
-use crate::api::{ErrorCode, KeyState, KmsError, RotationType, Timestamp, uuid_text};
-use crate::crypto::random_array;
+use crate::api::{KeyState, KmsError, RotationType, Timestamp};
 
-use super::audit::{AuditRecord, Identity, JsonText, Resource};
 use super::change::MaterialRotation;
 use super::model::Key;
+use super::own_acts::OwnAct;
 use super::pipeline::{Kms, Turn};
 
 /// What was done, and when there is more to do.
@@ -70,14 +69,11 @@ impl Kms {
         // It may have been changed since it was listed.
         let Some(key) = self.key(known.record.home(), known.record.id) else { return Ok(None) };
         let Some((deed, _)) = due(&key).filter(|(_, at)| *at <= now) else { return Ok(None) };
-        // Nothing is destroyed that could not be recorded.
-        self.audit
-            .reserve()
-            .map_err(|error| KmsError::new(ErrorCode::KMSInternalException, error.to_string()))?;
-        let outcome = self.perform(&turn, &key, deed, now);
-        drop(turn);
-        self.record_deed(&key, deed, now, outcome.as_ref().err());
-        outcome.map(|()| Some(deed))
+        let act = match deed {
+            Deed::Delete => OwnAct::DeleteKey,
+            Deed::Rotate => OwnAct::RotateKey,
+        };
+        self.act_on(act, &key, now, || self.perform(&turn, &key, deed, now)).map(|()| Some(deed))
     }
 
     fn perform(&self, turn: &Turn<'_>, key: &Key, deed: Deed, now: Timestamp) -> Result<(), KmsError> {
@@ -91,39 +87,6 @@ impl Kms {
                 let rotation = MaterialRotation { since: now, rotation_type: RotationType::Automatic };
                 self.add_material(turn, key, record, rotation)
             }
-        }
-    }
-
-    /// A log that cannot take the record owes it, and refuses every call until it is written.
-    fn record_deed(&self, key: &Key, deed: Deed, now: Timestamp, error: Option<&KmsError>) {
-        let null = JsonText::null();
-        let record = AuditRecord {
-            time_ms: u64::try_from(now.millis()).unwrap_or(0),
-            event_name: match deed {
-                Deed::Delete => "DeleteKey",
-                Deed::Rotate => "RotateKey",
-            },
-            region: &key.record.region,
-            identity: Identity {
-                kind: "AWSService",
-                arn: "kmsd",
-                account: &key.record.account,
-                access_key_id: None,
-                invoked_by: Some("kmsd"),
-            },
-            source: "kmsd",
-            peer: None,
-            user_agent: "kmsd",
-            request: &null,
-            response: &null,
-            additional: &null,
-            error: error.map(|error| (error.code.name(), error.message.as_str())),
-            read_only: false,
-            resources: &[Resource { arn: &key.record.arn, account: &key.record.account }],
-            request_id: &uuid_text(random_array()),
-        };
-        if let Err(error) = self.audit.record(&record) {
-            log::error!("background work on {} could not be recorded: {error}", key.record.arn);
         }
     }
 }

@@ -90,6 +90,8 @@ impl Call<'_> {
         let next = self.now.plus_days(DEFAULT_PERIOD_DAYS);
         record.rotation = Some(Rotation { period_days: DEFAULT_PERIOD_DAYS, next });
         let alias = AliasRecord::new(self.home(), name.to_owned(), record.id, self.now);
-        kms.insert_key(turn, record, policy, &MaterialBytes::take(&mut random_array()), vec![alias]).map(Some)
+        let make =
+            || kms.insert_key(turn, record, policy, &MaterialBytes::take(&mut random_array()), vec![alias]);
+        kms.act_making(self.home(), self.now, make).map(Some)
     }
 }

@@ -185,12 +185,21 @@ impl Kms {
         let outcome = match Operation::from_target(target) {
             Some(operation) => {
                 notes.operation = Some(operation);
-                dispatch(self, caller, operation, body, now, &mut notes)
+                self.contain(|| dispatch(self, caller, operation, body, now, &mut notes))
             }
             None => Err(KmsError::new(ErrorCode::UnknownOperationException, "")),
         };
         let outcome = self.record(caller, target, now, &request_id, &notes, outcome);
         reply(request_id, outcome)
+    }
+
+    /// A fault in one call is that call's error: it is recorded, and the others go on.
+    fn contain(&self, call: impl FnOnce() -> Result<Answer, KmsError>) -> Result<Answer, KmsError> {
+        // Records are replaced whole and locks do not poison, so nothing half done is seen after a panic.
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).unwrap_or_else(|_| {
+            log::error!("a call ended in a fault of kmsd; {self:?} goes on");
+            Err(KmsError::new(ErrorCode::KMSInternalException, ""))
+        })
     }
 
     /// The steps of a call whose operation is known.
@@ -266,7 +275,7 @@ impl Kms {
 }
 
 /// What a caller is told whose call has no place in the log, or no record.
-fn unrecorded(error: &AuditError) -> KmsError {
+pub(super) fn unrecorded(error: &AuditError) -> KmsError {
     static LIMIT: RateLimit = RateLimit::new();
     if let Some(held_back) = LIMIT.admit() {
         log::error!(

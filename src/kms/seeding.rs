@@ -65,7 +65,7 @@ impl Kms {
         let alias = |name: String| AliasRecord::new(home, name, id, now);
         let aliases = seed.aliases.into_iter().map(alias).collect();
         let material = seed.material.unwrap_or_else(|| MaterialBytes::take(&mut random_array()));
-        self.insert_key(&turn, record, policy, &material, aliases)?;
+        self.act_making(home, now, || self.insert_key(&turn, record, policy, &material, aliases))?;
         Ok(Seeded::Made(id))
     }
 }

@@ -1,27 +1,32 @@
-//! The listeners: a Unix socket always, TCP where asked; connections, their limits and time-outs, and the way out.
+//! The connections: accepted in one place, served by one event loop per processor, bounded in number and in time.
 //!
-//! Made by the daemon. Knows HTTP and sockets, nothing of keys.
+//! Made by the daemon. Knows HTTP and sockets, nothing of keys. A connection stays with its loop, so that a call is
+//! read, answered and written by one thread; calls that wait for a disk go to a pool beside it.
 
 use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::watch;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{mpsc, watch};
 
 use crate::logging::RateLimit;
 
+use super::guarded::Guarded;
 use super::http::{BUSY, Front, Origin};
+use super::listen::{ListenError, bind_tcp, bind_unix};
+use super::places::{Place, Places};
+use super::tls::Tls;
 
 /// Bounds of the server; the defaults are what `kmsd` runs with.
 #[derive(Debug, Clone, Copy)]
@@ -32,10 +37,16 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// Time to the end of a body.
     pub body_timeout: Duration,
+    /// Time in which a peer has to take a part of its answer.
+    pub write_timeout: Duration,
+    /// Time to the end of a TLS handshake.
+    pub handshake_timeout: Duration,
     /// Longest head of a request.
     pub head_bytes: usize,
     /// Time that calls in flight get at the end.
     pub drain_timeout: Duration,
+    /// Event loops.
+    pub loops: usize,
 }
 
 impl Default for Limits {
@@ -44,33 +55,19 @@ impl Default for Limits {
             connections: 4096,
             head_timeout: Duration::from_mins(2),
             body_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(30),
+            handshake_timeout: Duration::from_secs(10),
             head_bytes: 32 * 1024,
             drain_timeout: Duration::from_secs(10),
+            loops: std::thread::available_parallelism().map_or(1, usize::from),
         }
     }
 }
 
-/// Of the connections, those that only user 0 gets: an administrator comes in when others have used theirs up.
-const RESERVED_FOR_ROOT: usize = 32;
-/// Of the connections, the quarter that TCP never gets.
-const UNIX_SHARE: usize = 4;
 /// Pause after a failed accept, so that a lack of descriptors does not make a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Queue of connections not yet accepted.
-const BACKLOG: u32 = 1024;
-
-/// Why a listener could not be made.
-#[derive(Debug)]
-pub enum ListenError {
-    /// The socket's directory is missing.
-    NoDirectory(PathBuf),
-    /// There is something at the path that is not a socket.
-    NotASocket(PathBuf),
-    /// A live daemon answers at the path.
-    InUse(PathBuf),
-    /// The system refused, for a path or an address.
-    Io(String, io::Error),
-}
+/// Threads beside each loop for calls that wait for a disk or calculate for long.
+const BLOCKING_THREADS: usize = 16;
 
 /// Listening sockets, ready to serve.
 #[derive(Debug)]
@@ -78,17 +75,24 @@ pub struct Listeners {
     unix: UnixListener,
     path: PathBuf,
     tcp: Option<TcpListener>,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Listeners {
-    /// Binds the Unix socket at `path` with `mode`, and TCP where given. A dead daemon's socket is replaced.
-    pub async fn bind(path: &Path, mode: u32, tcp: Option<SocketAddr>) -> Result<Self, ListenError> {
+    /// Binds the Unix socket at `path` with `mode`, and TCP where given, with TLS where given. A dead daemon's socket
+    /// is replaced.
+    pub async fn bind(
+        path: &Path,
+        mode: u32,
+        tcp: Option<SocketAddr>,
+        tls: Option<Arc<Tls>>,
+    ) -> Result<Self, ListenError> {
         let tcp = match tcp {
             Some(address) => Some(bind_tcp(address).await?),
             None => None,
         };
         let unix = bind_unix(path, mode)?;
-        Ok(Self { unix, path: path.to_owned(), tcp })
+        Ok(Self { unix, path: path.to_owned(), tcp, tls })
     }
 
     /// The TCP address in use.
@@ -97,102 +101,185 @@ impl Listeners {
     }
 
     /// Serves until `stop` turns true, then lets what is in flight finish.
-    pub async fn serve(self, front: Arc<Front>, limits: Limits, stop: watch::Receiver<bool>) {
-        let hub = Arc::new(Hub { front, limits, open: AtomicUsize::new(0), stop: stop.clone() });
-        let unix = accept_unix(Arc::clone(&hub), self.unix);
+    pub async fn serve(
+        self,
+        front: Arc<Front>,
+        limits: Limits,
+        stop: watch::Receiver<bool>,
+    ) -> io::Result<()> {
+        let places = Places::new(limits.connections);
+        let (end, ended) = watch::channel(false);
+        let hub = Arc::new(Hub { front, limits, stop: stop.clone(), ended, tls: self.tls });
+        let loops = Loops::start(&hub)?;
+        let gate = Gate { places: Arc::clone(&places), loops: &loops, limits, is_tls: hub.tls.is_some() };
         let tcp = async {
-            match self.tcp {
-                Some(tcp) => accept_tcp(Arc::clone(&hub), tcp).await,
+            match &self.tcp {
+                Some(tcp) => gate.accept_tcp(tcp).await,
                 None => std::future::pending().await,
             }
         };
         let mut stopping = stop;
         tokio::select! {
-            () = unix => {}
+            () = gate.accept_unix(&self.unix) => {}
             () = tcp => {}
             () = stopped(&mut stopping) => {}
         }
         // No new callers from here on; the old ones get their answers.
         let _ = fs::remove_file(&self.path);
-        hub.drain().await;
+        drain(&places, limits.drain_timeout).await;
+        let _ = end.send(true);
+        tokio::task::spawn_blocking(move || loops.join()).await.map_err(io::Error::other)
     }
 }
 
+async fn drain(places: &Places, patience: Duration) {
+    let deadline = tokio::time::Instant::now() + patience;
+    while places.in_use() > 0 && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let left = places.in_use();
+    if left > 0 {
+        log::warn!("{left} connections did not finish in time");
+    }
+}
+
+/// What all connections share.
 struct Hub {
     front: Arc<Front>,
     limits: Limits,
-    open: AtomicUsize,
     stop: watch::Receiver<bool>,
+    /// True when there is nothing more to wait for.
+    ended: watch::Receiver<bool>,
+    tls: Option<Arc<Tls>>,
 }
 
-/// One of the connections allowed; given back on drop.
-struct Place(Arc<Hub>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
-    }
+/// An accepted connection on its way to a loop.
+struct Accepted {
+    stream: Stream,
+    origin: Origin,
+    place: Place,
 }
 
-impl Hub {
-    fn share_of(&self, origin: &Origin) -> usize {
-        let all = self.limits.connections;
-        match origin {
-            Origin::Unix { uid: 0, .. } => all,
-            Origin::Unix { .. } => all.saturating_sub(RESERVED_FOR_ROOT),
-            Origin::Tcp(_) => all - all / UNIX_SHARE,
+enum Stream {
+    Unix(std::os::unix::net::UnixStream),
+    Tcp(std::net::TcpStream),
+}
+
+/// The event loops, each a thread.
+struct Loops(Vec<Loop>);
+
+struct Loop {
+    inbox: mpsc::UnboundedSender<Accepted>,
+    /// Connections it has or is about to have.
+    load: Arc<AtomicUsize>,
+    thread: JoinHandle<()>,
+}
+
+impl Loops {
+    fn start(hub: &Arc<Hub>) -> io::Result<Self> {
+        (0..hub.limits.loops.max(1))
+            .map(|number| Loop::start(number, Arc::clone(hub)))
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    /// Hands a connection to the loop that has the fewest.
+    fn give(&self, accepted: Accepted) {
+        if let Some(idlest) = self.0.iter().min_by_key(|each| each.load.load(Ordering::Relaxed)) {
+            idlest.load.fetch_add(1, Ordering::Relaxed);
+            // A loop that is gone drops the connection, and its place with it.
+            let _ = idlest.inbox.send(accepted);
         }
     }
 
-    fn place(self: &Arc<Self>, origin: &Origin) -> Option<Place> {
-        let before = self.open.fetch_add(1, Ordering::Relaxed);
-        let place = Place(Arc::clone(self));
-        (before < self.share_of(origin)).then_some(place)
-    }
-
-    /// Starts serving one connection, or refuses it.
-    fn admit<S>(self: &Arc<Self>, mut stream: S, origin: Origin)
-    where
-        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    {
-        static LIMIT: RateLimit = RateLimit::new();
-        if let Some(place) = self.place(&origin) {
-            tokio::spawn(serve_connection(place, stream, origin));
-            return;
-        }
-        if let Some(held_back) = LIMIT.admit() {
-            log::warn!("too many connections: refused one from {origin:?} ({held_back} more before it)");
-        }
-        let timeout = self.limits.body_timeout;
-        tokio::spawn(async move { tokio::time::timeout(timeout, stream.write_all(BUSY)).await });
-    }
-
-    async fn drain(&self) {
-        let deadline = tokio::time::Instant::now() + self.limits.drain_timeout;
-        while self.open.load(Ordering::Relaxed) > 0 && tokio::time::Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        let left = self.open.load(Ordering::Relaxed);
-        if left > 0 {
-            log::warn!("{left} connections did not finish in time");
+    fn join(self) {
+        for each in self.0 {
+            drop(each.inbox);
+            if each.thread.join().is_err() {
+                log::error!("an event loop died");
+            }
         }
     }
 }
 
-async fn serve_connection<S>(place: Place, stream: S, origin: Origin)
+impl Loop {
+    fn start(number: usize, hub: Arc<Hub>) -> io::Result<Self> {
+        let (inbox, arriving) = mpsc::unbounded_channel();
+        let load = Arc::new(AtomicUsize::new(0));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(BLOCKING_THREADS)
+            .build()?;
+        let counted = Arc::clone(&load);
+        let run = move || {
+            runtime.block_on(serve_arriving(&hub, arriving, &counted));
+            // Whoever is stuck in a call has had its time.
+            runtime.shutdown_background();
+        };
+        let thread = std::thread::Builder::new().name(format!("kmsd-loop-{number}")).spawn(run)?;
+        Ok(Self { inbox, load, thread })
+    }
+}
+
+async fn serve_arriving(
+    hub: &Arc<Hub>,
+    mut arriving: mpsc::UnboundedReceiver<Accepted>,
+    load: &Arc<AtomicUsize>,
+) {
+    let mut ended = hub.ended.clone();
+    loop {
+        tokio::select! {
+            Some(accepted) = arriving.recv() => {
+                let (hub, load) = (Arc::clone(hub), Arc::clone(load));
+                tokio::spawn(async move {
+                    serve_accepted(&hub, accepted).await;
+                    load.fetch_sub(1, Ordering::Relaxed);
+                });
+            }
+            () = stopped(&mut ended) => return,
+        }
+    }
+}
+
+async fn serve_accepted(hub: &Hub, accepted: Accepted) {
+    let Accepted { stream, origin, place } = accepted;
+    let served = match stream {
+        Stream::Unix(stream) => match UnixStream::from_std(stream) {
+            Ok(stream) => serve_connection(hub, stream, &origin).await,
+            Err(error) => Err(error.to_string()),
+        },
+        Stream::Tcp(stream) => match (TcpStream::from_std(stream), &hub.tls) {
+            (Ok(stream), None) => serve_connection(hub, stream, &origin).await,
+            (Ok(stream), Some(tls)) => serve_tls(hub, tls, stream, &origin).await,
+            (Err(error), _) => Err(error.to_string()),
+        },
+    };
+    if let Err(error) = served {
+        // Half a request, a reset, a time-out: the caller's affair.
+        log::debug!("connection from {origin:?} ended: {error}");
+    }
+    drop(place);
+}
+
+async fn serve_tls(hub: &Hub, tls: &Tls, stream: TcpStream, origin: &Origin) -> Result<(), String> {
+    let handshake = tokio::time::timeout(hub.limits.handshake_timeout, tls.acceptor().accept(stream)).await;
+    let stream =
+        handshake.map_err(|_| "the TLS handshake took too long")?.map_err(|error| error.to_string())?;
+    serve_connection(hub, stream, origin).await
+}
+
+async fn serve_connection<S>(hub: &Hub, stream: S, origin: &Origin) -> Result<(), String>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let hub = &place.0;
-    let answer = service_fn(|request| {
-        let (front, origin) = (&hub.front, &origin);
-        async move { Ok::<_, Infallible>(front.answer(origin, request).await) }
-    });
+    let answer =
+        service_fn(|request| async move { Ok::<_, Infallible>(hub.front.answer(origin, request).await) });
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(hub.limits.head_timeout)
         .max_header_size(hub.limits.head_bytes);
+    let stream = Guarded::new(stream, hub.limits.write_timeout, hub.stop.clone());
     let connection = builder.serve_connection(TokioIo::new(stream), answer);
     tokio::pin!(connection);
     let mut stop = hub.stop.clone();
@@ -204,10 +291,7 @@ where
             connection.await
         }
     };
-    if let Err(error) = outcome {
-        // Half a request, a reset, a time-out: the caller's affair.
-        log::debug!("connection from {origin:?} ended: {error}");
-    }
+    outcome.map_err(|error| error.to_string())
 }
 
 /// Waits for the sign to stop; a vanished sender is one too.
@@ -215,30 +299,73 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn accept_unix(hub: Arc<Hub>, listener: UnixListener) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => match stream.peer_cred() {
-                Ok(peer) => {
-                    let pid = peer.pid().unwrap_or(0);
-                    hub.admit(stream, Origin::Unix { uid: peer.uid(), gid: peer.gid(), pid });
-                }
-                Err(error) => log::warn!("a caller on the Unix socket cannot be told: {error}"),
-            },
-            Err(error) => accept_failed(&error).await,
-        }
-    }
+/// Where connections come in.
+struct Gate<'a> {
+    places: Arc<Places>,
+    loops: &'a Loops,
+    limits: Limits,
+    is_tls: bool,
 }
 
-async fn accept_tcp(hub: Arc<Hub>, listener: TcpListener) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                let _ = stream.set_nodelay(true);
-                hub.admit(stream, Origin::Tcp(peer.ip()));
+impl Gate<'_> {
+    async fn accept_unix(&self, listener: &UnixListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => match stream.peer_cred() {
+                    Ok(peer) => {
+                        let pid = peer.pid().unwrap_or(0);
+                        self.admit_unix(stream, Origin::Unix { uid: peer.uid(), gid: peer.gid(), pid });
+                    }
+                    Err(error) => log::warn!("a caller on the Unix socket cannot be told: {error}"),
+                },
+                Err(error) => accept_failed(&error).await,
             }
-            Err(error) => accept_failed(&error).await,
         }
+    }
+
+    fn admit_unix(&self, stream: UnixStream, origin: Origin) {
+        match (self.places.take(&origin), stream) {
+            (Some(place), stream) => {
+                if let Ok(stream) = stream.into_std() {
+                    self.loops.give(Accepted { stream: Stream::Unix(stream), origin, place });
+                }
+            }
+            (None, stream) => self.refuse(stream, &origin),
+        }
+    }
+
+    async fn accept_tcp(&self, listener: &TcpListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, peer)) => {
+                    let _ = stream.set_nodelay(true);
+                    self.admit_tcp(stream, Origin::Tcp { address: peer.ip(), is_tls: self.is_tls });
+                }
+                Err(error) => accept_failed(&error).await,
+            }
+        }
+    }
+
+    fn admit_tcp(&self, stream: TcpStream, origin: Origin) {
+        match (self.places.take(&origin), stream) {
+            (Some(place), stream) => {
+                if let Ok(stream) = stream.into_std() {
+                    self.loops.give(Accepted { stream: Stream::Tcp(stream), origin, place });
+                }
+            }
+            // Nothing can be said before a handshake.
+            (None, stream) if self.is_tls => drop(stream),
+            (None, stream) => self.refuse(stream, &origin),
+        }
+    }
+
+    fn refuse<S: AsyncWrite + Send + Unpin + 'static>(&self, mut stream: S, origin: &Origin) {
+        static LIMIT: RateLimit = RateLimit::new();
+        if let Some(held_back) = LIMIT.admit() {
+            log::warn!("too many connections: refused one from {origin:?} ({held_back} more before it)");
+        }
+        let timeout = self.limits.write_timeout;
+        tokio::spawn(async move { tokio::time::timeout(timeout, stream.write_all(BUSY)).await });
     }
 }
 
@@ -250,52 +377,10 @@ async fn accept_failed(error: &io::Error) {
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
-async fn bind_tcp(address: SocketAddr) -> Result<TcpListener, ListenError> {
-    let io = |error| ListenError::Io(address.to_string(), error);
-    if !address.ip().is_loopback() {
-        log::warn!(
-            "listening on {address}, which is not a loopback address: calls are signed but not encrypted"
-        );
-    }
-    TcpListener::bind(address).await.map_err(io)
-}
-
-fn bind_unix(path: &Path, mode: u32) -> Result<UnixListener, ListenError> {
-    let io = |error| ListenError::Io(path.display().to_string(), error);
-    remove_stale(path)?;
-    // The umask keeps others out until the mode is set.
-    let listener = match std::os::unix::net::UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let parent = path.parent().unwrap_or(Path::new("/"));
-            return Err(ListenError::NoDirectory(parent.to_owned()));
-        }
-        bound => bound.map_err(io)?,
-    };
-    rustix::net::listen(&listener, BACKLOG as i32).map_err(|error| io(error.into()))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(io)?;
-    listener.set_nonblocking(true).map_err(io)?;
-    UnixListener::from_std(listener).map_err(io)
-}
-
-/// Removes the socket of a dead daemon; refuses anything else.
-fn remove_stale(path: &Path) -> Result<(), ListenError> {
-    let io = |error| ListenError::Io(path.display().to_string(), error);
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(io(error)),
-        Ok(facts) if !facts.file_type().is_socket() => return Err(ListenError::NotASocket(path.to_owned())),
-        Ok(_) => {}
-    }
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => Err(ListenError::InUse(path.to_owned())),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(io),
-        Err(error) => Err(io(error)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::http::{Answer, Call, Service};
+    use super::super::places::RESERVED_FOR_ROOT;
     use super::super::sigv4::AccessKeySecret;
     use super::*;
     use std::io::{Read, Write};
@@ -336,10 +421,11 @@ mod tests {
             let path = std::env::temp_dir().join(name);
             let (stop, stopped) = watch::channel(false);
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-            let listeners = runtime.block_on(Listeners::bind(&path, 0o600, None)).unwrap();
+            let listeners = runtime.block_on(Listeners::bind(&path, 0o600, None, None)).unwrap();
             let front = Arc::new(Front::new(Arc::new(Echo), limits.body_timeout));
-            let thread =
-                std::thread::spawn(move || runtime.block_on(listeners.serve(front, limits, stopped)));
+            let thread = std::thread::spawn(move || {
+                runtime.block_on(listeners.serve(front, limits, stopped)).unwrap()
+            });
             Self { path, stop, thread: Some(thread) }
         }
 
@@ -367,7 +453,7 @@ mod tests {
     fn connections_beyond_the_limit_get_a_clean_refusal_and_the_place_of_one_gone_is_free() {
         // All but root leave a reserve.
         let root = rustix::process::geteuid().is_root();
-        let connections = if root { 3 } else { 3 + RESERVED_FOR_ROOT };
+        let connections = if root { 3 } else { 3 * 4 + RESERVED_FOR_ROOT };
         let server = Running::with(Limits { connections, ..Limits::default() });
         let mut held: Vec<_> = (0..3).map(|_| server.connect()).collect();
         for stream in &mut held {
@@ -414,6 +500,22 @@ mod tests {
         assert!(
             ended.as_ref().map_or_else(|e| e.kind() == io::ErrorKind::ConnectionReset, |_| true),
             "{ended:?}"
+        );
+    }
+
+    #[test]
+    fn a_peer_that_never_reads_is_hung_up_on() {
+        let server = Running::with(Limits { write_timeout: Duration::from_millis(200), ..Limits::default() });
+        let mut deaf = server.connect();
+        let body = vec![b'x'; 60_000];
+        let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+        let whole = [head.as_bytes(), &body].concat();
+        // The answers fill the socket, then the daemon stops reading, then it hangs up: a write fails.
+        deaf.set_write_timeout(Some(Duration::from_secs(30))).unwrap();
+        let refused = (0..1000).find_map(|_| deaf.write_all(&whole).err()).expect("it hangs up");
+        assert!(
+            matches!(refused.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset),
+            "{refused}"
         );
     }
 }

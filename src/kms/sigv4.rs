@@ -171,6 +171,23 @@ impl fmt::Debug for Verifier {
 }
 
 impl Verifier {
+    /// What the head alone tells: a request that fails here would fail with any body.
+    pub fn precheck(
+        &self,
+        request: &SignedRequest<'_>,
+        now_seconds: u64,
+        serves: impl Fn(&str) -> bool,
+        secret_of: impl Fn(&str) -> Option<AccessKeySecret>,
+    ) -> Result<(), SignatureError> {
+        let header = request.header("authorization").ok_or(SignatureError::Missing)?;
+        let authorization = parse_authorization(header).map_err(SignatureError::Incomplete)?;
+        let time = request_time(request)?;
+        check_scope(&authorization.scope, &time, serves)?;
+        check_skew(&time, now_seconds)?;
+        check_signed_headers(request, &authorization)?;
+        secret_of(authorization.access_key_id).map(|_| ()).ok_or(SignatureError::UnknownKey)
+    }
+
     /// Who signed `request`. `serves` tells whether a region is served, `secret_of` finds the secret of an active
     /// access key.
     pub fn verify<'a>(

@@ -8,11 +8,11 @@ use kmsfs::crypto::{MaterialBytes, RootKey};
 use kmsfs::kms::audit::{Audit, AuditError, AuditRecord};
 use kmsfs::kms::root::Root;
 use kmsfs::kms::seeding::{SeedKey, Seeded};
-use kmsfs::kms::store::{MemoryStore, Store, Table};
-use kmsfs::kms::{Clock, Kms, Parts, Settings, SystemClock};
+use kmsfs::kms::store::{Change, MemoryStore, Row, Store, StoreError, Table};
+use kmsfs::kms::{Caller, Clock, Kms, MANAGED_ALIAS, Parts, Settings, SystemClock};
 use serde_json::{Value, json};
 
-use crate::harness::{arn, b64, root, service, unb64, user};
+use crate::harness::{arn, b64, over, root, service, unb64, user};
 
 #[test]
 fn every_call_is_recorded_with_its_context_and_without_its_secrets() {
@@ -127,8 +127,11 @@ fn nothing_changes_while_the_log_has_no_place_for_the_record() {
     refused(&kms, "TrentService.CreateKey", b"{}");
     assert!(store.load(Table::Key).unwrap().is_empty());
     let id = KeyId::parse("1234abcd-12ab-34cd-56ef-1234567890ab").unwrap();
-    kms.seed_key(SeedKey { id: Some(id), ..SeedKey::default() }).unwrap();
+    let seed = || SeedKey { id: Some(id), ..SeedKey::default() };
+    assert!(kms.seed_key(seed()).is_err());
+    assert!(store.load(Table::Key).unwrap().is_empty());
     log.full.store(false, Ordering::Relaxed);
+    kms.seed_key(seed()).unwrap();
     let body = json!({"KeyId": id.to_string(), "PendingWindowInDays": 7}).to_string();
     assert_eq!(kms.handle(&root(), "TrentService.ScheduleKeyDeletion", body.as_bytes()).status, 200);
     log.full.store(true, Ordering::Relaxed);
@@ -161,6 +164,64 @@ fn a_seeded_key_has_the_id_and_the_material_that_were_chosen() {
     );
     let reserved = SeedKey { aliases: vec!["alias/aws/kmsfs".into()], ..SeedKey::default() };
     assert!(one.kms.seed_key(reserved).is_err());
+}
+
+#[test]
+fn what_the_daemon_does_by_itself_is_recorded_too() {
+    let s = service();
+    let of_itself =
+        |event: &str, arn: &str| {
+            let record =
+                s.audit.records().into_iter().rev().find(|record| {
+                    record["eventName"] == event && record["userIdentity"]["invokedBy"] == "kmsd"
+                });
+            let record = record.unwrap_or_else(|| panic!("no {event} of kmsd"));
+            assert_eq!((&record["resources"][0]["ARN"], &record["readOnly"]), (&json!(arn), &json!(false)));
+            assert_eq!(record["userIdentity"]["type"], "AWSService");
+        };
+    let through = Caller { via_service: Some("kmsfs.local.amazonaws.com".into()), ..user("alice") };
+    let made = s.ok_as(&through, "DescribeKey", json!({"KeyId": MANAGED_ALIAS}))["KeyMetadata"].clone();
+    of_itself("CreateKey", made["Arn"].as_str().unwrap());
+    let id = KeyId::parse("1234abcd-12ab-34cd-56ef-1234567890ab").unwrap();
+    s.kms.seed_key(SeedKey { id: Some(id), ..SeedKey::default() }).unwrap();
+    of_itself("CreateKey", &arn(&id.to_string()));
+    s.ok("EnableKeyRotation", json!({"KeyId": id.to_string(), "RotationPeriodInDays": 90}));
+    s.clock.advance_days(90);
+    assert_eq!(s.kms.run_due(s.clock.now()).rotated, 1);
+    of_itself("RotateKey", &arn(&id.to_string()));
+    s.ok("ScheduleKeyDeletion", json!({"KeyId": id.to_string(), "PendingWindowInDays": 7}));
+    s.clock.advance_days(7);
+    assert_eq!(s.kms.run_due(s.clock.now()).deleted, 1);
+    of_itself("DeleteKey", &arn(&id.to_string()));
+}
+
+/// A store that panics on the next commit.
+#[derive(Default)]
+struct Faulty {
+    inner: MemoryStore,
+    armed: AtomicBool,
+}
+
+impl Store for Faulty {
+    fn load(&self, table: Table) -> Result<Vec<Row>, StoreError> {
+        self.inner.load(table)
+    }
+
+    fn commit(&self, changes: &[Change]) -> Result<(), StoreError> {
+        assert!(!self.armed.swap(false, Ordering::Relaxed), "a fault");
+        self.inner.commit(changes)
+    }
+}
+
+#[test]
+fn a_fault_in_one_call_is_recorded_as_its_error_and_the_others_go_on() {
+    let store = Arc::new(Faulty::default());
+    let s = over(store.clone(), RootKey::random());
+    store.armed.store(true, Ordering::Relaxed);
+    assert_eq!(s.fails("CreateKey", json!({})).0, "KMSInternalException");
+    assert_eq!(s.audit.records().pop().unwrap()["errorCode"], "KMSInternalException");
+    let key = s.key();
+    s.ok("GenerateDataKey", json!({"KeyId": key, "KeySpec": "AES_256"}));
 }
 
 #[test]
