@@ -10,6 +10,8 @@ use crate::client::{ClientError, Credentials, Endpoint, Kms, KmsConfig, RetryLim
 pub enum Behalf {
     /// The filesystem's (`kms:ViaService`).
     Filesystem,
+    /// The same, for a mount, whose programs must not wait long for a daemon of this machine.
+    Mount,
     /// The user's own.
     User,
 }
@@ -32,11 +34,12 @@ pub fn connect(named: Option<&str>, behalf: Behalf) -> Result<Arc<Kms>, ClientEr
     let endpoint = endpoint(named)?;
     let variables = |name: &str| std::env::var(name).ok();
     let credentials = if endpoint.is_unix() { None } else { Some(Credentials::find(&variables, &endpoint)?) };
+    let prompt = behalf == Behalf::Mount && endpoint.is_unix();
     let config = KmsConfig {
         endpoint,
-        timeouts: Timeouts::default(),
+        timeouts: if prompt { Timeouts::prompt() } else { Timeouts::default() },
         retry: RetryLimits::default(),
-        via_service: behalf == Behalf::Filesystem,
+        via_service: behalf != Behalf::User,
         credentials,
     };
     Kms::new(config).map(Arc::new)

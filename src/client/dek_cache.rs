@@ -82,6 +82,11 @@ impl<E: Clone> DekCache<E> {
         Self { limits, state: Mutex::new(state) }
     }
 
+    /// The key of `id` under the wrap whose hash is `wrap`, if it is held.
+    pub fn get(&self, id: DekId, wrap: &[u8; 32]) -> Option<DataKey> {
+        self.state.lock().hit(id, wrap, self.limits.ttl)
+    }
+
     /// The key of `id` under the wrap whose hash is `wrap`: from the cache, from a fetch under way, or by `fetch`.
     pub fn get_or_fetch(
         &self,

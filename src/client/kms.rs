@@ -260,7 +260,8 @@ impl Kms {
     pub fn probe_decrypt(&self, blob: &[u8], key_id: &str, context: &EncryptionContext) -> Probe {
         let request =
             Decrypt { ciphertext_blob: Base64(blob), encryption_context: context, key_id, dry_run: true };
-        match self.try_call(&encode(Operation::Decrypt, &request)) {
+        let answer = self.transport.exchange_anyway(&encode(Operation::Decrypt, &request));
+        match answer.and_then(check) {
             Ok(_) => Probe::Usable,
             Err(ClientError::Kms(e)) if e.code == ErrorCode::DryRunOperationException => Probe::Usable,
             Err(ClientError::Kms(e)) if super::error::is_transient(e.code) => {

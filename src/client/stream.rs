@@ -26,6 +26,13 @@ pub struct Timeouts {
     pub io: Duration,
 }
 
+impl Timeouts {
+    /// For calls that a program waits for in the middle of a file operation, to a daemon on the same machine.
+    pub const fn prompt() -> Self {
+        Self { connect: Duration::from_secs(1), io: Duration::from_millis(1500) }
+    }
+}
+
 impl Default for Timeouts {
     fn default() -> Self {
         Self { connect: Duration::from_secs(3), io: Duration::from_secs(10) }

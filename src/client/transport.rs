@@ -19,7 +19,7 @@ const MAX_IDLE: usize = 16;
 const PIPELINE_BYTES: usize = 48 * 1024;
 /// Requests sent ahead of their answers.
 pub const PIPELINE_DEPTH: usize = 64;
-/// After a time-out, calls fail at once for this long instead of waiting each in turn.
+/// After a time-out, calls fail at once for this long; then one at a time tries whether the service answers again.
 const DOWN_TIME: Duration = Duration::from_secs(1);
 pub(super) const CONTENT_TYPE: &str = "application/x-amz-json-1.1";
 const USER_AGENT: &str = concat!("kmsfs/", env!("CARGO_PKG_VERSION"));
@@ -42,7 +42,16 @@ pub struct Transport {
     signer: Option<Signer>,
     via_service: bool,
     idle: Mutex<Vec<Connection>>,
-    down: Mutex<Option<(Instant, ClientError)>>,
+    /// How long a call may take that tries whether the service answers again.
+    trial_time: Duration,
+    down: Mutex<Option<Down>>,
+}
+
+/// A service that let a call wait in vain, and has not answered since.
+struct Down {
+    /// Until then calls fail at once, with this.
+    until: Instant,
+    error: ClientError,
 }
 
 impl Transport {
@@ -65,7 +74,9 @@ impl Transport {
         let via_service = via_service && endpoint.is_unix();
         let connector = Connector::new(endpoint.clone(), timeouts)?;
         let idle = Mutex::new(Vec::new());
-        Ok(Self { connector, endpoint, host, signer, via_service, idle, down: Mutex::new(None) })
+        let trial_time = timeouts.connect + 2 * timeouts.io;
+        let down = Mutex::new(None);
+        Ok(Self { connector, endpoint, host, signer, via_service, idle, trial_time, down })
     }
 
     /// The endpoint called.
@@ -76,16 +87,21 @@ impl Transport {
     /// One call and its answer.
     pub fn exchange(&self, call: &Call) -> Result<Answer, ClientError> {
         self.fail_fast()?;
+        self.exchange_anyway(call)
+    }
+
+    /// The same, though the service may seem to be down: for callers who ask whether it is back.
+    pub fn exchange_anyway(&self, call: &Call) -> Result<Answer, ClientError> {
         let request = self.request(call);
         if let Some(connection) = self.take_idle().filter(|_| call.idempotent) {
             match self.round_trip(connection, &request) {
                 // The service may close a kept connection at any time; then a fresh one decides.
                 Err(e) if is_closed(&e) => {}
-                outcome => return self.watch(outcome),
+                outcome => return self.answered(outcome),
             }
         }
         let connection = self.watch(self.open())?;
-        self.watch(self.round_trip(connection, &request))
+        self.answered(self.round_trip(connection, &request))
     }
 
     /// Many calls on one connection, each sent before the answers of those ahead of it have come.
@@ -124,7 +140,7 @@ impl Transport {
             }
             self.watch(connection.send(&requests))?;
             while outcomes.len() < sent {
-                outcomes.push(Ok(self.watch(connection.receive())?));
+                outcomes.push(Ok(self.answered(connection.receive())?));
             }
             if sent < calls.len() && !connection.is_reusable() {
                 connection = self.watch(self.open())?;
@@ -162,18 +178,33 @@ impl Transport {
     }
 
     fn fail_fast(&self) -> Result<(), ClientError> {
-        match &*self.down.lock() {
-            Some((until, error)) if Instant::now() < *until => Err(error.clone()),
-            _ => Ok(()),
+        let mut down = self.down.lock();
+        let Some(down) = &mut *down else { return Ok(()) };
+        let now = Instant::now();
+        if now < down.until {
+            return Err(down.error.clone());
         }
+        // This call is the trial; the others fail at once until it is decided.
+        down.until = now + self.trial_time;
+        Ok(())
+    }
+
+    /// Notes a service that answers.
+    fn answered(&self, outcome: io::Result<Answer>) -> Result<Answer, ClientError> {
+        if outcome.is_ok() {
+            *self.down.lock() = None;
+        }
+        self.watch(outcome)
     }
 
     /// Turns an I/O error into ours, and notes a service that let us wait in vain.
     fn watch<T>(&self, outcome: io::Result<T>) -> Result<T, ClientError> {
         outcome.map_err(|e| {
             let error = ClientError::unreachable(&self.endpoint, &e);
-            if matches!(error, ClientError::TimedOut(_)) {
-                *self.down.lock() = Some((Instant::now() + DOWN_TIME, error.clone()));
+            let mut down = self.down.lock();
+            // After a trial, its outcome counts, whatever it is.
+            if matches!(error, ClientError::TimedOut(_)) || down.is_some() {
+                *down = Some(Down { until: Instant::now() + DOWN_TIME, error: error.clone() });
             }
             error
         })

@@ -1,0 +1,222 @@
+//! Closing regular files: sealed first, then forgotten.
+//!
+//! A file that cannot be sealed stays open, with everything that memory knows of it, and is tried again at its next
+//! use, by [`Tree::close_left_open`] now and then, and at the end of the mount.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::namespace::Tree;
+use super::node::{FileSlot, Node};
+use super::{FsError, KeyError};
+use crate::logging::RateLimit;
+
+static UNSEALED: RateLimit = RateLimit::new();
+
+impl Tree {
+    /// One handle is gone, opened to `write` or not; the last one leaves the file sealed and closed.
+    pub fn release_file(&self, id: u64, write: bool) {
+        if let Some(node) = self.nodes.find(id) {
+            self.release(&node, write);
+        }
+    }
+
+    pub(super) fn release(&self, node: &Arc<Node>, write: bool) {
+        {
+            let mut slot = node.file.write();
+            slot.handles = slot.handles.saturating_sub(1);
+            slot.writers = slot.writers.saturating_sub(u32::from(write));
+            if slot.handles > 0 {
+                return;
+            }
+        }
+        self.close_unused(node);
+    }
+
+    /// Closes the file where no handle counts on it.
+    pub(super) fn close_unused(&self, node: &Arc<Node>) {
+        if let Err(e) = self.with_keys(|| self.try_close_unused(node)) {
+            self.leave_open(node, &e);
+        }
+    }
+
+    fn try_close_unused(&self, node: &Node) -> Result<(), FsError> {
+        let mut slot = node.file.write();
+        if slot.handles > 0 { Ok(()) } else { self.close(node, &mut slot) }
+    }
+
+    /// Seals and closes the file of `slot`, or leaves it as it is.
+    fn close(&self, node: &Node, slot: &mut FileSlot) -> Result<(), FsError> {
+        let Some(open) = &slot.open else { return Ok(()) };
+        if open.writable {
+            open.io.seal()?;
+        }
+        open.restore_modified()?;
+        self.drop_open(node, slot);
+        Ok(())
+    }
+
+    fn drop_open(&self, node: &Node, slot: &mut FileSlot) {
+        slot.open = None;
+        self.open_files.lock().remove(&node.id);
+        if std::mem::take(&mut slot.left_open) {
+            self.left_open.fetch_sub(1, Ordering::Relaxed);
+            self.nodes.forget(node.id, 1);
+        }
+    }
+
+    /// Keeps the file and its node, though no handle counts on it and the kernel may forget it.
+    fn leave_open(&self, node: &Node, why: &FsError) {
+        let mut slot = node.file.write();
+        if slot.handles > 0 || slot.open.is_none() || slot.left_open || !self.nodes.hold(node.id) {
+            return;
+        }
+        slot.left_open = true;
+        self.left_open.fetch_add(1, Ordering::Relaxed);
+        if UNSEALED.admit().is_some() {
+            log::error!("file {} cannot be sealed at its close, and is tried again: {why}", node.id);
+        }
+    }
+
+    /// Tries again to close what could not be sealed. Waits for keys; not for a thread that serves the mount.
+    pub fn close_left_open(&self) {
+        if self.left_open.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        for node in self.nodes_open() {
+            if !node.file.read().left_open {
+                continue;
+            }
+            match self.with_keys_patiently(|| self.try_close_unused(&node)) {
+                Err(FsError::Key(KeyError::Unavailable(_))) => return,
+                Err(e) => log::debug!("file {} still cannot be sealed: {e}", node.id),
+                Ok(()) => {}
+            }
+        }
+    }
+
+    /// Files that no handle counts on, but that could not be sealed.
+    pub fn left_open_count(&self) -> usize {
+        self.left_open.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn nodes_open(&self) -> Vec<Arc<Node>> {
+        self.open_files.lock().values().cloned().collect()
+    }
+
+    /// Closes files that can be opened again by name, when descriptors run short.
+    pub(super) fn close_idle_files(&self) {
+        for node in self.nodes_open().iter().filter(|node| node.link().is_some()) {
+            if let Some(mut slot) = node.file.try_write()
+                && let Err(e) = self.close(node, &mut slot)
+            {
+                log::debug!("file {} keeps its descriptor: {e}", node.id);
+            }
+        }
+    }
+
+    /// Forgets what memory knows of an open file, which may be wrong: its next use reads it from the disk.
+    pub fn abandon(&self, id: u64) {
+        if let Some(node) = self.nodes.find(id) {
+            self.drop_open(&node, &mut node.file.write());
+        }
+    }
+
+    /// Seals and closes every file, at the end of a mount. What cannot be sealed is recovered at its next open.
+    pub fn close_all(&self) {
+        for node in self.nodes_open() {
+            let closed = self.with_keys_patiently(|| self.close(&node, &mut node.file.write()));
+            if let Err(e) = closed {
+                log::error!("file {} could not be sealed at the end: {e}", node.id);
+                self.drop_open(&node, &mut node.file.write());
+            }
+        }
+        if let Some(log) = &self.files.log {
+            log.close();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::path::PathBuf;
+
+    use rustix::fs::{Mode, OFlags};
+
+    use super::*;
+    use crate::crypto::{DataKey, Secret, VolumeKey, random_array};
+    use crate::format::{FileId, VolumeId, WrappedKey};
+    use crate::tree::file::fault::{self, Fault};
+    use crate::tree::{
+        Caller, FileContext, FreshKey, KeySource, NewObject, ROOT_ID, TagLog, TreeOptions, WriteManner,
+    };
+
+    /// One key for all files: no test here asks whether it is the right one.
+    struct OneKey(DataKey);
+
+    impl KeySource for OneKey {
+        fn fresh(&self, _key: Option<&str>) -> Result<FreshKey, KeyError> {
+            let wrapped = WrappedKey { key_arn: "arn:test".into(), material_id: None, blob: vec![1] };
+            Ok(FreshKey { file_id: FileId([7; 16]), data_key: self.0.duplicate(), wrapped })
+        }
+
+        fn unwrap(&self, _file_id: FileId, _wrapped: &WrappedKey) -> Result<DataKey, KeyError> {
+            Ok(self.0.duplicate())
+        }
+    }
+
+    struct Bench(PathBuf);
+
+    impl Bench {
+        fn new() -> Self {
+            let dir = std::env::temp_dir().join(format!("kmsfs-close-{}", std::process::id()));
+            std::fs::create_dir(&dir).unwrap();
+            Self(dir)
+        }
+
+        fn tree(&self) -> Arc<Tree> {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+            let root: OwnedFd = rustix::fs::open(&self.0, flags, Mode::empty()).unwrap();
+            let key = Arc::new(VolumeKey::new(Secret::random()));
+            let record = crate::format::dir::seal(&key, &random_array());
+            std::os::unix::fs::symlink(record, self.0.join(crate::format::dir::DIR_RECORD)).unwrap();
+            let log = Some(TagLog::open(&root).unwrap());
+            let keys = Arc::new(OneKey(DataKey::random()));
+            let files = FileContext { volume_id: VolumeId([1; 16]), keys, read_only: false, log };
+            Tree::open(root, key, Arc::new(files), &TreeOptions::default()).unwrap()
+        }
+    }
+
+    impl Drop for Bench {
+        fn drop(&mut self) {
+            fault::clear();
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_sealed_is_kept_until_it_can() {
+        let bench = Bench::new();
+        let tree = bench.tree();
+        let caller = Caller { uid: 0, gid: 0, pid: 0 };
+        let new = NewObject { permissions: 0o600, umask: 0, caller };
+        let (attr, _) = tree.create(ROOT_ID, b"file", new, true).unwrap();
+        tree.write(attr.node_id, 0, &[5; 10_000], WriteManner::default()).unwrap();
+        fault::after(Some((0, Fault::Full)));
+        tree.release_file(attr.node_id, true);
+        assert_eq!((tree.left_open_count(), tree.open_file_count()), (1, 1));
+        // The kernel may forget it now; what memory knows of it must not go.
+        tree.forget(attr.node_id, 1);
+        let mut back = Vec::new();
+        tree.look_up(ROOT_ID, b"file").unwrap();
+        fault::after(Some((0, Fault::Full)));
+        tree.read(attr.node_id, 0, 20_000, &mut back).unwrap();
+        assert_eq!(back, [5; 10_000]);
+        assert_eq!(tree.left_open_count(), 1);
+        tree.close_left_open();
+        assert_eq!((tree.left_open_count(), tree.open_file_count()), (0, 0));
+        tree.forget(attr.node_id, 1);
+        assert_eq!(tree.node_count(), 1, "the root alone is known");
+    }
+}
