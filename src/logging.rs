@@ -16,7 +16,7 @@ impl Log for StderrLogger {
     }
 
     fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) {
+        if self.enabled(record.metadata()) && !is_late_reply(record.target(), &record.args().to_string()) {
             let level = record.level().as_str().to_ascii_lowercase();
             // A full or closed stderr must not stop the daemon.
             let _ = writeln!(std::io::stderr().lock(), "{level}: {}", record.args());
@@ -24,6 +24,14 @@ impl Log for StderrLogger {
     }
 
     fn flush(&self) {}
+}
+
+/// The FUSE library's complaint that nobody waits for an answer any more, as after a signal. ENOENT says that; other
+/// failures are worth a line.
+fn is_late_reply(target: &str, text: &str) -> bool {
+    target.starts_with("fuser")
+        && text.starts_with("Failed to send FUSE reply")
+        && text.ends_with("(os error 2)")
 }
 
 /// Sends log lines to standard error from `level` up. A second call changes only the level.
@@ -59,5 +67,18 @@ impl RateLimit {
 impl Default for RateLimit {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_came_too_late_is_no_news_but_a_failed_one_is() {
+        let text = |code| format!("Failed to send FUSE reply: {}", std::io::Error::from_raw_os_error(code));
+        assert!(is_late_reply("fuser::reply", &text(2)));
+        assert!(!is_late_reply("fuser::reply", &text(22)));
+        assert!(!is_late_reply("kmsfs::fuse", &text(2)));
     }
 }
