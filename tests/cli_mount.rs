@@ -121,6 +121,40 @@ fn a_service_that_is_away_stops_new_files_only() {
 }
 
 #[test]
+fn a_stopped_service_stops_cold_files_only_and_for_a_short_time() {
+    let desk = Desk::with_volume("stopped");
+    let mnt = desk.mount();
+    for n in 0..40 {
+        fs::write(mnt.join(format!("cold{n}")), "cold").unwrap();
+    }
+    fs::write(mnt.join("cached"), "cached").unwrap();
+    desk.umount();
+    desk.mount();
+    assert_eq!(fs::read_to_string(mnt.join("cached")).unwrap(), "cached");
+    let pid = desk.kmsd_pid();
+    run(Command::new("kill").arg("-STOP").arg(&pid)).ok();
+    let readers: Vec<_> = (0..40)
+        .map(|n| {
+            let path = mnt.join(format!("cold{n}"));
+            std::thread::spawn(move || fs::read_to_string(path).map_err(|e| e.raw_os_error()))
+        })
+        .collect();
+    for _ in 0..20 {
+        assert_eq!(fs::read_to_string(mnt.join("cached")).unwrap(), "cached");
+        fs::write(mnt.join("cached"), "cached").unwrap();
+    }
+    let host_down = rustix::io::Errno::HOSTDOWN.raw_os_error();
+    for reader in readers {
+        assert_eq!(reader.join().unwrap(), Err(Some(host_down)));
+    }
+    run(Command::new("kill").arg("-CONT").arg(&pid)).ok();
+    eventually("the files open again", || {
+        (0..40).all(|n| fs::read_to_string(mnt.join(format!("cold{n}"))).is_ok_and(|text| text == "cold"))
+    });
+    desk.umount();
+}
+
+#[test]
 fn a_mount_that_was_killed_is_mounted_again() {
     let desk = Desk::with_volume("killed");
     let mnt = desk.mount();

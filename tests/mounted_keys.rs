@@ -100,3 +100,81 @@ fn a_volume_under_another_key_does_not_open() {
     let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| two.tree(false)));
     assert!(opened.is_err());
 }
+
+#[test]
+fn files_whose_keys_are_at_hand_go_on_while_others_wait_for_theirs() {
+    let volume = Volume::new("waiting");
+    let mount = volume.mount();
+    for n in 0..100 {
+        fs::write(mount.join(&format!("cold{n}")), pattern(9000, n)).unwrap();
+    }
+    fs::write(mount.join("warm"), pattern(100_000, 1)).unwrap();
+    mount.unmount();
+    volume.keys.forget();
+    let mount = volume.mount();
+    let warm = OpenOptions::new().read(true).write(true).open(mount.join("warm")).unwrap();
+    let gate = volume.keys.gate.lock();
+    // Far more than there are serving threads, and several of one file.
+    let readers: Vec<_> = (0..120)
+        .map(|n| {
+            let path = mount.join(&format!("cold{}", n % 100));
+            std::thread::spawn(move || fs::read(path).unwrap() == pattern(9000, n % 100))
+        })
+        .collect();
+    while volume.keys.at_gate.load(Ordering::Relaxed) == 0 {
+        std::thread::yield_now();
+    }
+    // Each of these would wait for ever if a thread, or a lock that it needs, waited for a key.
+    let mut back = vec![0; 100_000];
+    warm.read_exact_at(&mut back, 0).unwrap();
+    assert_eq!(back, pattern(100_000, 1));
+    warm.write_all_at(b"written", 5000).unwrap();
+    warm.sync_all().unwrap();
+    assert_eq!(fs::read_dir(&mount.path).unwrap().count(), 101);
+    for n in 0..100 {
+        let path = mount.join(&format!("cold{n}"));
+        assert_eq!(fs::metadata(&path).unwrap().len(), 9000);
+        rustix::fs::chmod(&path, 0o640.into()).unwrap();
+    }
+    fs::create_dir(mount.join("dir")).unwrap();
+    fs::rename(mount.join("cold99"), mount.join("dir/moved")).unwrap();
+    fs::hard_link(mount.join("dir/moved"), mount.join("cold99")).unwrap();
+    fs::write(mount.join("new"), "new").unwrap();
+    assert_eq!(fs::read(mount.join("new")).unwrap(), b"new");
+    drop(gate);
+    assert!(readers.into_iter().all(|reader| reader.join().unwrap()));
+    drop(warm);
+    mount.unmount();
+}
+
+#[test]
+fn a_panic_is_an_error_of_one_request() {
+    let volume = Volume::new("panic");
+    let mount = volume.mount();
+    fs::write(mount.join("cold"), pattern(9000, 1)).unwrap();
+    mount.unmount();
+    let mount = volume.mount();
+    volume.keys.broken.store(true, Ordering::Relaxed);
+    // More often than there are serving threads.
+    for n in 0..40 {
+        let refused = fs::read(mount.join("cold")).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EIO));
+        let refused = File::create(mount.join(&format!("new{n}"))).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EIO));
+    }
+    volume.keys.broken.store(false, Ordering::Relaxed);
+    assert_eq!(fs::read(mount.join("cold")).unwrap(), pattern(9000, 1));
+    mount.unmount();
+}
+
+#[test]
+fn requests_are_counted_as_use() {
+    let volume = Volume::new("requests");
+    let mount = volume.mount();
+    let before = mount.handle().requests();
+    for _ in 0..3 {
+        rustix::fs::statvfs(&mount.path).unwrap();
+    }
+    assert!(mount.handle().requests() >= before + 3);
+    mount.unmount();
+}

@@ -23,7 +23,7 @@ use crate::volume::{KeyEvent, KeyWatch, MountLock, MountedTree, Volume, WatchOpt
 const OPEN_FILES: u64 = 65_536;
 /// How long the first request through the mount may take.
 const FIRST_ANSWER: Duration = Duration::from_secs(30);
-/// How often an idle mount is looked at.
+/// How often the mount is looked at: whether it is idle, whether files are to be closed that could not be.
 const IDLE_POLL: Duration = Duration::from_secs(1);
 
 /// Serves in this process until unmounted; logs to standard error.
@@ -89,7 +89,7 @@ fn harden() -> Result<(), CliError> {
 fn serve(plan: &MountPlan, ready: impl FnOnce() -> std::io::Result<()>) -> Result<(), CliError> {
     harden()?;
     let lock = MountLock::take(&plan.lower)?;
-    let kms = service::connect(plan.kms.as_deref(), Behalf::Filesystem)?;
+    let kms = service::connect(plan.kms.as_deref(), Behalf::Mount)?;
     let is_unix = kms.endpoint().is_unix();
     let volume = Volume::open(&plan.lower, kms, CacheLimits::default())?;
     let read_only = plan.read_only || is_read_only(&plan.lower);
@@ -209,24 +209,38 @@ fn unmount_on_signals(handle: SessionHandle) -> std::io::Result<()> {
 
 /// Waits until the session has ended; unmounts when it was idle for long enough.
 fn wait_for_end(plan: &MountPlan, mounted: &Mounted, end: &Receiver<()>) {
-    let mut last_seen = mounted.tree.activity();
-    let mut since = Instant::now();
+    let mut idle = plan.idle.map(|limit| IdleClock { limit, seen: 0, since: Instant::now() });
     loop {
         match end.recv_timeout(IDLE_POLL) {
             Err(RecvTimeoutError::Timeout) => {}
             Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
         }
-        let Some(idle) = plan.idle else { continue };
-        let seen = mounted.tree.activity();
-        if seen != last_seen || mounted.tree.open_files() > 0 {
-            (last_seen, since) = (seen, Instant::now());
-        } else if since.elapsed() >= idle {
-            log::info!("unmounting after {} s without use", idle.as_secs());
+        mounted.tree.close_left_open();
+        let Some(idle) = &mut idle else { continue };
+        if idle.has_run_out(Instant::now(), mounted.handle.requests(), mounted.tree.open_files()) {
+            log::info!("unmounting after {} s without use", idle.limit.as_secs());
             // Somebody's working directory keeps it busy, which counts as use.
             if mounted.handle.unmount(false).is_err() {
-                since = Instant::now();
+                idle.since = Instant::now();
             }
         }
+    }
+}
+
+/// How long a mount has not been used: no request came, and no file was open.
+struct IdleClock {
+    limit: Duration,
+    /// Requests counted when it was looked at last.
+    seen: u64,
+    since: Instant,
+}
+
+impl IdleClock {
+    fn has_run_out(&mut self, now: Instant, requests: u64, open_files: usize) -> bool {
+        if requests != self.seen || open_files > 0 {
+            (self.seen, self.since) = (requests, now);
+        }
+        now.duration_since(self.since) >= self.limit
     }
 }
 
@@ -285,4 +299,22 @@ fn mount_options(plan: &MountPlan, read_only: bool) -> MountOptions {
 
 fn is_read_only(lower: &PathBuf) -> bool {
     rustix::fs::statvfs(lower).is_ok_and(|stat| stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_and_open_files_are_use() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut clock = IdleClock { limit: Duration::from_mins(1), seen: 5, since: start };
+        assert!(!clock.has_run_out(at(59), 5, 0));
+        assert!(!clock.has_run_out(at(61), 6, 0), "a request came");
+        assert!(!clock.has_run_out(at(120), 6, 0));
+        assert!(!clock.has_run_out(at(125), 6, 1), "a file is open");
+        assert!(!clock.has_run_out(at(184), 6, 0));
+        assert!(clock.has_run_out(at(185), 6, 0));
+    }
 }

@@ -23,12 +23,16 @@ use fuser::{
 use super::attr::{decode_device, file_attr, file_type, set_time};
 use super::errno::report;
 use super::handles::Streams;
-use super::reply::{absent_entry, allocation, nameless, open_flags, reply_empty, reply_entry, reply_sized};
+use super::reply::{
+    absent_entry, allocation, nameless, open_flags, reply_attr, reply_data, reply_empty, reply_entry,
+    reply_sized, reply_written,
+};
 use super::seeker::{SeekRequest, Seeker};
+use super::server::Server;
 use super::session::{MountOptions, negotiate};
 use crate::tree::{
-    Attr, Caller, DirStream, FsError, Kind, NewObject, RenameMode, Seek, SetAttr, SpecialFile, Tree,
-    WriteManner, XattrMode,
+    Attr, Caller, DirStream, FsError, KeyError, Kind, NewObject, RenameMode, Seek, SetAttr, SpecialFile,
+    Tree, WriteManner, XattrMode,
 };
 
 /// Buffers above this are not kept for the next read of the thread.
@@ -42,7 +46,7 @@ thread_local! {
 
 /// The filesystem as the library drives it.
 pub struct Adapter {
-    tree: Arc<Tree>,
+    server: Arc<Server>,
     streams: Streams,
     seeker: Seeker,
     cache_time: Duration,
@@ -57,44 +61,46 @@ fn caller(request: &Request) -> Caller {
 const FILE: FileHandle = FileHandle(0);
 
 impl Adapter {
-    /// Serves `tree`.
-    pub fn new(tree: Arc<Tree>, seeker: Seeker, options: &MountOptions) -> Self {
+    /// Serves the server's tree.
+    pub fn new(server: Arc<Server>, seeker: Seeker, options: &MountOptions) -> Self {
         let writeback = options.writeback && !options.read_only;
-        Self { tree, seeker, streams: Streams::default(), cache_time: options.cache_time, writeback }
+        Self { server, seeker, streams: Streams::default(), cache_time: options.cache_time, writeback }
     }
 
     fn open_stream(&self, id: INodeNo) -> Result<u64, FsError> {
-        self.streams.insert(self.tree.open_stream(id.0)?)
+        self.streams.insert(self.server.run(id.0, |tree| tree.open_stream(id.0))?)
     }
 
     fn listing(
         &self,
+        id: INodeNo,
         handle: FileHandle,
-        list: impl FnOnce(&mut DirStream) -> Result<(), FsError>,
+        list: impl FnOnce(&Tree, &mut DirStream) -> Result<(), FsError>,
     ) -> Result<(), FsError> {
-        list(&mut self.streams.find(handle.0)?.lock())
+        let stream = self.streams.find(handle.0)?;
+        self.server.run(id.0, |tree| list(tree, &mut stream.lock()))
     }
+}
 
-    /// Makes and opens a file, or opens the one that is there unless the caller insists on a new one.
-    fn create_or_open(
-        &self,
-        parent: u64,
-        name: &[u8],
-        new: NewObject,
-        flags: i32,
-    ) -> Result<(Attr, u32), FsError> {
-        let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
-        match self.tree.create(parent, name, new, write) {
-            Err(FsError::Os(rustix::io::Errno::EXIST)) if flags & libc::O_EXCL == 0 => {}
-            other => return other,
-        }
-        let (attr, generation) = self.tree.look_up(parent, name)?;
-        let opened = self.tree.open_file(attr.node_id, write, flags & libc::O_TRUNC != 0);
-        let attr = opened.and_then(|()| self.tree.attr(attr.node_id)).inspect_err(|_| {
-            self.tree.forget(attr.node_id, 1);
-        })?;
-        Ok((attr, generation))
+/// Makes and opens a file, or opens the one that is there unless the caller insists on a new one.
+fn create_or_open(
+    tree: &Tree,
+    parent: u64,
+    name: &[u8],
+    new: NewObject,
+    flags: i32,
+) -> Result<(Attr, u32), FsError> {
+    let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
+    match tree.create(parent, name, new, write) {
+        Err(FsError::Os(rustix::io::Errno::EXIST)) if flags & libc::O_EXCL == 0 => {}
+        other => return other,
     }
+    let (attr, generation) = tree.look_up(parent, name)?;
+    let opened = tree.open_file(attr.node_id, write, flags & libc::O_TRUNC != 0);
+    let attr = opened.and_then(|()| tree.attr(attr.node_id)).inspect_err(|_| {
+        tree.forget(attr.node_id, 1);
+    })?;
+    Ok((attr, generation))
 }
 
 impl Filesystem for Adapter {
@@ -104,21 +110,21 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.tree.look_up(parent.0, name.as_bytes()) {
+        match self.server.run(parent.0, |tree| tree.look_up(parent.0, name.as_bytes())) {
             Err(FsError::Os(rustix::io::Errno::NOENT)) => absent_entry(reply, self.cache_time),
             found => reply_entry(reply, self.cache_time, parent, found),
         }
     }
 
     fn forget(&self, _request: &Request, id: INodeNo, count: u64) {
-        self.tree.forget(id.0, count);
+        let _ = self.server.run(id.0, |tree| {
+            tree.forget(id.0, count);
+            Ok(())
+        });
     }
 
     fn getattr(&self, _request: &Request, id: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        match self.tree.attr(id.0) {
-            Ok(attr) => reply.attr(&self.cache_time, &file_attr(&attr)),
-            Err(e) => reply.error(report(id.0, &e)),
-        }
+        reply_attr(reply, self.cache_time, id, self.server.run(id.0, |tree| tree.attr(id.0)));
     }
 
     fn setattr(
@@ -147,17 +153,16 @@ impl Filesystem for Adapter {
             accessed: accessed.map(set_time),
             modified: modified.map(set_time),
         };
-        match self.tree.set_attr(id.0, set, caller(request)) {
-            Ok(attr) => reply.attr(&self.cache_time, &file_attr(&attr)),
-            Err(e) => reply.error(report(id.0, &e)),
-        }
+        let (caller, ttl) = (caller(request), self.cache_time);
+        self.server.answer(
+            id.0,
+            move |tree| tree.set_attr(id.0, set, caller),
+            move |done| reply_attr(reply, ttl, id, done),
+        );
     }
 
     fn readlink(&self, _request: &Request, id: INodeNo, reply: ReplyData) {
-        match self.tree.read_symlink(id.0) {
-            Ok(target) => reply.data(&target),
-            Err(e) => reply.error(report(id.0, &e)),
-        }
+        reply_data(reply, id, self.server.run(id.0, |tree| tree.read_symlink(id.0)));
     }
 
     fn mknod(
@@ -174,7 +179,7 @@ impl Filesystem for Adapter {
         let made = match Kind::of_mode(mode) {
             Some(kind) => {
                 let file = SpecialFile { kind, device: decode_device(device) };
-                self.tree.make_node(parent.0, name.as_bytes(), file, new)
+                self.server.run(parent.0, |tree| tree.make_node(parent.0, name.as_bytes(), file, new))
             }
             None => Err(FsError::Os(rustix::io::Errno::INVAL)),
         };
@@ -191,20 +196,25 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let new = NewObject { permissions: mode, umask, caller: caller(request) };
-        reply_entry(reply, self.cache_time, parent, self.tree.make_dir(parent.0, name.as_bytes(), new));
+        let made = self.server.run(parent.0, |tree| tree.make_dir(parent.0, name.as_bytes(), new));
+        reply_entry(reply, self.cache_time, parent, made);
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(reply, parent, self.tree.unlink(parent.0, name.as_bytes()));
+        let done = self.server.run(parent.0, |tree| tree.unlink(parent.0, name.as_bytes()));
+        reply_empty(reply, parent, done);
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(reply, parent, self.tree.remove_dir(parent.0, name.as_bytes()));
+        let done = self.server.run(parent.0, |tree| tree.remove_dir(parent.0, name.as_bytes()));
+        reply_empty(reply, parent, done);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let target = target.as_os_str().as_bytes();
-        let made = self.tree.make_symlink(parent.0, name.as_bytes(), target, caller(request));
+        let caller = caller(request);
+        let made =
+            self.server.run(parent.0, |tree| tree.make_symlink(parent.0, name.as_bytes(), target, caller));
         reply_entry(reply, self.cache_time, parent, made);
     }
 
@@ -223,20 +233,26 @@ impl Filesystem for Adapter {
             exchange: flags.contains(RenameFlags::RENAME_EXCHANGE),
             whiteout: flags.contains(RenameFlags::RENAME_WHITEOUT),
         };
-        let done = self.tree.rename(parent.0, name.as_bytes(), new_parent.0, new_name.as_bytes(), mode);
+        let (old, new) = (name.as_bytes(), new_name.as_bytes());
+        let done = self.server.run(parent.0, |tree| tree.rename(parent.0, old, new_parent.0, new, mode));
         reply_empty(reply, parent, done);
     }
 
     fn link(&self, _request: &Request, id: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        reply_entry(reply, self.cache_time, parent, self.tree.link(id.0, parent.0, name.as_bytes()));
+        let made = self.server.run(id.0, |tree| tree.link(id.0, parent.0, name.as_bytes()));
+        reply_entry(reply, self.cache_time, parent, made);
     }
 
     fn open(&self, _request: &Request, id: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let write = flags.acc_mode() != OpenAccMode::O_RDONLY;
-        match self.tree.open_file(id.0, write, flags.0 & libc::O_TRUNC != 0) {
-            Ok(()) => reply.opened(FILE, open_flags(flags.0)),
-            Err(e) => reply.error(report(id.0, &e)),
-        }
+        self.server.answer(
+            id.0,
+            move |tree| tree.open_file(id.0, write, flags.0 & libc::O_TRUNC != 0),
+            move |opened| match opened {
+                Ok(()) => reply.opened(FILE, open_flags(flags.0)),
+                Err(e) => reply.error(report(id.0, &e)),
+            },
+        );
     }
 
     fn read(
@@ -250,9 +266,17 @@ impl Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let len = size as usize;
         READ_BUFFER.with_borrow_mut(|buffer| {
-            match self.tree.read(id.0, offset, size as usize, buffer) {
+            match self.server.run(id.0, |tree| tree.read(id.0, offset, len, buffer)) {
                 Ok(()) => reply.data(buffer),
+                Err(FsError::Key(KeyError::Absent(_))) => {
+                    let read = move |tree: &Tree| {
+                        let mut buffer = Vec::new();
+                        tree.read(id.0, offset, len, &mut buffer).map(|()| buffer)
+                    };
+                    self.server.wait(id.0, read, move |read| reply_data(reply, id, read));
+                }
                 Err(e) => reply.error(report(id.0, &e)),
             }
             buffer.clear();
@@ -276,9 +300,14 @@ impl Filesystem for Adapter {
             from_cache: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
             clear_set_id: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
         };
-        match self.tree.write(id.0, offset, data, manner) {
-            Ok(()) => reply.written(data.len() as u32),
-            Err(e) => reply.error(report(id.0, &e)),
+        let len = data.len() as u32;
+        match self.server.run(id.0, |tree| tree.write(id.0, offset, data, manner)) {
+            Err(FsError::Key(KeyError::Absent(_))) => {
+                let data = data.to_vec();
+                let write = move |tree: &Tree| tree.write(id.0, offset, &data, manner).map(|()| len);
+                self.server.wait(id.0, write, move |written| reply_written(reply, id, written));
+            }
+            done => reply_written(reply, id, done.map(|()| len)),
         }
     }
 
@@ -304,8 +333,12 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.tree.release_file(id.0, flags.acc_mode() != OpenAccMode::O_RDONLY);
-        reply.ok();
+        let write = flags.acc_mode() != OpenAccMode::O_RDONLY;
+        let released = self.server.run(id.0, |tree| {
+            tree.release_file(id.0, write);
+            Ok(())
+        });
+        reply_empty(reply, id, released);
     }
 
     fn fsync(
@@ -316,7 +349,8 @@ impl Filesystem for Adapter {
         data_only: bool,
         reply: ReplyEmpty,
     ) {
-        reply_empty(reply, id, self.tree.sync_file(id.0, data_only));
+        let sync = move |tree: &Tree| tree.sync_file(id.0, data_only);
+        self.server.answer(id.0, sync, move |done| reply_empty(reply, id, done));
     }
 
     fn opendir(&self, _request: &Request, id: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -336,8 +370,8 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let listed = self.listing(handle, |stream| {
-            self.tree.list(stream, offset, |entry| {
+        let listed = self.listing(id, handle, |tree, stream| {
+            tree.list(stream, offset, |entry| {
                 let name = OsStr::from_bytes(&entry.name);
                 !reply.add(INodeNo(entry.node_id), entry.position, file_type(entry.kind), name)
             })
@@ -356,11 +390,11 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let listed = self.listing(handle, |stream| {
+        let listed = self.listing(id, handle, |tree, stream| {
             let dir = stream.listed_dir();
-            self.tree.list(stream, offset, |entry| {
+            tree.list(stream, offset, |entry| {
                 let name = OsStr::from_bytes(&entry.name);
-                let Some((attr, generation)) = self.tree.look_up_listed(&dir, entry) else {
+                let Some((attr, generation)) = tree.look_up_listed(&dir, entry) else {
                     // Node id 0 says "no attributes": for the dots, and for an entry that just went.
                     let attr = nameless(entry.node_id, file_type(entry.kind));
                     return !reply.add(INodeNo(0), entry.position, name, &NO_TIME, &attr, Generation(0));
@@ -376,7 +410,7 @@ impl Filesystem for Adapter {
                     generation,
                 );
                 if full {
-                    self.tree.forget(attr.node_id, 1);
+                    tree.forget(attr.node_id, 1);
                 }
                 !full
             })
@@ -400,11 +434,11 @@ impl Filesystem for Adapter {
     }
 
     fn fsyncdir(&self, _request: &Request, id: INodeNo, _handle: FileHandle, _data: bool, reply: ReplyEmpty) {
-        reply_empty(reply, id, self.tree.sync_dir(id.0));
+        reply_empty(reply, id, self.server.run(id.0, |tree| tree.sync_dir(id.0)));
     }
 
     fn statfs(&self, _request: &Request, id: INodeNo, reply: ReplyStatfs) {
-        match self.tree.statfs() {
+        match self.server.run(id.0, Tree::statfs) {
             Ok(f) => reply.statfs(
                 f.f_blocks,
                 f.f_bfree,
@@ -434,18 +468,25 @@ impl Filesystem for Adapter {
             libc::XATTR_REPLACE => XattrMode::Replace,
             _ => XattrMode::Any,
         };
-        reply_empty(reply, id, self.tree.set_xattr(id.0, name.as_bytes(), value, mode, caller(request)));
+        let (name, value, caller) = (name.as_bytes().to_vec(), value.to_vec(), caller(request));
+        let set = move |tree: &Tree| tree.set_xattr(id.0, &name, &value, mode, caller);
+        self.server.answer(id.0, set, move |done| reply_empty(reply, id, done));
     }
 
     fn getxattr(&self, _request: &Request, id: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        match self.tree.xattr(id.0, name.as_bytes()) {
-            Ok(value) => reply_sized(reply, size, &value),
-            Err(e) => reply.error(report(id.0, &e)),
-        }
+        let name = name.as_bytes().to_vec();
+        self.server.answer(
+            id.0,
+            move |tree| tree.xattr(id.0, &name),
+            move |value| match value {
+                Ok(value) => reply_sized(reply, size, &value),
+                Err(e) => reply.error(report(id.0, &e)),
+            },
+        );
     }
 
     fn listxattr(&self, request: &Request, id: INodeNo, size: u32, reply: ReplyXattr) {
-        match self.tree.xattr_names(id.0, caller(request)) {
+        match self.server.run(id.0, |tree| tree.xattr_names(id.0, caller(request))) {
             Ok(names) => {
                 let list: Vec<u8> = names.into_iter().flat_map(|name| name.into_iter().chain([0])).collect();
                 reply_sized(reply, size, &list);
@@ -455,7 +496,12 @@ impl Filesystem for Adapter {
     }
 
     fn removexattr(&self, request: &Request, id: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(reply, id, self.tree.remove_xattr(id.0, name.as_bytes(), caller(request)));
+        let caller = caller(request);
+        reply_empty(
+            reply,
+            id,
+            self.server.run(id.0, |tree| tree.remove_xattr(id.0, name.as_bytes(), caller)),
+        );
     }
 
     fn create(
@@ -469,13 +515,18 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let new = NewObject { permissions: mode, umask, caller: caller(request) };
-        match self.create_or_open(parent.0, name.as_bytes(), new, flags) {
-            Ok((attr, generation)) => {
-                let generation = Generation(generation.into());
-                reply.created(&self.cache_time, &file_attr(&attr), generation, FILE, open_flags(flags));
-            }
-            Err(e) => reply.error(report(parent.0, &e)),
-        }
+        let (name, ttl) = (name.as_bytes().to_vec(), self.cache_time);
+        self.server.answer(
+            parent.0,
+            move |tree| create_or_open(tree, parent.0, &name, new, flags),
+            move |made| match made {
+                Ok((attr, generation)) => {
+                    let generation = Generation(generation.into());
+                    reply.created(&ttl, &file_attr(&attr), generation, FILE, open_flags(flags));
+                }
+                Err(e) => reply.error(report(parent.0, &e)),
+            },
+        );
     }
 
     fn ioctl(
@@ -502,11 +553,9 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let done = match allocation(mode) {
-            Some(what) => self.tree.allocate(id.0, what, offset, length),
-            None => Err(FsError::Os(rustix::io::Errno::OPNOTSUPP)),
-        };
-        reply_empty(reply, id, done);
+        let Some(what) = allocation(mode) else { return reply.error(Errno::EOPNOTSUPP) };
+        let allocate = move |tree: &Tree| tree.allocate(id.0, what, offset, length);
+        self.server.answer(id.0, allocate, move |done| reply_empty(reply, id, done));
     }
 
     fn lseek(
@@ -541,9 +590,9 @@ impl Filesystem for Adapter {
     ) {
         // The reply has 32 bits; the caller goes on from where the copy ended.
         let len = len.min(u64::from(u32::MAX) & !0xfff);
-        match self.tree.copy_range(from.0, from_offset, to.0, to_offset, len) {
-            Ok(copied) => reply.written(copied as u32),
-            Err(e) => reply.error(report(from.0, &e)),
-        }
+        let copy = move |tree: &Tree| {
+            tree.copy_range(from.0, from_offset, to.0, to_offset, len).map(|copied| copied as u32)
+        };
+        self.server.answer(from.0, copy, move |copied| reply_written(reply, from, copied));
     }
 }

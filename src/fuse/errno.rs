@@ -15,7 +15,7 @@ pub fn errno(error: &FsError) -> Errno {
         FsError::Os(e) => Errno::from_i32(e.raw_os_error()),
         FsError::Key(KeyError::Denied(_)) => Errno::EACCES,
         FsError::Key(KeyError::Disabled(_)) => Errno::from_i32(libc::ENOKEY),
-        FsError::Key(KeyError::Unavailable(_)) => Errno::EHOSTDOWN,
+        FsError::Key(KeyError::Unavailable(_) | KeyError::Absent(_)) => Errno::EHOSTDOWN,
         FsError::Key(KeyError::Invalid(_)) | FsError::Corrupt(_) => Errno::EIO,
     }
 }
@@ -25,7 +25,7 @@ pub fn report(node_id: u64, error: &FsError) -> Errno {
     let limit = match error {
         FsError::Os(_) => None,
         FsError::Key(KeyError::Invalid(_)) | FsError::Corrupt(_) => Some(&DAMAGE),
-        FsError::Key(KeyError::Denied(_) | KeyError::Disabled(_) | KeyError::Unavailable(_)) => Some(&KEYS),
+        FsError::Key(_) => Some(&KEYS),
     };
     if let Some(held_back) = limit.and_then(RateLimit::admit) {
         let more = if held_back > 0 { format!(" ({held_back} such lines held back)") } else { String::new() };

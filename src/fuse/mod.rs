@@ -9,6 +9,7 @@ mod handles;
 mod mount;
 mod reply;
 mod seeker;
+mod server;
 mod session;
 
 pub use session::{MountOptions, Session, SessionHandle};

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use fuser::{Errno, FileType, FopenFlags, Generation, INodeNo, ReplyEmpty, ReplyEntry, ReplyXattr};
+use fuser::{
+    Errno, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry,
+    ReplyWrite, ReplyXattr,
+};
 
 use super::attr::file_attr;
 use super::errno::report;
@@ -16,10 +19,34 @@ pub fn reply_entry(reply: ReplyEntry, ttl: Duration, parent: INodeNo, made: Resu
     }
 }
 
+/// Answers with attributes.
+pub fn reply_attr(reply: ReplyAttr, ttl: Duration, id: INodeNo, done: Result<Attr, FsError>) {
+    match done {
+        Ok(attr) => reply.attr(&ttl, &file_attr(&attr)),
+        Err(e) => reply.error(report(id.0, &e)),
+    }
+}
+
 /// Answers with success or why not.
 pub fn reply_empty(reply: ReplyEmpty, id: INodeNo, done: Result<(), FsError>) {
     match done {
         Ok(()) => reply.ok(),
+        Err(e) => reply.error(report(id.0, &e)),
+    }
+}
+
+/// Answers with the bytes read.
+pub fn reply_data(reply: ReplyData, id: INodeNo, read: Result<Vec<u8>, FsError>) {
+    match read {
+        Ok(data) => reply.data(&data),
+        Err(e) => reply.error(report(id.0, &e)),
+    }
+}
+
+/// Answers with how many bytes were written.
+pub fn reply_written(reply: ReplyWrite, id: INodeNo, written: Result<u32, FsError>) {
+    match written {
+        Ok(len) => reply.written(len),
         Err(e) => reply.error(report(id.0, &e)),
     }
 }

@@ -12,7 +12,8 @@ use std::thread::{self, JoinHandle};
 use fuser::{Errno, INodeNo, Notifier, ReplyLseek};
 
 use super::errno::report;
-use crate::tree::{Seek, Tree};
+use super::server::Server;
+use crate::tree::Seek;
 
 /// Requests that wait; more get EAGAIN.
 const QUEUE_LEN: usize = 1024;
@@ -31,7 +32,7 @@ pub struct SeekRequest {
 
 /// Answers seeks.
 pub struct Seeker {
-    tree: Arc<Tree>,
+    server: Arc<Server>,
     /// `None` only while dropped.
     queue: Option<SyncSender<SeekRequest>>,
     thread: Option<JoinHandle<()>>,
@@ -48,20 +49,20 @@ impl Drop for Seeker {
 
 impl Seeker {
     /// Starts the thread, which ends with the seeker. The notifier is to be set once there is one.
-    pub fn start(tree: Arc<Tree>) -> io::Result<(Self, Arc<OnceLock<Notifier>>)> {
+    pub fn start(server: Arc<Server>) -> io::Result<(Self, Arc<OnceLock<Notifier>>)> {
         let (queue, waiting) = sync_channel(QUEUE_LEN);
         let notifier = Arc::new(OnceLock::new());
-        let (for_thread, its_tree) = (notifier.clone(), tree.clone());
-        let serve = move || serve(&its_tree, &for_thread, &waiting);
+        let (for_thread, its_server) = (notifier.clone(), server.clone());
+        let serve = move || serve(&its_server, &for_thread, &waiting);
         let thread = Some(thread::Builder::new().name("seeker".into()).spawn(serve)?);
-        Ok((Self { tree, queue: Some(queue), thread }, notifier))
+        Ok((Self { server, queue: Some(queue), thread }, notifier))
     }
 
     /// Answers `request`, at once where the kernel can hold no data of the file.
     pub fn seek(&self, request: SeekRequest) {
         let queue = match &self.queue {
-            Some(queue) if self.tree.has_writers(request.id) => queue,
-            _ => return answer(&self.tree, request),
+            Some(queue) if self.server.tree().has_writers(request.id) => queue,
+            _ => return answer(&self.server, request),
         };
         if let Err(refused) = queue.try_send(request) {
             let (std::sync::mpsc::TrySendError::Full(request)
@@ -71,20 +72,25 @@ impl Seeker {
     }
 }
 
-fn serve(tree: &Tree, notifier: &OnceLock<Notifier>, waiting: &Receiver<SeekRequest>) {
+fn serve(server: &Server, notifier: &OnceLock<Notifier>, waiting: &Receiver<SeekRequest>) {
     while let Ok(request) = waiting.recv() {
         if let Some(notifier) = notifier.get()
             && let Err(e) = notifier.inval_inode(INodeNo(request.id), 0, 0)
         {
             log::warn!("inode {}: the kernel could not write back before a seek: {e}", request.id);
         }
-        answer(tree, request);
+        answer(server, request);
     }
 }
 
-fn answer(tree: &Tree, request: SeekRequest) {
-    match tree.seek(request.id, request.offset, request.what) {
-        Ok(offset) => request.reply.offset(offset as i64),
-        Err(e) => request.reply.error(report(request.id, &e)),
-    }
+fn answer(server: &Server, request: SeekRequest) {
+    let SeekRequest { id, offset, what, reply } = request;
+    server.answer(
+        id,
+        move |tree| tree.seek(id, offset, what),
+        move |found| match found {
+            Ok(offset) => reply.offset(offset as i64),
+            Err(e) => reply.error(report(id, &e)),
+        },
+    );
 }

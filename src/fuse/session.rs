@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fuser::{Config, INodeNo, InitFlags, KernelConfig, Notifier, SessionACL};
@@ -10,6 +11,7 @@ use fuser::{Config, INodeNo, InitFlags, KernelConfig, Notifier, SessionACL};
 use super::adapter::Adapter;
 use super::mount;
 use super::seeker::Seeker;
+use super::server::Server;
 use crate::tree::Tree;
 
 /// Bytes of one write request.
@@ -17,7 +19,7 @@ const MAX_WRITE: u32 = 1 << 20;
 /// Read-ahead and write-back requests in flight.
 const MAX_BACKGROUND: u16 = 128;
 /// Threads that serve requests, at least and at most.
-const THREADS: std::ops::RangeInclusive<usize> = 8..=32;
+pub(super) const THREADS: std::ops::RangeInclusive<usize> = 8..=32;
 
 /// How a volume is mounted.
 #[derive(Debug, Clone)]
@@ -64,6 +66,7 @@ pub struct Session {
     inner: fuser::Session<Adapter>,
     tree: Arc<Tree>,
     mountpoint: PathBuf,
+    requests: Arc<AtomicU64>,
 }
 
 /// Acts on a mount from other threads.
@@ -71,6 +74,7 @@ pub struct Session {
 pub struct SessionHandle {
     notifier: Notifier,
     mountpoint: PathBuf,
+    requests: Arc<AtomicU64>,
 }
 
 impl Session {
@@ -85,8 +89,10 @@ impl Session {
         let threads = options.threads.unwrap_or(2 * processors).clamp(*THREADS.start(), *THREADS.end());
         config.n_threads = Some(threads);
         config.clone_fd = true;
-        let (seeker, seeker_notifier) = Seeker::start(tree.clone())?;
-        let adapter = Adapter::new(tree.clone(), seeker, options);
+        let server = Arc::new(Server::start(tree.clone())?);
+        let requests = server.requests();
+        let (seeker, seeker_notifier) = Seeker::start(server.clone())?;
+        let adapter = Adapter::new(server, seeker, options);
         // The kernel keeps other users out unless `allow_other`; a second check here would refuse the kernel's own
         // write-back, which comes as root.
         let inner = match fuser::Session::from_fd(adapter, device, SessionACL::All, config) {
@@ -97,17 +103,21 @@ impl Session {
             }
         };
         let _ = seeker_notifier.set(inner.notifier());
-        Ok(Self { inner, tree, mountpoint })
+        Ok(Self { inner, tree, mountpoint, requests })
     }
 
     /// For other threads.
     pub fn handle(&self) -> SessionHandle {
-        SessionHandle { notifier: self.inner.notifier(), mountpoint: self.mountpoint.clone() }
+        SessionHandle {
+            notifier: self.inner.notifier(),
+            mountpoint: self.mountpoint.clone(),
+            requests: self.requests.clone(),
+        }
     }
 
     /// Serves until the volume is unmounted, then leaves every file sealed.
     pub fn run(self) -> io::Result<()> {
-        let Self { inner, tree, mountpoint } = self;
+        let Self { inner, tree, mountpoint, .. } = self;
         let served = inner.run();
         if served.is_err() {
             let _ = mount::unmount(&mountpoint, true);
@@ -127,6 +137,11 @@ impl SessionHandle {
     /// Unmounts; `lazy` takes a busy mount out of sight and ends it when it is free.
     pub fn unmount(&self, lazy: bool) -> io::Result<()> {
         mount::unmount(&self.mountpoint, lazy)
+    }
+
+    /// Requests of the kernel so far. What it answers from its caches is not among them.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
     }
 
     /// Where the volume is mounted.

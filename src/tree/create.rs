@@ -59,7 +59,8 @@ impl Tree {
         let lower = dir.lower_name(name)?;
         let permissions = effective_permissions(&dir, new);
         // Before the name is there: a file whose first write would find no key is not made.
-        let reserved = if write { Some(self.files.keys.fresh(None)?) } else { None };
+        let fresh = || Ok(self.files.keys.fresh(None)?);
+        let reserved = if write { Some(self.with_keys(fresh)?) } else { None };
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR;
         let make = || at::open(&dir.fd, lower.entry.as_bytes(), flags, permissions);
         let fd = with_sidecar(&dir, &lower, || self.spare_descriptors(make))?;
@@ -72,8 +73,8 @@ impl Tree {
         slot.handles += 1;
         slot.writers += u32::from(write);
         slot.open = Some(Box::new(OpenFile::new(io, true)));
-        drop(slot);
         self.open_files.lock().insert(node.id, node.clone());
+        drop(slot);
         Ok((attr, node.generation))
     }
 

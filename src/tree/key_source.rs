@@ -14,6 +14,17 @@ pub enum KeyError {
     Invalid(String),
     /// The key service cannot be reached, or is too slow. EHOSTDOWN.
     Unavailable(String),
+    /// Not at hand: [`KeySource::obtain`] fetches it, then the operation is to be tried again.
+    Absent(Box<KeyNeed>),
+}
+
+/// What [`KeySource::obtain`] is to fetch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyNeed {
+    /// The data key of a file, from its wrapped form.
+    Unwrapped(FileId, WrappedKey),
+    /// A key for a new file, under the volume's default key.
+    Fresh,
 }
 
 impl std::fmt::Display for KeyError {
@@ -23,6 +34,7 @@ impl std::fmt::Display for KeyError {
             Self::Disabled(m) => write!(f, "the key cannot be used now: {m}"),
             Self::Invalid(m) => write!(f, "the wrapped data key does not open: {m}"),
             Self::Unavailable(m) => write!(f, "the key service is not reachable: {m}"),
+            Self::Absent(_) => f.write_str("too many wait for keys of the key service"),
         }
     }
 }
@@ -40,6 +52,9 @@ pub struct FreshKey {
 }
 
 /// Where data keys come from. Implemented by `volume` over the key client, by tests over a map.
+///
+/// `fresh` and `unwrap` are called under the locks of a file. The source of a mount therefore answers them from what
+/// it holds, or with [`KeyError::Absent`]; `obtain`, which may take as long as the service does, is called under none.
 pub trait KeySource: Send + Sync {
     /// A fresh data key under `key` (alias, id or ARN), or under the volume's default key.
     /// Served from a small prefetched pool where possible, so that creating a file does not wait.
@@ -48,4 +63,10 @@ pub trait KeySource: Send + Sync {
     /// Unwraps the data key of `file_id`. Answers from a bounded cache when it can;
     /// concurrent callers for one file share one call.
     fn unwrap(&self, file_id: FileId, wrapped: &WrappedKey) -> Result<DataKey, KeyError>;
+
+    /// Fetches what was absent, so that the operation finds it when it is tried again.
+    /// A source that never says so has nothing to do here.
+    fn obtain(&self, _need: &KeyNeed) -> Result<(), KeyError> {
+        Ok(())
+    }
 }

@@ -3,6 +3,7 @@
 //! Called by `fuse` and `volume`. Never talks to the key daemon itself: it asks a [`KeySource`].
 
 mod attr;
+mod close;
 mod create;
 mod dir;
 mod error;
@@ -15,16 +16,18 @@ mod open;
 mod remove;
 mod rename;
 mod setattr;
+mod wait;
 mod xattr;
 
 pub use attr::{Attr, Caller, Kind, SetAttr, SetTime, Time};
 pub use create::{NewObject, SpecialFile};
 pub use error::FsError;
 pub use file::{Allocate, FileContext, FileIo, Seek, TagLog};
-pub use key_source::{FreshKey, KeyError, KeySource};
+pub use key_source::{FreshKey, KeyError, KeyNeed, KeySource};
 pub use list::{DirStream, Listed, ListedDir};
 pub use namespace::{DEFAULT_OPEN_DIRS, Tree, TreeOptions};
 pub use node::ROOT_ID;
 pub use open::WriteManner;
 pub use rename::RenameMode;
+pub use wait::KEY_WAITS;
 pub use xattr::XattrMode;

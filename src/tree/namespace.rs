@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use parking_lot::Mutex;
 use rustix::fs::{self, Stat};
@@ -17,6 +18,7 @@ use super::attr::{Attr, Kind};
 use super::dir::{Dir, DirCache};
 use super::file::FileContext;
 use super::node::{Node, NodeTable, RENAME_RETRIES, ROOT_ID};
+use super::wait::Waits;
 use crate::crypto::VolumeKey;
 use crate::format;
 use crate::sys::at;
@@ -49,6 +51,9 @@ pub struct Tree {
     pub(super) dirs: DirCache,
     /// Nodes whose file is open, so that keys can be dropped and descriptors reclaimed.
     pub(super) open_files: Mutex<HashMap<u64, Arc<Node>>>,
+    /// Nodes among them whose file could not be sealed when its last handle went.
+    pub(super) left_open: AtomicUsize,
+    pub(super) waits: Waits,
     pub(super) read_only: bool,
     /// Whether new objects can be given to their callers.
     pub(super) can_chown: bool,
@@ -89,6 +94,8 @@ impl Tree {
             nodes: NodeTable::new(),
             dirs: DirCache::new(root, options.open_dirs.max(8)),
             open_files: Mutex::default(),
+            left_open: AtomicUsize::new(0),
+            waits: Waits::default(),
             read_only: options.read_only,
             can_chown: rustix::process::geteuid().is_root(),
             device: stat.st_dev,

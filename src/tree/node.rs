@@ -80,6 +80,8 @@ pub struct FileSlot {
     pub handles: u32,
     /// Those of them that may write; while there are any, the kernel may hold data that is not here yet.
     pub writers: u32,
+    /// No handle counts on it, but it could not be sealed; the node is held for it ([`NodeTable::hold`]).
+    pub left_open: bool,
 }
 
 /// Names beyond the first, and what keeps a nameless node alive. Rare, so kept out of line.
@@ -257,6 +259,11 @@ impl NodeTable {
         entry.lookups += 1;
         entry.node.add_link(parent, name);
         entry.node.clone()
+    }
+
+    /// Keeps the node `id` as one more lookup would; `false` where it is unknown.
+    pub fn hold(&self, id: u64) -> bool {
+        self.shard(id).lock().get_mut(&id).map(|entry| entry.lookups += 1).is_some()
     }
 
     /// Takes back `count` lookups; gives the node when those were the last.

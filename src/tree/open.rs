@@ -4,6 +4,7 @@
 //! written, and the kernel's write-back cache reads through write-only handles. Which handle may do what is the
 //! kernel's business.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -57,35 +58,9 @@ impl Tree {
             if truncate { file.io.truncate(0) } else { Ok(()) }
         });
         if opened.is_err() {
-            self.release_node(&node, write);
+            self.release(&node, write);
         }
         opened
-    }
-
-    /// One handle is gone, opened to `write` or not; the last one leaves the file sealed and closed.
-    pub fn release_file(&self, id: u64, write: bool) {
-        if let Some(node) = self.nodes.find(id) {
-            self.release_node(&node, write);
-        }
-    }
-
-    fn release_node(&self, node: &Node, write: bool) {
-        let mut slot = node.file.write();
-        slot.handles = slot.handles.saturating_sub(1);
-        slot.writers = slot.writers.saturating_sub(u32::from(write));
-        if slot.handles == 0
-            && let Some(open) = slot.open.take()
-        {
-            self.close(node.id, &open);
-        }
-    }
-
-    fn close(&self, id: u64, open: &OpenFile) {
-        let sealed = if open.writable { open.io.seal() } else { Ok(()) };
-        if let Err(e) = sealed.and_then(|()| Ok(open.restore_modified()?)) {
-            log::error!("file {id} could not be sealed at its close: {e}");
-        }
-        self.open_files.lock().remove(&id);
     }
 
     /// Runs `action` on the open file of `node`, which is opened for it when it is not.
@@ -95,32 +70,32 @@ impl Tree {
         write: bool,
         action: impl Fn(&OpenFile) -> Result<R, FsError>,
     ) -> Result<R, FsError> {
+        let unused = Cell::new(false);
+        let done = self.with_keys(|| self.on_open_file(node, write, &unused, &action));
+        if unused.get() {
+            self.close_unused(node);
+        }
+        done
+    }
+
+    fn on_open_file<R>(
+        &self,
+        node: &Arc<Node>,
+        write: bool,
+        unused: &Cell<bool>,
+        action: impl Fn(&OpenFile) -> Result<R, FsError>,
+    ) -> Result<R, FsError> {
         loop {
             {
                 let slot = node.file.read();
                 if let Some(open) = &slot.open
                     && (open.writable || !write)
                 {
-                    let done = action(open);
-                    let temporary = slot.handles == 0;
-                    drop(slot);
-                    if temporary {
-                        self.close_unused(node);
-                    }
-                    return done;
+                    unused.set(slot.handles == 0);
+                    return action(open);
                 }
             }
             self.open_slot(node, write)?;
-        }
-    }
-
-    /// Closes the file where no handle counts on it.
-    fn close_unused(&self, node: &Node) {
-        let mut slot = node.file.write();
-        if slot.handles == 0
-            && let Some(open) = slot.open.take()
-        {
-            self.close(node.id, &open);
         }
     }
 
@@ -133,7 +108,6 @@ impl Tree {
         let inode = self.inode(node)?;
         let (fd, writable) = self.open_lower(&inode, write)?;
         slot.open = Some(Box::new(OpenFile::new(FileIo::new(fd, self.files.clone()), writable)));
-        drop(slot);
         self.open_files.lock().insert(node.id, node.clone());
         Ok(())
     }
@@ -260,31 +234,6 @@ impl Tree {
         Ok(fs::fsync(fd)?)
     }
 
-    /// Closes files that can be opened again by name, when descriptors run short.
-    pub(super) fn close_idle_files(&self) {
-        let nodes: Vec<Arc<Node>> = self.open_files.lock().values().cloned().collect();
-        for node in nodes.iter().filter(|node| node.link().is_some()) {
-            if let Some(mut slot) = node.file.try_write()
-                && let Some(open) = slot.open.take()
-            {
-                self.close(node.id, &open);
-            }
-        }
-    }
-
-    /// Seals and closes every file, at the end of a mount.
-    pub fn close_all(&self) {
-        let nodes: Vec<Arc<Node>> = self.open_files.lock().values().cloned().collect();
-        for node in nodes {
-            if let Some(open) = node.file.write().open.take() {
-                self.close(node.id, &open);
-            }
-        }
-        if let Some(log) = &self.files.log {
-            log.close();
-        }
-    }
-
     /// Open files whose data key is wrapped under the CMK `key_arn`, or all of them.
     pub fn nodes_under(&self, key_arn: Option<&str>) -> Vec<u64> {
         let nodes: Vec<Arc<Node>> = self.open_files.lock().values().cloned().collect();
@@ -314,6 +263,12 @@ impl Tree {
     fn drop_keys(&self, ids: &[u64]) {
         for node in ids.iter().filter_map(|id| self.nodes.find(*id)) {
             if let Some(open) = &node.file.read().open {
+                // While the keys are there; what cannot be sealed now is when they are back, or recovered.
+                if open.writable
+                    && let Err(e) = open.io.seal()
+                {
+                    log::debug!("file {} is not sealed before its keys go: {e}", node.id);
+                }
                 open.io.drop_keys();
             }
         }

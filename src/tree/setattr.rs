@@ -1,13 +1,13 @@
 //! Changing attributes: owner, permissions, size, times, in this order.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{self, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
 use super::FsError;
 use super::attr::{Attr, Caller, Kind, SetAttr, SetTime};
 use super::namespace::Tree;
-use super::node::Node;
+use super::node::{Node, OpenFile};
 use super::open::clear_set_id_bits;
 use crate::sys::at;
 
@@ -16,41 +16,50 @@ impl Tree {
     pub fn set_attr(&self, id: u64, set: SetAttr, caller: Caller) -> Result<Attr, FsError> {
         self.check_writable()?;
         let node = self.node(id)?;
-        let fd = self.inode(&node)?;
-        if set.uid.is_some() || set.gid.is_some() {
-            at::set_owner(&fd, set.uid, set.gid)?;
-        }
-        if let Some(permissions) = set.permissions
-            && node.kind != Kind::Symlink
-        {
-            at::set_mode(&fd, permissions & 0o7777)?;
+        let permissions = set.permissions.filter(|_| node.kind != Kind::Symlink);
+        if set.uid.is_some() || set.gid.is_some() || permissions.is_some() {
+            self.on_inode(&node, |fd, _| {
+                if set.uid.is_some() || set.gid.is_some() {
+                    at::set_owner(fd, set.uid, set.gid)?;
+                }
+                Ok(permissions.map_or(Ok(()), |permissions| at::set_mode(fd, permissions & 0o7777))?)
+            })?;
         }
         if let Some(size) = set.size {
             self.truncate(id, size)?;
-            if caller.uid != 0 {
-                clear_set_id_bits(fd.as_fd())?;
-            }
         }
-        if set.accessed.is_some() || set.modified.is_some() {
-            seal_before_times(&node)?;
-            at::set_times(&fd, &timestamps(&set))?;
-            if let Some(open) = &node.file.read().open
-                && set.modified.is_some()
+        let clear_set_id = set.size.is_some() && caller.uid != 0;
+        let stat = self.on_inode(&node, |fd, open| {
+            if clear_set_id {
+                clear_set_id_bits(fd)?;
+            }
+            if set.accessed.is_some() || set.modified.is_some() {
+                at::set_times(fd, &timestamps(&set))?;
+            }
+            if set.modified.is_some()
+                && let Some(open) = open
             {
+                // The kernel has told its time of the last write; what was kept of the lower one is out of date.
                 *open.kernel_modified.lock() = None;
             }
+            Ok(fs::fstat(fd)?)
+        })?;
+        self.attr_of(&stat)
+    }
+
+    /// Runs `action` on the node's inode: through the open file where there is one, which is at hand.
+    fn on_inode<R>(
+        &self,
+        node: &Node,
+        action: impl Fn(BorrowedFd<'_>, Option<&OpenFile>) -> Result<R, FsError>,
+    ) -> Result<R, FsError> {
+        if let Some(open) = &node.file.read().open {
+            return action(open.io.lower_fd(), Some(open));
         }
-        self.attr_of(&fs::fstat(fd.as_fd())?)
+        action(self.inode(node)?.as_fd(), None)
     }
 }
 
-/// The kernel sets the times after it has written back; what the seal still has to write comes before them.
-fn seal_before_times(node: &Node) -> Result<(), FsError> {
-    match &node.file.read().open {
-        Some(open) if open.writable => open.io.seal(),
-        _ => Ok(()),
-    }
-}
 fn timestamps(set: &SetAttr) -> Timestamps {
     let one = |time: Option<SetTime>| match time {
         Some(SetTime::At(time)) => time.into(),

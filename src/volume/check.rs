@@ -129,7 +129,8 @@ pub fn check(
     // Held until the end, so that no mount begins meanwhile; one that is there already makes the check a live one.
     let lock = MountLock::take(lower);
     let live = lock.is_err();
-    let context = volume.map(|volume| volume.file_context(true).map(Arc::new)).transpose()?;
+    let context =
+        volume.map(|volume| volume.file_context(true, volume.keys.clone()).map(Arc::new)).transpose()?;
     let depth = Depth { context, data: options.data, live };
     let work = Check { volume, depth, progress, report: Mutex::new(CheckReport::default()) };
     let mut worker = CheckReport::default();

@@ -20,7 +20,7 @@ use crate::crypto::{DataKey, random_array, sha256};
 use crate::format::record::{KEYS_MAX, VolumeSettings};
 use crate::format::{FileId, VolumeId, WrappedKey};
 use crate::logging::RateLimit;
-use crate::tree::{FreshKey, KeyError, KeySource};
+use crate::tree::{FreshKey, KeyError, KeyNeed, KeySource};
 
 /// How long the refill thread sleeps at most before it looks whether the volume was closed.
 const REFILL_PATIENCE: Duration = Duration::from_secs(5);
@@ -231,12 +231,9 @@ impl VolumeKeys {
 
 impl KeySource for VolumeKeys {
     fn fresh(&self, key: Option<&str>) -> Result<FreshKey, KeyError> {
-        let default = self.default_key();
-        let wanted = key.unwrap_or(&default);
-        let pooled = if wanted == default { self.pool.take() } else { None };
-        let fresh = match pooled.filter(|fresh| fresh.wrapped.key_arn == default) {
-            Some(fresh) => fresh,
-            None => self.generate(wanted)?,
+        let fresh = match key {
+            Some(key) => self.generate(key)?,
+            None => self.generate(&self.default_key())?,
         };
         self.check_known(&fresh.wrapped.key_arn)?;
         let wrap = sha256(&fresh.wrapped.blob);
@@ -251,11 +248,60 @@ impl KeySource for VolumeKeys {
     }
 }
 
+impl VolumeKeys {
+    /// A key for a new file out of the pool.
+    fn pooled(&self) -> Option<FreshKey> {
+        let default = self.default_key();
+        let fresh = self.pool.take().filter(|fresh| fresh.wrapped.key_arn == default)?;
+        let wrap = sha256(&fresh.wrapped.blob);
+        self.cache.put(fresh.file_id.0, wrap, &fresh.wrapped.key_arn, fresh.data_key.duplicate());
+        Some(fresh)
+    }
+
+    /// Makes a key for a new file and puts it into the pool.
+    fn stock(&self) -> Result<(), KeyError> {
+        let refill = self.pool.one();
+        let fresh = self.generate(&self.default_key())?;
+        self.check_known(&fresh.wrapped.key_arn)?;
+        self.pool.fill(&refill, vec![fresh]);
+        Ok(())
+    }
+}
+
+/// The same keys for a mount, whose files ask under their locks: what is not held is absent, and fetched without them.
+pub struct MountKeys(pub(super) Arc<VolumeKeys>);
+
+impl KeySource for MountKeys {
+    fn fresh(&self, key: Option<&str>) -> Result<FreshKey, KeyError> {
+        match key {
+            None => self.0.pooled().ok_or_else(|| KeyError::Absent(Box::new(KeyNeed::Fresh))),
+            Some(_) => self.0.fresh(key),
+        }
+    }
+
+    fn unwrap(&self, file_id: FileId, wrapped: &WrappedKey) -> Result<DataKey, KeyError> {
+        let held = if self.0.is_known(&wrapped.key_arn) {
+            self.0.cache.get(file_id.0, &sha256(&wrapped.blob))
+        } else {
+            None
+        };
+        held.ok_or_else(|| KeyError::Absent(Box::new(KeyNeed::Unwrapped(file_id, wrapped.clone()))))
+    }
+
+    fn obtain(&self, need: &KeyNeed) -> Result<(), KeyError> {
+        match need {
+            KeyNeed::Unwrapped(file_id, wrapped) => self.0.unwrap(*file_id, wrapped).map(drop),
+            KeyNeed::Fresh => self.0.stock(),
+        }
+    }
+}
+
 /// Says once a second why files cannot be opened; the caller's own error is the same for each.
 fn log_refusal(error: KeyError) -> KeyError {
     let limit = match error {
         KeyError::Unavailable(_) => &UNAVAILABLE,
         KeyError::Denied(_) | KeyError::Disabled(_) | KeyError::Invalid(_) => &REFUSED,
+        KeyError::Absent(_) => return error,
     };
     if let Some(held_back) = limit.admit() {
         let more = if held_back > 0 { format!(" ({held_back} more like it)") } else { String::new() };

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rustix::fs::readlinkat;
 use rustix::io::Errno;
 
+use super::keys::MountKeys;
 use super::watch::KeyEvent;
 use super::{Volume, VolumeError, walk};
 use crate::crypto::VolumeKey;
@@ -26,7 +27,7 @@ pub struct MountedTree {
 impl Volume {
     /// The plaintext tree. The caller holds the volume exclusively, unless `read_only`.
     pub fn tree(&self, read_only: bool) -> Result<MountedTree, VolumeError> {
-        let files = Arc::new(self.file_context(read_only)?);
+        let files = Arc::new(self.file_context(read_only, Arc::new(MountKeys(self.keys.clone())))?);
         let options = TreeOptions { read_only, ..TreeOptions::default() };
         let tree =
             Tree::open(self.root()?, Arc::clone(&self.key), files, &options).map_err(VolumeError::Tree)?;
@@ -50,9 +51,9 @@ impl MountedTree {
         self.tree.node_count()
     }
 
-    /// Changes when the mount is used.
-    pub fn activity(&self) -> usize {
-        self.tree.node_count()
+    /// Tries again to close files that could not be sealed when they were closed.
+    pub fn close_left_open(&self) {
+        self.tree.close_left_open();
     }
 
     /// Does what an event asks for. `drop_pages` makes the kernel write back and forget pages of open files, which

@@ -50,10 +50,13 @@ impl Volume {
     }
 
     /// What files of the volume are opened with. `read_only` changes nothing on disk, not even to recover.
-    pub(super) fn file_context(&self, read_only: bool) -> Result<FileContext, VolumeError> {
+    pub(super) fn file_context(
+        &self,
+        read_only: bool,
+        keys: Arc<dyn KeySource>,
+    ) -> Result<FileContext, VolumeError> {
         let opened = if read_only { TagLog::open_read_only(&self.root) } else { TagLog::open(&self.root) };
         let log = opened.map_err(|e| VolumeError::io("open the tag log in", &self.path, e))?;
-        let keys: Arc<dyn KeySource> = self.keys.clone();
         Ok(FileContext { volume_id: self.id, keys, read_only, log: Some(log) })
     }
 

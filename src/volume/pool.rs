@@ -70,6 +70,11 @@ impl Pool {
         state.refill.then_some(Refill { count, generation: state.generation })
     }
 
+    /// A request for one key, by a caller that makes it itself.
+    pub fn one(&self) -> Refill {
+        Refill { count: 1, generation: self.state.lock().generation }
+    }
+
     /// Hands over what was made for `refill`; an empty batch means that none could be made now.
     pub fn fill(&self, refill: &Refill, fresh: Vec<FreshKey>) {
         let mut state = self.state.lock();

@@ -1,7 +1,7 @@
 //! A volume mounted in the test's own process, with data keys from a map instead of a key daemon.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)] // Each test file uses its own part.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use kmsfs::crypto::{DataKey, Secret, VolumeKey, random_array};
 use kmsfs::format::{FileId, VolumeId, WrappedKey};
 use kmsfs::fuse::{MountOptions, Session, SessionHandle};
-use kmsfs::tree::{FileContext, FreshKey, KeyError, KeySource, TagLog, Tree, TreeOptions};
+use kmsfs::tree::{FileContext, FreshKey, KeyError, KeyNeed, KeySource, TagLog, Tree, TreeOptions};
 use parking_lot::Mutex;
 
 /// The name under which the map's keys are wrapped.
@@ -25,8 +25,16 @@ pub struct MapKeys {
     keys: Mutex<HashMap<FileId, DataKey>>,
     /// While set, every request is refused as AWS does for a disabled key.
     pub disabled: AtomicBool,
-    /// Calls of `unwrap`.
+    /// While set, requests panic.
+    pub broken: AtomicBool,
+    /// Keys handed out.
     pub unwraps: AtomicU64,
+    /// While held, keys are absent that were not made or fetched since [`Self::forget`], and those who fetch them wait.
+    pub gate: Mutex<()>,
+    /// At hand all the same: new, or fetched.
+    fetched: Mutex<HashSet<FileId>>,
+    /// Callers at the gate.
+    pub at_gate: AtomicU64,
 }
 
 impl KeySource for MapKeys {
@@ -35,12 +43,16 @@ impl KeySource for MapKeys {
         let file_id = FileId(random_array());
         let data_key = DataKey::random();
         self.keys.lock().insert(file_id, data_key.duplicate());
+        self.fetched.lock().insert(file_id);
         let wrapped = WrappedKey { key_arn: KEY_ARN.into(), material_id: None, blob: file_id.0.to_vec() };
         Ok(FreshKey { file_id, data_key, wrapped })
     }
 
     fn unwrap(&self, file_id: FileId, wrapped: &WrappedKey) -> Result<DataKey, KeyError> {
         self.check()?;
+        if self.gate.is_locked() && !self.fetched.lock().contains(&file_id) {
+            return Err(KeyError::Absent(Box::new(KeyNeed::Unwrapped(file_id, wrapped.clone()))));
+        }
         self.unwraps.fetch_add(1, Ordering::Relaxed);
         if wrapped.blob != file_id.0 {
             return Err(KeyError::Invalid("the blob is another file's".into()));
@@ -48,10 +60,25 @@ impl KeySource for MapKeys {
         let keys = self.keys.lock();
         keys.get(&file_id).map(DataKey::duplicate).ok_or(KeyError::Invalid("unknown file".into()))
     }
+
+    fn obtain(&self, need: &KeyNeed) -> Result<(), KeyError> {
+        self.at_gate.fetch_add(1, Ordering::Relaxed);
+        drop(self.gate.lock());
+        if let KeyNeed::Unwrapped(file_id, _) = need {
+            self.fetched.lock().insert(*file_id);
+        }
+        Ok(())
+    }
 }
 
 impl MapKeys {
+    /// As after a restart: no key is at hand.
+    pub fn forget(&self) {
+        self.fetched.lock().clear();
+    }
+
     fn check(&self) -> Result<(), KeyError> {
+        assert!(!self.broken.load(Ordering::Relaxed), "broken by the test");
         if self.disabled.load(Ordering::Relaxed) {
             return Err(KeyError::Disabled("disabled by the test".into()));
         }

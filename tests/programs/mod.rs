@@ -87,6 +87,19 @@ impl Desk {
         run(Command::new(KMSD).arg("stop").arg("--dir").arg(self.path("state"))).ok();
     }
 
+    /// The process of the key daemon.
+    pub fn kmsd_pid(&self) -> String {
+        let state = self.path("state").into_os_string().into_encoded_bytes();
+        let serves = |process: &PathBuf| {
+            let line = fs::read(process.join("cmdline")).unwrap_or_default();
+            let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+            words.contains(&&b"serve"[..]) && words.contains(&state.as_slice())
+        };
+        let mut processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
+        let found = processes.find(serves).unwrap();
+        found.file_name().unwrap().to_str().unwrap().to_owned()
+    }
+
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(KMSFS);
         command.args(args).env("HOME", self.path("home")).env_remove("XDG_DATA_HOME");

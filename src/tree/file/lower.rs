@@ -103,14 +103,14 @@ impl Lower {
 
 /// Faults at the n-th change of the lower tree, for tests: that change is cut at a page edge.
 #[cfg(test)]
-pub(super) mod fault {
+pub(in crate::tree) mod fault {
     use std::cell::Cell;
 
     use rustix::io::Errno;
 
     /// What happens from the n-th change on.
     #[derive(Clone, Copy)]
-    pub(crate) enum Fault {
+    pub(in crate::tree) enum Fault {
         /// The daemon is killed: no later change happens.
         Kill,
         /// The disk is full for this one change.
@@ -122,7 +122,7 @@ pub(super) mod fault {
     }
 
     /// The fault comes after `changes` more changes; `None` takes it back.
-    pub(crate) fn after(plan: Option<(u32, Fault)>) {
+    pub(in crate::tree) fn after(plan: Option<(u32, Fault)>) {
         LEFT.set(plan);
     }
 
@@ -154,7 +154,7 @@ pub(super) mod fault {
     }
 
     /// Back to a machine without faults.
-    pub(crate) fn clear() {
+    pub(in crate::tree) fn clear() {
         LEFT.set(None);
         DEAD.set(false);
     }

@@ -28,6 +28,9 @@ use crate::format::{FileId, VolumeId, WrappedKey, layout};
 use body::Body;
 use lower::Lower;
 
+#[cfg(test)]
+pub(super) use lower::fault;
+
 pub use log::{LOG_NAME, TagLog};
 pub use resize::Allocate;
 pub use seek::Seek;
