@@ -4,12 +4,13 @@
 mod programs;
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use kmsfs::format::header::{SLOT_LEN, SLOT_OFFSETS, SLOTS_LEN, Slots};
+use kmsfs::format::header::{KeySlot, SLOT_LEN, SLOT_OFFSETS, SLOTS_LEN, Slots};
 use programs::Desk;
 
 /// A volume with some files in some directories, closed.
@@ -186,6 +187,11 @@ fn a_live_mount_goes_on_while_its_headers_move() {
                 fs::write(&path, contents(written)).unwrap();
                 assert_eq!(fs::read(&path).unwrap(), contents(written));
                 fs::rename(&path, mnt.join(format!("d0/renamed{}", written % 50))).unwrap();
+                let dir = mnt.join(format!("dir{}", written % 5));
+                fs::create_dir_all(dir.join("below")).unwrap();
+                fs::write(dir.join("below/file"), b"short-lived").unwrap();
+                fs::rename(&dir, mnt.join("elsewhere")).unwrap();
+                fs::remove_dir_all(mnt.join("elsewhere")).unwrap();
                 written += 1;
             }
             written
@@ -206,6 +212,65 @@ fn a_live_mount_goes_on_while_its_headers_move() {
     desk.umount();
     desk.kmsfs("fsck {lower}").ok();
     check_contents(&desk, 200);
+}
+
+#[test]
+fn after_a_rewrap_new_files_of_a_live_mount_are_under_the_new_version_too() {
+    let desk = desk_with_files("rewrap-stock", 5);
+    let mnt = desk.mount();
+    // A stock of fresh keys, and one reserved for a file that nobody has written to yet.
+    (0..20).for_each(|n| fs::write(mnt.join(format!("stock{n}")), "x").unwrap());
+    let mut waiting = fs::File::create(mnt.join("waiting")).unwrap();
+    for target in ["{mnt}", "{lower}"] {
+        desk.kmsfs("key rotate alias/k").ok();
+        let done = desk.kmsfs(&format!("rewrap {target} --json")).json();
+        assert_eq!(done["failed"], 0, "{done}");
+        (0..20).for_each(|n| fs::write(mnt.join(format!("{}{n}", &target[1..4])), "x").unwrap());
+        waiting.write_all(b"late").and_then(|()| waiting.sync_all()).unwrap();
+        let after = desk.kmsfs("rewrap {lower} --dry-run --json").json();
+        assert_eq!((&after["moved"], &after["failed"]), (&0.into(), &0.into()), "{after}");
+    }
+    drop(waiting);
+    desk.umount();
+}
+
+#[test]
+fn a_file_of_several_names_is_moved_and_counted_once() {
+    let desk = desk_with_files("rewrap-links", 10);
+    let mnt = desk.mount();
+    for n in 0..5 {
+        fs::hard_link(mnt.join("d0/f0"), mnt.join(format!("link{n}"))).unwrap();
+    }
+    desk.umount();
+    for (moved, current) in [(0, 10), (10, 0), (0, 10)] {
+        let done = desk.kmsfs("rewrap {lower} --json").json();
+        assert_eq!((&done["moved"], &done["current"]), (&moved.into(), &current.into()), "{done}");
+        assert_eq!(done["versions"][0]["files"], 10, "{done}");
+        if moved == 0 {
+            desk.kmsfs("key rotate alias/k").ok();
+        }
+    }
+}
+
+#[test]
+fn generations_that_somebody_counted_up_do_not_stop_a_rewrap() {
+    let desk = desk_with_files("rewrap-forged", 3);
+    let files = desk.lower_files();
+    for (path, generation) in files.iter().zip([1_u64 << 48, (1 << 48) - 1, (1 << 48) + 1]) {
+        let (mut bytes, slots) = (fs::read(path).unwrap(), read_slots(path));
+        let at = SLOT_OFFSETS[slots.active_index()];
+        let forged = KeySlot { generation, wrapped: slots.active().wrapped.clone() };
+        bytes[at..at + SLOT_LEN].copy_from_slice(&forged.encode().unwrap());
+        fs::write(path, bytes).unwrap();
+    }
+    for _ in 0..3 {
+        desk.kmsfs("key rotate alias/k").ok();
+        let done = desk.kmsfs("rewrap {lower} --json").json();
+        // Beyond the largest generation there is no slot at all: that file lost its only one.
+        assert_eq!((&done["moved"], &done["failed"]), (&2.into(), &1.into()), "{done}");
+        let again = desk.kmsfs("rewrap {lower} --json").json();
+        assert_eq!((&again["moved"], &again["current"]), (&0.into(), &2.into()), "{again}");
+    }
 }
 
 #[test]

@@ -100,7 +100,7 @@ pub fn rewrap(args: &RewrapArgs, kms: Option<&str>) -> Result<ExitCode, CliError
         volume::count_files(&volume, jobs, &progress)?;
     }
     let options = RewrapOptions { to_key: args.to_key.clone(), jobs, dry_run: args.dry_run };
-    let report = volume::rewrap(&volume, &options, &progress);
+    let report = volume::rewrap(&volume, &options, &progress, || tell_mount_of(&lower));
     drop(shown);
     let report = report?;
     if args.json {
@@ -110,6 +110,14 @@ pub fn rewrap(args: &RewrapArgs, kms: Option<&str>) -> Result<ExitCode, CliError
     }
     let exit = if report.is_complete() { ExitCode::SUCCESS } else { Exit::Failed.into() };
     Ok(exit)
+}
+
+/// Has the mount of `lower` read the volume record again. `false` where none is found or it did not.
+fn tell_mount_of(lower: &Path) -> bool {
+    let Ok(lower) = std::fs::canonicalize(lower) else { return false };
+    let mounted = control::mounts().into_iter().find(|status| status.lower == lower);
+    let told = mounted.map(|status| control::ask(&status.mountpoint, &Request::Reload));
+    matches!(told, Some(Ok(Answer::Reloaded(_))))
 }
 
 fn print_rewrap(report: &RewrapReport) -> Result<(), CliError> {

@@ -47,7 +47,7 @@ const SLOT_ROOM: usize = 292;
 const SLOT_CRC: usize = SLOT_LEN - 4;
 const FLAG_MATERIAL: u16 = 1;
 /// Highest generation that is believed: the CRC is no MAC, and a forged one must not end the counting.
-const GENERATION_MAX: u64 = 1 << 48;
+pub(super) const GENERATION_MAX: u64 = 1 << 48;
 const _: () = assert!(48 + SLOT_ROOM == SLOT_CRC);
 const _: () = assert!(SLOT_OFFSETS[1] + SLOT_LEN == SLOTS_LEN && SLOT_OFFSETS[0] + SLOT_LEN == COPY_OFFSET);
 
@@ -91,15 +91,22 @@ pub struct Superblock {
     pub file_id: FileId,
     /// Commitment to its DEK ([`crate::crypto::FileKeys::commitment`]).
     pub commitment: [u8; 32],
+    /// Format version of the writer and lowest version of a reader, as stored: all 80 bytes are authenticated.
+    versions: [u8; 4],
 }
 
 impl Superblock {
+    /// Of a new file.
+    pub fn new(volume_id: VolumeId, file_id: FileId, commitment: [u8; 32]) -> Self {
+        let [low, high] = FORMAT_VERSION.to_le_bytes();
+        Self { volume_id, file_id, commitment, versions: [low, high, low, high] }
+    }
+
     /// The 80 bytes.
     pub fn encode(&self) -> [u8; SUPERBLOCK_LEN] {
         let mut out = [0; SUPERBLOCK_LEN];
         out[..4].copy_from_slice(&MAGIC);
-        out[4..6].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
-        out[6..8].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        out[4..8].copy_from_slice(&self.versions);
         out[8] = CIPHER_AES_256_GCM_SIV;
         out[9] = BLOCK_LOG2;
         out[12..28].copy_from_slice(&self.volume_id.0);
@@ -131,6 +138,7 @@ impl Superblock {
             volume_id: VolumeId(array(bytes, 12)),
             file_id: FileId(array(bytes, 28)),
             commitment: array(bytes, 44),
+            versions: array(bytes, 4),
         })
     }
 }
@@ -235,11 +243,30 @@ impl Slots {
         self.slots[self.active_index()].as_ref().expect("parse and new leave one slot whole")
     }
 
-    /// What a rewrap to `wrapped` writes: the offset in the header page, and the bytes of the slot there.
-    pub fn rewrap(&self, wrapped: WrappedKey) -> Result<(usize, [u8; SLOT_LEN]), HeaderError> {
-        let slot = KeySlot { generation: self.active().generation + 1, wrapped };
-        Ok((SLOT_OFFSETS[1 - self.active_index()], slot.encode()?))
+    /// What a rewrap to `wrapped` writes, in this order, each write durable before the next. Cut at any byte, one slot
+    /// is whole. That is one write, unless somebody counted the generations up to their end: then the other slot
+    /// is numbered anew, too.
+    pub fn rewrap(&self, wrapped: WrappedKey) -> Result<Vec<SlotWrite>, HeaderError> {
+        let (active, other) = (self.active_index(), 1 - self.active_index());
+        let write = |index: usize, generation: u64, wrapped: WrappedKey| -> Result<SlotWrite, HeaderError> {
+            let bytes = KeySlot { generation, wrapped }.encode()?;
+            Ok(SlotWrite { offset: SLOT_OFFSETS[index], bytes })
+        };
+        let generation = self.active().generation;
+        if generation < GENERATION_MAX {
+            return Ok(vec![write(other, generation + 1, wrapped)?]);
+        }
+        Ok(vec![write(other, 2, wrapped)?, write(active, 1, self.active().wrapped.clone())?])
     }
+}
+
+/// One write to a key slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotWrite {
+    /// Where in the header page.
+    pub offset: usize,
+    /// The slot.
+    pub bytes: [u8; SLOT_LEN],
 }
 
 pub(super) fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
@@ -269,8 +296,7 @@ mod tests {
     }
 
     fn slots() -> Slots {
-        let superblock =
-            Superblock { volume_id: VolumeId([1; 16]), file_id: FileId([2; 16]), commitment: [3; 32] };
+        let superblock = Superblock::new(VolumeId([1; 16]), FileId([2; 16]), [3; 32]);
         Slots::new(superblock, wrapped(4))
     }
 
@@ -287,15 +313,24 @@ mod tests {
         let mut bytes = slots().encode().unwrap();
         for round in 5..9_u8 {
             let before = Slots::parse(&bytes).unwrap();
-            let (at, slot) = before.rewrap(wrapped(round)).unwrap();
-            for cut in 0..=SLOT_LEN {
-                let mut torn = bytes;
-                torn[at..at + cut].copy_from_slice(&slot[..cut]);
-                let read = Slots::parse(&torn).unwrap();
-                assert!(read.active() == before.active() || read.active().wrapped == wrapped(round));
+            for write in before.rewrap(wrapped(round)).unwrap() {
+                for cut in 0..=SLOT_LEN {
+                    let mut torn = bytes;
+                    torn[write.offset..write.offset + cut].copy_from_slice(&write.bytes[..cut]);
+                    let read = Slots::parse(&torn).unwrap();
+                    let old = &before.active().wrapped;
+                    assert!([old, &wrapped(round)].contains(&&read.active().wrapped), "cut at {cut}");
+                }
+                bytes[write.offset..write.offset + SLOT_LEN].copy_from_slice(&write.bytes);
             }
-            bytes[at..at + SLOT_LEN].copy_from_slice(&slot);
-            assert_eq!(Slots::parse(&bytes).unwrap().active().wrapped, wrapped(round));
+            let mut read = Slots::parse(&bytes).unwrap();
+            assert_eq!(read.active().wrapped, wrapped(round));
+            if round == 6 {
+                // Somebody counts the generations up to their end.
+                let active = read.active_index();
+                read.slots[active].as_mut().unwrap().generation = GENERATION_MAX;
+                bytes = read.encode().unwrap();
+            }
         }
     }
 

@@ -16,7 +16,7 @@
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::header::{KeySlot, SLOT_LEN, SLOT_OFFSETS, array, le16, le32};
+use super::header::{GENERATION_MAX, KeySlot, SLOT_LEN, SLOT_OFFSETS, array, le16, le32};
 use super::{VolumeId, WrappedKey, text};
 use crate::crypto::{
     DataKey, NONCE_LEN, RecordKey, Secret, TAG_LEN, VolumeKey, constant_time_eq, random_array,
@@ -96,6 +96,8 @@ pub struct VolumeRecord {
     /// The volume's identity.
     pub volume_id: VolumeId,
     commitment: [u8; 32],
+    /// Format version and lowest reader, as stored: they are authenticated.
+    versions: [u8; 4],
     slots: [Option<KeySlot>; 2],
     sealed: Vec<u8>,
 }
@@ -111,8 +113,14 @@ impl VolumeRecord {
     ) -> Result<Self, RecordError> {
         let slot = KeySlot { generation: 1, wrapped };
         let key = RecordKey::derive(data_key, &volume_id.0);
-        let mut record =
-            Self { volume_id, commitment: key.commitment, slots: [Some(slot), None], sealed: Vec::new() };
+        let [low, high] = VERSION.to_le_bytes();
+        let mut record = Self {
+            volume_id,
+            commitment: key.commitment,
+            versions: [low, high, low, high],
+            slots: [Some(slot), None],
+            sealed: Vec::new(),
+        };
         record.reseal(data_key, volume_key, settings)?;
         Ok(record)
     }
@@ -167,18 +175,22 @@ impl VolumeRecord {
         newest.expect("seal and parse leave one slot whole")
     }
 
-    /// Puts `wrapped` into the slot that does not count; the other stays as it is.
+    /// Puts `wrapped` into the slot that does not count; the other keeps its wrap. Where somebody counted
+    /// the generations up to their end both are numbered anew: a record is replaced as a whole.
     pub fn rewrap(&mut self, wrapped: WrappedKey) {
         let generation = self.active().generation;
-        let inactive = usize::from(self.slots[0].as_ref().is_some_and(|s| s.generation == generation));
-        self.slots[inactive] = Some(KeySlot { generation: generation + 1, wrapped });
+        let active = usize::from(!self.slots[0].as_ref().is_some_and(|s| s.generation == generation));
+        let next = if generation < GENERATION_MAX { generation } else { 1 };
+        if let Some(slot) = &mut self.slots[active] {
+            slot.generation = next;
+        }
+        self.slots[1 - active] = Some(KeySlot { generation: next + 1, wrapped });
     }
 
     fn clear(&self) -> [u8; CLEAR_LEN] {
         let mut out = [0; CLEAR_LEN];
         out[..4].copy_from_slice(&MAGIC);
-        out[4..6].copy_from_slice(&VERSION.to_le_bytes());
-        out[6..8].copy_from_slice(&VERSION.to_le_bytes());
+        out[4..8].copy_from_slice(&self.versions);
         out[16..32].copy_from_slice(&self.volume_id.0);
         out[32..64].copy_from_slice(&self.commitment);
         out[64..68].copy_from_slice(&(self.sealed.len() as u32).to_le_bytes());
@@ -223,6 +235,7 @@ impl VolumeRecord {
         Ok(Self {
             volume_id: VolumeId(array(bytes, 16)),
             commitment: array(bytes, 32),
+            versions: array(bytes, 4),
             slots,
             sealed: bytes[BODY_OFFSET..].to_vec(),
         })
@@ -295,6 +308,10 @@ mod tests {
             assert_eq!(read.active().wrapped, wrapped(n));
             assert!(read.slots.iter().flatten().any(|s| s.wrapped == wrapped(n - 1)));
             read.open(&dek).unwrap();
+            if n == 3 {
+                let slot = record.slots.iter_mut().flatten().find(|slot| slot.wrapped == wrapped(3));
+                slot.unwrap().generation = GENERATION_MAX;
+            }
         }
     }
 

@@ -119,15 +119,15 @@ impl VolumeKeys {
         if now.is_none() || *self.stamp.lock() == now {
             return Ok(false);
         }
+        // A rewrap replaces the record to say that keys made before it are under an old version.
+        self.pool.clear();
         let root = std::os::fd::AsFd::as_fd(&self.root);
         let record = record_file::read(root, &self.path)?;
         let (_, settings) = super::open::open_record(&self.kms, &record, &self.path)?;
-        let default_changed = self.settings.read().default_key != settings.default_key;
         *self.settings.write() = settings;
         *self.stamp.lock() = now;
-        if default_changed {
-            self.pool.clear();
-        }
+        // And those that were asked for under the old settings.
+        self.pool.clear();
         Ok(true)
     }
 

@@ -9,7 +9,10 @@ use rustix::fs::{AtFlags, statat};
 use rustix::fs::{CWD, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, chmodat, fstat, futimens, openat};
 use rustix::io::{Errno, pread, pwrite};
 
-use crate::format::header::{SLOT_LEN, SLOTS_LEN};
+use crate::format::header::{SLOTS_LEN, SlotWrite};
+use crate::format::seal::{SEAL_LEN, SEAL_OFFSETS};
+
+const SEALS_LEN: usize = 2 * SEAL_LEN;
 
 /// The first bytes of a header page: superblocks and slots.
 pub type SlotBytes = [u8; SLOTS_LEN];
@@ -63,25 +66,43 @@ pub enum Written {
     Changed,
 }
 
-/// Writes a slot at `offset` if the header still is `expected`, and keeps the file's time of modification.
-pub fn write_slot(
+/// Writes slots, each durable before the next, if the header still is `expected`. Keeps the file's time of modification,
+/// unless a mount began to write the file meanwhile.
+pub fn write_slots(
     file: BorrowedFd<'_>,
     expected: &SlotBytes,
-    offset: usize,
-    slot: &[u8; SLOT_LEN],
+    writes: &[SlotWrite],
 ) -> Result<Written, Errno> {
     if read_slots(file)?.as_ref() != Some(expected) {
         return Ok(Written::Changed);
     }
-    let before = fstat(file)?;
-    // One call and one page: the kernel takes all of it or none.
-    let written = pwrite(file, slot, offset as u64)?;
+    let (before, seals) = (fstat(file)?, read_seals(file)?);
+    for (number, write) in writes.iter().enumerate() {
+        if number > 0 {
+            rustix::fs::fdatasync(file)?;
+        }
+        // One call and one page: the kernel takes all of it or none.
+        if pwrite(file, &write.bytes, write.offset as u64)? != write.bytes.len() {
+            return Err(Errno::IO);
+        }
+    }
+    let after = fstat(file)?;
+    if after.st_size != before.st_size || read_seals(file)? != seals {
+        return Ok(Written::Yes);
+    }
     let times = Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT as _ },
         last_modification: Timespec { tv_sec: before.st_mtime as _, tv_nsec: before.st_mtime_nsec as _ },
     };
     futimens(file, &times)?;
-    if written == slot.len() { Ok(Written::Yes) } else { Err(Errno::IO) }
+    Ok(Written::Yes)
+}
+
+/// The seals, which change when a mount begins or ends to write a file.
+fn read_seals(file: BorrowedFd<'_>) -> Result<[u8; SEALS_LEN], Errno> {
+    let mut seals = [0; SEALS_LEN];
+    pread(file, &mut seals, SEAL_OFFSETS[0] as u64)?;
+    Ok(seals)
 }
 
 /// Opens a file for writing that is open for reading.
@@ -94,6 +115,7 @@ pub fn reopen_for_writing(dir: BorrowedFd<'_>, name: &CStr, file: &OwnedFd) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::header::SLOT_LEN;
     use std::ffi::CString;
     use std::os::unix::ffi::OsStrExt;
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -108,8 +130,9 @@ mod tests {
         let name = CString::new(path.as_os_str().as_bytes()).unwrap();
         let fd = open(CWD, &name, OFlags::RDWR).unwrap();
         let read = read_slots(fd.as_fd()).unwrap().unwrap();
-        assert_eq!(write_slot(fd.as_fd(), &read, 512, &[9; SLOT_LEN]), Ok(Written::Yes));
-        assert_eq!(write_slot(fd.as_fd(), &read, 80, &[8; SLOT_LEN]), Ok(Written::Changed));
+        let slot = |offset, byte| [SlotWrite { offset, bytes: [byte; SLOT_LEN] }];
+        assert_eq!(write_slots(fd.as_fd(), &read, &slot(512, 9)), Ok(Written::Yes));
+        assert_eq!(write_slots(fd.as_fd(), &read, &slot(80, 8)), Ok(Written::Changed));
         let bytes = std::fs::read(&path).unwrap();
         assert!(bytes[512..856] == [9; SLOT_LEN] && bytes[..512] == [7; 512] && bytes[856..] == [7; 4144]);
         let stat = std::fs::metadata(&path).unwrap();

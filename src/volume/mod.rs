@@ -18,6 +18,7 @@ mod pool;
 mod record_file;
 mod report;
 mod rewrap;
+mod rewrap_pass;
 pub mod speed;
 mod walk;
 mod watch;

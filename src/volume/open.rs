@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -14,6 +15,10 @@ use crate::format::VolumeId;
 use crate::format::record::{VolumeRecord, VolumeSettings};
 use crate::tree::KeySource;
 use crate::tree::file::{FileContext, TagLog};
+
+/// How often a mount tries to take its lock, and the pause between.
+const TAKE_TRIES: u32 = 4;
+const TAKE_PAUSE: Duration = Duration::from_millis(50);
 
 /// An open volume.
 pub struct Volume {
@@ -95,10 +100,26 @@ impl MountLock {
     /// Takes the lock of `lower`, or says that it is in use.
     pub fn take(lower: &Path) -> Result<Self, VolumeError> {
         let root = open_lower(lower)?;
-        match flock(root.as_fd(), FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self(root)),
-            Err(Errno::WOULDBLOCK) => Err(VolumeError::InUse(lower.to_owned(), "another mount")),
-            Err(e) => Err(VolumeError::io("lock", lower, e)),
+        for _ in 0..TAKE_TRIES {
+            if try_lock(&root, lower)? {
+                return Ok(Self(root));
+            }
+            // Perhaps somebody only looked ([`is_mounted`]).
+            std::thread::sleep(TAKE_PAUSE);
         }
+        Err(VolumeError::InUse(lower.to_owned(), "another mount"))
+    }
+}
+
+/// Whether a mount that may write holds `lower`.
+pub(super) fn is_mounted(lower: &Path) -> Result<bool, VolumeError> {
+    try_lock(&open_lower(lower)?, lower).map(|free| !free)
+}
+
+fn try_lock(root: &OwnedFd, lower: &Path) -> Result<bool, VolumeError> {
+    match flock(root.as_fd(), FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(e) => Err(VolumeError::io("lock", lower, e)),
     }
 }

@@ -4,33 +4,27 @@
 //! durable one: each pass begins with a sync of the lower file system, and writes a file's inactive slot at most once.
 
 use std::collections::HashMap;
-use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rustix::fs::{FileType, OFlags, syncfs};
-use rustix::io::Errno;
+use rustix::fs::syncfs;
 use serde::Serialize;
 
-use super::lower_file::{self, SlotBytes, Written};
-use super::plain_path;
+use super::open::is_mounted;
 use super::record_file::{self, ChangeLock};
-use super::report::{Census, Failure, MAX_LISTED, Progress, Version};
-use super::walk::{self, Directory, Entry, Visitor};
+use super::report::{Failure, Progress, Version};
+use super::rewrap_pass::Pass;
+use super::walk;
 use super::{Volume, VolumeError, context, key_error};
-use crate::api::EncryptionContext;
 use crate::client::{ClientError, Kms, ReEncryptItem, ReEncrypted};
 use crate::format::WrappedKey;
-use crate::format::header::Slots;
-use crate::format::name::{Kind, classify};
 
-/// Files moved in one pipelined batch.
-const BATCH: usize = 64;
 /// Passes at most: one for the tree as it stands, further ones for what was renamed or created meanwhile.
-const MAX_PASSES: usize = 4;
+const MAX_PASSES: usize = 16;
+/// A mount that was not told in person has seen the new record by then ([`super::watch`] looks more often).
+const NOTICE: Duration = Duration::from_secs(2);
 
 /// What to do.
 #[derive(Debug, Clone)]
@@ -85,9 +79,9 @@ impl RewrapReport {
 
 /// Where headers of one key go.
 #[derive(Debug, Clone)]
-struct Target {
-    key_arn: Arc<str>,
-    material_id: Option<[u8; 32]>,
+pub(super) struct Target {
+    pub(super) key_arn: Arc<str>,
+    pub(super) material_id: Option<[u8; 32]>,
 }
 
 impl Target {
@@ -97,16 +91,18 @@ impl Target {
     }
 
     /// Without a version to compare, a header is never known to be current.
-    fn is_met_by(&self, key_arn: &str, material_id: Option<[u8; 32]>) -> bool {
+    pub(super) fn is_met_by(&self, key_arn: &str, material_id: Option<[u8; 32]>) -> bool {
         self.key_arn.as_ref() == key_arn && self.material_id.is_some() && self.material_id == material_id
     }
 }
 
-/// Moves the headers of `volume`.
+/// Moves the headers of `volume`. `tell_mount` tells a mount of it, if it can find one, that the record was replaced, and
+/// says whether that was acted on.
 pub fn rewrap(
     volume: &Volume,
     options: &RewrapOptions,
     progress: &Progress,
+    tell_mount: impl Fn() -> bool,
 ) -> Result<RewrapReport, VolumeError> {
     let start = Instant::now();
     let root = volume.root()?;
@@ -117,21 +113,29 @@ pub fn rewrap(
     }
     let mut report = RewrapReport { dry_run: options.dry_run, ..RewrapReport::default() };
     let targets = Targets { kms: volume.keys.kms(), to, found: Mutex::new(HashMap::new()) };
+    let mounted = lock.is_some() && is_mounted(volume.path())?;
+    report.record_current = rewrap_record(volume, &targets, options.dry_run, mounted, &mut report)?;
+    if mounted && !tell_mount() {
+        std::thread::sleep(NOTICE);
+    }
     for number in 0..if options.dry_run { 1 } else { MAX_PASSES } {
         if lock.is_some() {
             syncfs(root.as_fd()).map_err(|e| VolumeError::io("sync", volume.path(), e))?;
         }
         let pass = Pass::new(volume, &targets, options.dry_run, progress, number == 0);
         walk::walk(volume.root()?, options.jobs, &pass);
-        let moved = pass.end(&mut report, &targets);
-        if moved == 0 || report.ended_early.is_some() {
+        let unsettled = pass.end(&mut report, &targets);
+        // A mount may have been about to write a header with the key it took before it was told.
+        if report.ended_early.is_some() || unsettled == 0 && (number > 0 || !mounted) {
             break;
+        }
+        if number + 1 == MAX_PASSES {
+            report.ended_early = Some("the tree changes faster than it is read; run it again".to_owned());
         }
     }
     if lock.is_some() {
         syncfs(root.as_fd()).map_err(|e| VolumeError::io("sync", volume.path(), e))?;
     }
-    report.record_current = rewrap_record(volume, &targets, options.dry_run, &mut report)?;
     report.seconds = start.elapsed().as_secs_f64();
     Ok(report)
 }
@@ -175,11 +179,13 @@ fn name_key_in_record(volume: &Volume, key_arn: &str) -> Result<(), VolumeError>
     volume.keys.reload_if_changed().map(|_| ())
 }
 
-/// The record goes the way of the files, last: until then either version opens it.
+/// The record goes the way of the files, and first: a mount that sees a new record drops the data keys that it has in
+/// stock, so that files made from then on are under the new version too. Therefore `renew` writes also a current one.
 fn rewrap_record(
     volume: &Volume,
     targets: &Targets<'_>,
     dry_run: bool,
+    renew: bool,
     report: &mut RewrapReport,
 ) -> Result<bool, VolumeError> {
     let root = volume.root()?;
@@ -191,7 +197,7 @@ fn rewrap_record(
         return Ok(current);
     }
     if current {
-        if !record_file::is_whole(root.as_fd(), volume.path()) {
+        if renew || !record_file::is_whole(root.as_fd(), volume.path()) {
             record_file::write(root.as_fd(), volume.path(), &record)?;
         }
         return Ok(true);
@@ -223,19 +229,19 @@ impl RewrapReport {
     }
 }
 
-fn wrapped_key(moved: ReEncrypted) -> WrappedKey {
+pub(super) fn wrapped_key(moved: ReEncrypted) -> WrappedKey {
     WrappedKey { key_arn: moved.key_arn, material_id: moved.material_id, blob: moved.blob }
 }
 
 /// Where each key's headers go, asked for once a key.
-struct Targets<'a> {
-    kms: &'a Kms,
+pub(super) struct Targets<'a> {
+    pub(super) kms: &'a Kms,
     to: Option<Target>,
     found: Mutex<HashMap<String, Result<Target, String>>>,
 }
 
 impl Targets<'_> {
-    fn of(&self, key_arn: &str) -> Result<Target, String> {
+    pub(super) fn of(&self, key_arn: &str) -> Result<Target, String> {
         if let Some(to) = &self.to {
             return Ok(to.clone());
         }
@@ -246,261 +252,5 @@ impl Targets<'_> {
         let target = Target::find(self.kms, key_arn).map_err(|e| format!("{key_arn}: {e}"));
         found.insert(key_arn.to_owned(), target.clone());
         target
-    }
-}
-
-/// One walk over the tree.
-struct Pass<'a> {
-    volume: &'a Volume,
-    targets: &'a Targets<'a>,
-    known_keys: Vec<String>,
-    dry_run: bool,
-    progress: &'a Progress,
-    counts_progress: bool,
-    tally: Mutex<Tally>,
-}
-
-#[derive(Default)]
-struct Tally {
-    moved: u64,
-    /// Changed by somebody else meanwhile: the next pass looks at them again.
-    changed: u64,
-    current: u64,
-    without_header: u64,
-    foreign: u64,
-    failed: u64,
-    failures: Vec<Failure>,
-    ended_early: Option<String>,
-    census: Census,
-}
-
-/// A header that is to be moved.
-struct Pending {
-    file: OwnedFd,
-    dir: Arc<Directory>,
-    name: CString,
-    bytes: SlotBytes,
-    slots: Slots,
-    target: Target,
-    context: EncryptionContext,
-}
-
-#[derive(Default)]
-struct Worker {
-    pending: Vec<Pending>,
-    tally: Tally,
-}
-
-enum Found {
-    NoHeader,
-    Current(WrappedKey),
-    Old(Box<Pending>),
-}
-
-impl<'a> Pass<'a> {
-    fn new(
-        volume: &'a Volume,
-        targets: &'a Targets<'a>,
-        dry_run: bool,
-        progress: &'a Progress,
-        counts_progress: bool,
-    ) -> Self {
-        let known_keys = volume.keys.known_keys();
-        Self { volume, targets, known_keys, dry_run, progress, counts_progress, tally: Mutex::default() }
-    }
-
-    /// Adds this pass to the report. Returns how many headers it moved or has to leave to another pass.
-    fn end(self, report: &mut RewrapReport, targets: &Targets<'_>) -> u64 {
-        let tally = self.tally.into_inner();
-        // What an earlier pass moved, this one found to be current.
-        report.current = tally.current.saturating_sub(report.moved);
-        report.moved += tally.moved;
-        (report.without_header, report.foreign) = (tally.without_header, tally.foreign);
-        (report.failed, report.failures) = (tally.failed, tally.failures);
-        report.ended_early = tally
-            .ended_early
-            .or_else(|| self.progress.stopped().then(|| "interrupted; run it again to go on".to_owned()));
-        let is_current =
-            |key: &str, material| targets.of(key).is_ok_and(|target| target.is_met_by(key, material));
-        report.versions = tally.census.versions(is_current);
-        tally.moved + tally.changed
-    }
-
-    fn examine(&self, dir: &Arc<Directory>, name: &CStr) -> Result<Found, String> {
-        let file = lower_file::open(dir.fd(), name, OFlags::RDONLY).map_err(|e| e.to_string())?;
-        let Some(bytes) = lower_file::read_slots(file.as_fd()).map_err(|e| e.to_string())? else {
-            return Ok(Found::NoHeader);
-        };
-        let slots = Slots::parse(&bytes).map_err(|e| e.to_string())?;
-        if slots.superblock.volume_id != self.volume.id {
-            return Err(format!("it belongs to another volume, {}", slots.superblock.volume_id));
-        }
-        let wrapped = &slots.active().wrapped;
-        if !self.known_keys.contains(&wrapped.key_arn) {
-            return Err(format!("it names the key {}, which is not one of this volume's", wrapped.key_arn));
-        }
-        let target = self.targets.of(&wrapped.key_arn)?;
-        if target.is_met_by(&wrapped.key_arn, wrapped.material_id) {
-            return Ok(Found::Current(wrapped.clone()));
-        }
-        let context = context::file(self.volume.id, slots.superblock.file_id);
-        let (dir, name) = (Arc::clone(dir), name.to_owned());
-        Ok(Found::Old(Box::new(Pending { file, dir, name, bytes, slots, target, context })))
-    }
-
-    /// Moves what is pending: one round trip to the service for all of it.
-    fn flush(&self, worker: &mut Worker) {
-        let pending = std::mem::take(&mut worker.pending);
-        let items: Vec<_> = pending.iter().map(Pending::item).collect();
-        let outcomes = self.targets.kms.re_encrypt_many(&items);
-        for (file, outcome) in pending.iter().zip(outcomes) {
-            let old = &file.slots.active().wrapped;
-            match outcome {
-                Ok(moved) => match file.write(wrapped_key(moved)) {
-                    Ok(Some(new)) => {
-                        worker.tally.moved += 1;
-                        worker.tally.census.count(&new.key_arn, new.material_id);
-                    }
-                    Ok(None) => worker.tally.changed += 1,
-                    Err(why) => worker.tally.fail(self.volume, &file.dir, &file.name, why),
-                },
-                Err(e) => {
-                    worker.tally.census.count(&old.key_arn, old.material_id);
-                    if e.is_unavailable() {
-                        worker.tally.ended_early.get_or_insert_with(|| e.to_string());
-                        self.progress.stop.store(true, Ordering::Relaxed);
-                    }
-                    worker.tally.fail(self.volume, &file.dir, &file.name, e.to_string());
-                }
-            }
-        }
-    }
-}
-
-impl Pending {
-    fn item(&self) -> ReEncryptItem<'_> {
-        let wrapped = &self.slots.active().wrapped;
-        ReEncryptItem {
-            blob: &wrapped.blob,
-            source_key: &wrapped.key_arn,
-            destination_key: &self.target.key_arn,
-            context: &self.context,
-        }
-    }
-
-    /// Writes the slot; `None` when the header is no longer the one that was read.
-    fn write(&self, new: WrappedKey) -> Result<Option<WrappedKey>, String> {
-        if new.key_arn != *self.target.key_arn {
-            return Err(format!("the service answered with another key, {}", new.key_arn));
-        }
-        let (offset, slot) = self.slots.rewrap(new.clone()).map_err(|e| e.to_string())?;
-        let file = match lower_file::reopen_for_writing(self.dir.fd(), &self.name, &self.file) {
-            Ok(file) => file,
-            Err(Errno::NOENT) => return Ok(None),
-            Err(e) => return Err(e.to_string()),
-        };
-        match lower_file::write_slot(file.as_fd(), &self.bytes, offset, &slot) {
-            Ok(Written::Yes) => Ok(Some(new)),
-            Ok(Written::Changed) => Ok(None),
-            Err(e) => Err(e.to_string()),
-        }
-    }
-}
-
-impl Tally {
-    fn fail(&mut self, volume: &Volume, dir: &Directory, name: &CStr, why: String) {
-        self.failed += 1;
-        if self.failures.len() < MAX_LISTED {
-            let path = plain_path::of(&volume.key, dir, name);
-            self.failures.push(Failure { lower_path: dir.path_of(name), path, why });
-        }
-    }
-
-    fn merge(&mut self, other: Self) {
-        self.moved += other.moved;
-        self.changed += other.changed;
-        self.current += other.current;
-        self.without_header += other.without_header;
-        self.foreign += other.foreign;
-        self.failed += other.failed;
-        self.failures.extend(other.failures);
-        self.failures.truncate(MAX_LISTED);
-        self.ended_early = self.ended_early.take().or(other.ended_early);
-        self.census.merge(other.census);
-    }
-}
-
-impl Visitor for Pass<'_> {
-    type Worker = Worker;
-
-    fn worker(&self) -> Worker {
-        Worker::default()
-    }
-
-    fn directory(&self, _: &mut Worker, _: &Arc<Directory>) {}
-
-    fn entries(&self, worker: &mut Worker, dir: &Arc<Directory>, entries: &[Entry]) {
-        for entry in entries {
-            let kind = classify(entry.name.to_bytes());
-            match (kind, entry.kind) {
-                (Kind::Foreign, _) => worker.tally.foreign += 1,
-                (Kind::Short | Kind::LongEntry, FileType::RegularFile) => {
-                    self.visit(worker, dir, &entry.name);
-                }
-                // Links and special files have no header; records are not files.
-                (Kind::Short | Kind::LongEntry | Kind::Sidecar | Kind::Record, _) => {}
-            }
-        }
-    }
-
-    fn descends(&self, worker: &mut Worker, _: &Arc<Directory>, name: &CStr) -> bool {
-        match classify(name.to_bytes()) {
-            Kind::Short | Kind::LongEntry => true,
-            Kind::Record | Kind::Sidecar => false,
-            Kind::Foreign => {
-                worker.tally.foreign += 1;
-                false
-            }
-        }
-    }
-
-    fn unreadable(&self, worker: &mut Worker, dir: &Arc<Directory>, name: &CStr, error: Errno) {
-        worker.tally.fail(self.volume, dir, name, error.to_string());
-    }
-
-    fn finish(&self, mut worker: Worker) {
-        self.flush(&mut worker);
-        self.tally.lock().merge(worker.tally);
-    }
-
-    fn stopped(&self) -> bool {
-        self.progress.stopped()
-    }
-}
-
-impl Pass<'_> {
-    fn visit(&self, worker: &mut Worker, dir: &Arc<Directory>, name: &CStr) {
-        match self.examine(dir, name) {
-            Ok(Found::NoHeader) => worker.tally.without_header += 1,
-            Ok(Found::Current(wrapped)) => {
-                worker.tally.current += 1;
-                worker.tally.census.count(&wrapped.key_arn, wrapped.material_id);
-            }
-            Ok(Found::Old(pending)) if self.dry_run => {
-                let wrapped = &pending.slots.active().wrapped;
-                worker.tally.moved += 1;
-                worker.tally.census.count(&wrapped.key_arn, wrapped.material_id);
-            }
-            Ok(Found::Old(pending)) => {
-                worker.pending.push(*pending);
-                if worker.pending.len() >= BATCH {
-                    self.flush(worker);
-                }
-            }
-            Err(why) => worker.tally.fail(self.volume, dir, name, why),
-        }
-        if self.counts_progress {
-            self.progress.done.fetch_add(1, Ordering::Relaxed);
-        }
     }
 }

@@ -11,6 +11,8 @@ use super::VolumeKeys;
 use super::keys::Sample;
 use crate::client::Probe;
 
+/// How often the volume record is looked at (one stat), and master keys are asked for where that is cheap.
+const TICK: Duration = Duration::from_millis(400);
 /// How often keys past their age are wiped.
 const EXPIRE_EVERY: Duration = Duration::from_secs(10);
 
@@ -24,7 +26,7 @@ pub struct WatchOptions {
 impl WatchOptions {
     /// Over the daemon's socket probes are cheap and a revocation shows within a second; elsewhere calls cost.
     pub fn for_endpoint(is_unix: bool) -> Self {
-        Self { every: if is_unix { Duration::from_millis(400) } else { Duration::from_mins(1) } }
+        Self { every: if is_unix { TICK } else { Duration::from_mins(1) } }
     }
 }
 
@@ -60,7 +62,12 @@ impl KeyWatch {
                 .spawn(move || refiller.refill_until_closed())?,
             std::thread::Builder::new().name("key-watch".into()).spawn(move || {
                 let mut last_expiry = Instant::now();
-                while stopped.recv_timeout(options.every) == Err(RecvTimeoutError::Timeout) {
+                let mut last_probe = Instant::now();
+                while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                    if last_probe.elapsed() >= options.every {
+                        last_probe = Instant::now();
+                        watch.probe_all();
+                    }
                     watch.round(&mut last_expiry);
                 }
             })?,
@@ -87,13 +94,16 @@ struct Watch {
 }
 
 impl Watch {
-    fn round(&self, last_expiry: &mut Instant) {
+    fn probe_all(&self) {
         for (key_arn, sample) in self.keys.samples() {
             if self.keys.is_closed() {
                 return;
             }
             self.probe(&key_arn, &sample);
         }
+    }
+
+    fn round(&self, last_expiry: &mut Instant) {
         match self.keys.reload_if_changed() {
             Ok(true) => {
                 log::info!("the volume record was read again; new files take {}", self.keys.default_key());

@@ -147,11 +147,7 @@ impl FileIo {
             None => self.context.keys.fresh(None)?,
         };
         let keys = Arc::new(FileKeys::derive(&fresh.data_key, &fresh.file_id.0));
-        let superblock = Superblock {
-            volume_id: self.context.volume_id,
-            file_id: fresh.file_id,
-            commitment: *keys.commitment(),
-        };
+        let superblock = Superblock::new(self.context.volume_id, fresh.file_id, *keys.commitment());
         let superblock_bytes = superblock.encode();
         let slots = Slots::new(superblock, fresh.wrapped);
         let sealed = Seal { epoch: 1, size: 0, root: [0; 16], state: State::Dirty };

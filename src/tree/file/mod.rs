@@ -110,11 +110,12 @@ impl FileIo {
         Ok(())
     }
 
-    /// The wrapped key and identity, where the file has a header that was read.
+    /// The wrapped key and identity, where the file has a header that was read, or a key reserved for it.
     pub fn wrapped(&self) -> Option<(FileId, WrappedKey)> {
         match &*self.inner.read() {
             Inner::Loaded(body) => Some((body.superblock.file_id, body.wrapped.clone())),
-            _ => None,
+            Inner::Empty(reserved) => reserved.as_ref().map(|key| (key.file_id, key.wrapped.clone())),
+            Inner::Unread => None,
         }
     }
 
