@@ -13,6 +13,8 @@ use crate::crypto::{VolumeKey, constant_time_eq};
 
 /// Name of the record in each lower directory.
 pub const DIR_RECORD: &str = ".kmsfs.dir";
+/// Name of the extended attribute of the lower directory that holds a copy. It has not the prefix of encrypted ones.
+pub const DIR_RECORD_COPY: &str = "user.kmsfs-dir";
 const VERSION: u8 = 1;
 const RECORD_LEN: usize = 33;
 

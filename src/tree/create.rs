@@ -12,11 +12,12 @@ use rustix::io::Errno;
 use super::FsError;
 use super::attr::{Attr, Caller, Kind};
 use super::dir::Dir;
+use super::dir_record;
 use super::file::FileIo;
 use super::namespace::Tree;
 use super::node::OpenFile;
 use crate::crypto::random_array;
-use crate::format::dir::{self, DIR_RECORD};
+use crate::format::dir::DIR_RECORD;
 use crate::format::link;
 use crate::format::name::{self, LowerName};
 use crate::sys::at;
@@ -185,8 +186,7 @@ impl Tree {
         caller: Caller,
     ) -> Result<(), FsError> {
         let fd = self.spare_descriptors(|| at::open_dir(&parent.fd, temporary.as_bytes()))?;
-        let record = dir::seal(&self.volume_key, &random_array());
-        fs::symlinkat(&*record, &fd, DIR_RECORD)?;
+        dir_record::make(&self.volume_key, &fd)?;
         self.give_to_caller(parent, &fd, 0, caller)?;
         if permissions & OWNER_BITS != OWNER_BITS {
             // What an inherited ACL and set-group-id made of the other bits stays.

@@ -9,8 +9,9 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::FsError;
+use super::dir_record;
 use crate::crypto::{DirKey, VolumeKey};
-use crate::format::dir::{self, DIR_RECORD, DirId, DirRecordError};
+use crate::format::dir::DirId;
 use crate::format::name::{self, LowerName, NameError};
 use crate::sys::at;
 
@@ -35,24 +36,29 @@ pub struct Dir {
     pub long_names: Mutex<()>,
 }
 
-/// Why a directory record is not to be had, as an error of the tree.
-fn record_error(e: DirRecordError) -> FsError {
-    match e {
-        DirRecordError::Forged => FsError::Corrupt("a directory record is not of this volume".into()),
-        DirRecordError::Newer(v) => FsError::Corrupt(format!("a directory record has the newer version {v}")),
-    }
+/// What a lower name is in the plaintext tree.
+pub enum PlainName {
+    /// The entry of this name.
+    Name(Vec<u8>),
+    /// Nothing: not ours, or a record of ours.
+    Hidden,
+    /// It is spelled like an entry of ours, but this directory's key did not make it.
+    Damaged,
 }
 
 impl Dir {
-    /// Reads and verifies the record of the directory `fd`.
-    pub fn open(volume_key: &VolumeKey, node_id: u64, fd: OwnedFd) -> Result<Self, FsError> {
-        let record = match at::read_link(&fd, DIR_RECORD.as_bytes()) {
-            Err(Errno::NOENT | Errno::INVAL) => {
-                return Err(FsError::Corrupt("a lower directory has no directory record".into()));
-            }
-            other => other?,
+    /// Reads and verifies the record of the directory `fd`; `make_up` is asked where there is none.
+    pub fn open(
+        volume_key: &VolumeKey,
+        node_id: u64,
+        fd: OwnedFd,
+        make_up: impl FnOnce(&OwnedFd) -> Result<Vec<u8>, FsError>,
+    ) -> Result<Self, FsError> {
+        let record = match dir_record::read(&fd)? {
+            Some(record) => record,
+            None => make_up(&fd)?,
         };
-        let id = dir::open(volume_key, &record).map_err(record_error)?;
+        let id = dir_record::identity(volume_key, &record)?;
         let keys = volume_key.dir_key(&id);
         let default_acl = AtomicU8::new(ACL_UNKNOWN);
         Ok(Self { node_id, fd, id, keys, default_acl, long_names: Mutex::new(()) })
@@ -66,17 +72,25 @@ impl Dir {
         })
     }
 
-    /// The plaintext name of the lower entry `entry`; `None` for anything that is not an entry of ours.
-    pub fn plain_name(&self, entry: &[u8]) -> Option<Vec<u8>> {
-        match name::classify(entry) {
+    /// What the lower entry `entry` is.
+    pub fn plain_name(&self, entry: &[u8]) -> PlainName {
+        let name = match name::classify(entry) {
             name::Kind::Short => name::decrypt(&self.keys, entry).ok(),
-            name::Kind::LongEntry => {
-                let entry = std::str::from_utf8(entry).ok()?;
-                let target = at::read_link(&self.fd, name::sidecar_of(entry)?.as_bytes()).ok()?;
-                name::sidecar_fits(entry, &target).then(|| name::decrypt(&self.keys, &target).ok())?
-            }
-            name::Kind::Sidecar | name::Kind::Record | name::Kind::Foreign => None,
+            name::Kind::LongEntry => self.long_name(entry),
+            name::Kind::Sidecar | name::Kind::Record | name::Kind::Foreign => return PlainName::Hidden,
+        };
+        match name {
+            Some(name) => PlainName::Name(name),
+            // A long name's sidecar goes after its entry: somebody may be removing it.
+            None if at::stat(&self.fd, entry).is_err() => PlainName::Hidden,
+            None => PlainName::Damaged,
         }
+    }
+
+    fn long_name(&self, entry: &[u8]) -> Option<Vec<u8>> {
+        let entry = std::str::from_utf8(entry).ok()?;
+        let target = at::read_link(&self.fd, name::sidecar_of(entry)?.as_bytes()).ok()?;
+        name::sidecar_fits(entry, &target).then(|| name::decrypt(&self.keys, &target).ok())?
     }
 
     /// Whether new objects inherit an ACL from this directory; asked of the lower filesystem once.

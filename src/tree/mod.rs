@@ -6,6 +6,7 @@ mod attr;
 mod close;
 mod create;
 mod dir;
+mod dir_record;
 mod error;
 pub mod file;
 mod key_source;

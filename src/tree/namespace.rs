@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use super::FsError;
 use super::attr::{Attr, Kind};
 use super::dir::{Dir, DirCache};
+use super::dir_record;
 use super::file::FileContext;
 use super::node::{Node, NodeTable, RENAME_RETRIES, ROOT_ID};
 use super::wait::Waits;
@@ -55,6 +56,8 @@ pub struct Tree {
     pub(super) left_open: AtomicUsize,
     pub(super) waits: Waits,
     pub(super) read_only: bool,
+    /// Held while a directory is without its record, because it is about to go.
+    pub(super) removals: Mutex<()>,
     /// Whether new objects can be given to their callers.
     pub(super) can_chown: bool,
     device: u64,
@@ -87,7 +90,8 @@ impl Tree {
         options: &TreeOptions,
     ) -> Result<Arc<Self>, FsError> {
         let stat = fs::fstat(&root)?;
-        let root = Arc::new(Dir::open(&volume_key, ROOT_ID, root)?);
+        let lost = |fd: &OwnedFd| dir_record::make_up(&volume_key, fd, options.read_only);
+        let root = Arc::new(Dir::open(&volume_key, ROOT_ID, root, lost)?);
         Ok(Arc::new(Self {
             volume_key,
             files,
@@ -97,6 +101,7 @@ impl Tree {
             left_open: AtomicUsize::new(0),
             waits: Waits::default(),
             read_only: options.read_only,
+            removals: Mutex::default(),
             can_chown: rustix::process::geteuid().is_root(),
             device: stat.st_dev,
             root_inode: stat.st_ino,
@@ -271,7 +276,11 @@ impl Tree {
             if self.node_id(&stat) != id || stat.st_dev != self.device {
                 return Err(FsError::Os(Errno::STALE));
             }
-            dir = Arc::new(Dir::open(&self.volume_key, id, fd)?);
+            let lost = |fd: &OwnedFd| {
+                let _none_is_being_removed = self.removals.lock();
+                dir_record::make_up(&self.volume_key, fd, self.read_only)
+            };
+            dir = Arc::new(Dir::open(&self.volume_key, id, fd, lost)?);
             self.dirs.insert(dir.clone());
         }
         Ok(dir)

@@ -1,24 +1,25 @@
 //! Names that go: unlink and rmdir.
 //!
 //! An inode whose last known name goes while the kernel still refers to it keeps a descriptor, so that it works on
-//! like any open file without a name. A directory is set aside under a temporary name before its record is taken out,
-//! and comes back, record and all, when it turns out not to be empty.
+//! like any open file without a name. A directory goes in two steps: its record is taken out, then it is removed, or
+//! replaced by a rename. A crash between them leaves an empty directory, which gets a new record when it is next opened.
 
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::fs::{self, RawDir, RenameFlags, Stat};
+use rustix::fs::{self, RawDir, Stat};
 use rustix::io::Errno;
 
 use super::FsError;
 use super::create::remove_orphan_sidecar;
 use super::dir::Dir;
+use super::dir_record;
 use super::namespace::Tree;
 use super::node::Node;
-use crate::crypto::random_array;
 use crate::format::dir::DIR_RECORD;
-use crate::format::name::{self, LowerName};
+use crate::format::name::{self, LowerName, TEMPORARY_PREFIX};
+use crate::logging::RateLimit;
 use crate::sys::at;
 
 const OWNER_BITS: u32 = 0o700;
@@ -65,7 +66,8 @@ impl Tree {
         let victim = self.open_victim(&dir, &lower.entry, &stat)?;
         check_empty(&victim)?;
         let node = self.keep_nameless(&dir, &lower, &stat)?;
-        if let Err(e) = discard(&dir, &lower.entry, &victim) {
+        let gone = self.without_record(&victim, || Ok(at::rmdir(&dir.fd, lower.entry.as_bytes())?));
+        if let Err(e) = gone {
             node.inspect(|node| node.unpin());
             return Err(e);
         }
@@ -75,6 +77,17 @@ impl Tree {
             self.dirs.remove(node.id);
         }
         Ok(())
+    }
+
+    /// Does `go`, which makes the checked-empty directory `victim` go, while it is without its record.
+    pub(super) fn without_record(
+        &self,
+        victim: &OwnedFd,
+        go: impl FnOnce() -> Result<(), FsError>,
+    ) -> Result<(), FsError> {
+        let _nobody_makes_up_for_it = self.removals.lock();
+        let record = dir_record::take_out(victim)?;
+        go().inspect_err(|_| dir_record::put_back(victim, record.as_deref()))
     }
 
     /// A directory about to go, readable for the check that it is empty.
@@ -90,21 +103,9 @@ impl Tree {
     }
 }
 
-/// Takes the checked-empty directory `entry` away, or leaves it as it was.
-pub(super) fn discard(parent: &Dir, entry: &str, victim: &OwnedFd) -> Result<(), FsError> {
-    let record = at::read_link(victim, DIR_RECORD.as_bytes())?;
-    let aside = name::temporary(random_array());
-    fs::renameat_with(&parent.fd, entry, &parent.fd, &*aside, RenameFlags::NOREPLACE)?;
-    let removed =
-        at::unlink(victim, DIR_RECORD.as_bytes()).and_then(|()| at::rmdir(&parent.fd, aside.as_bytes()));
-    let Err(why) = removed else { return Ok(()) };
-    match fs::symlinkat(record.as_slice(), victim, DIR_RECORD) {
-        Ok(()) | Err(Errno::EXIST) => {}
-        Err(e) => log::error!("the record of a directory could not be put back: {e}"),
-    }
-    fs::renameat_with(&parent.fd, &*aside, &parent.fd, entry, RenameFlags::NOREPLACE)?;
-    Err(why.into())
-}
+/// Says why a directory that looks empty in the mount is not.
+static NOT_EMPTY: RateLimit = RateLimit::new();
+
 /// Removes the sidecar after its entry.
 pub(super) fn drop_sidecar(dir: &Dir, lower: &LowerName) {
     if lower.sidecar.is_some() {
@@ -113,7 +114,8 @@ pub(super) fn drop_sidecar(dir: &Dir, lower: &LowerName) {
     }
 }
 
-/// ENOTEMPTY unless the lower directory holds its record alone. Leftovers of our own that name nothing are cleared.
+/// ENOTEMPTY unless the lower directory holds its record alone. Leftovers of our own that name nothing are cleared: the
+/// caller's kernel lets nobody work in a directory that is being removed, so a temporary there is a crash's.
 pub(super) fn check_empty(dir: &OwnedFd) -> Result<(), FsError> {
     let listing = at::reopen_dir(dir)?;
     let mut buffer = [MaybeUninit::uninit(); SCAN_BUFFER];
@@ -125,10 +127,39 @@ pub(super) fn check_empty(dir: &OwnedFd) -> Result<(), FsError> {
         match name::classify(entry) {
             _ if entry == b"." || entry == b".." || entry == DIR_RECORD.as_bytes() => {}
             name::Kind::Sidecar => leftovers.push(entry.to_vec()),
-            name::Kind::Short | name::Kind::LongEntry | name::Kind::Record | name::Kind::Foreign => {
-                return Err(FsError::Os(Errno::NOTEMPTY));
+            name::Kind::Record if entry.starts_with(TEMPORARY_PREFIX.as_bytes()) => {
+                leftovers.push(entry.to_vec())
             }
+            name::Kind::Short | name::Kind::LongEntry => return Err(FsError::Os(Errno::NOTEMPTY)),
+            name::Kind::Record | name::Kind::Foreign => return Err(not_empty(entry)),
         }
     }
-    leftovers.iter().try_for_each(|sidecar| Ok(at::unlink(dir, sidecar)?))
+    leftovers.iter().try_for_each(|entry| clear_leftover(dir, entry))
+}
+
+/// What the mount does not show keeps the directory: its name belongs into the log.
+fn not_empty(entry: &[u8]) -> FsError {
+    if NOT_EMPTY.admit().is_some() {
+        let entry = String::from_utf8_lossy(entry);
+        log::warn!(
+            "a directory is not removed: its lower directory holds '{entry}', which is not ours to remove"
+        );
+    }
+    FsError::Os(Errno::NOTEMPTY)
+}
+
+/// Removes a sidecar, or a directory that a crash kept from getting its name and that holds its record at most.
+fn clear_leftover(dir: &OwnedFd, entry: &[u8]) -> Result<(), FsError> {
+    match at::unlink(dir, entry) {
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        other => return Ok(other?),
+    }
+    let inner = at::open_dir(dir, entry)?;
+    for inside in fs::Dir::new(at::reopen_dir(&inner)?)? {
+        if !matches!(inside?.file_name().to_bytes(), b"." | b".." | b".kmsfs.dir") {
+            return Err(not_empty(entry));
+        }
+    }
+    dir_record::take_out(&inner)?;
+    Ok(at::rmdir(dir, entry)?)
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rustix::fs::{self, FileType, Mode, RenameFlags, Stat};
+use rustix::fs::{self, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use super::FsError;
@@ -11,7 +11,7 @@ use super::create::with_sidecar;
 use super::dir::Dir;
 use super::namespace::Tree;
 use super::node::Node;
-use super::remove::{check_empty, discard, drop_sidecar};
+use super::remove::{check_empty, drop_sidecar};
 use crate::format::name::LowerName;
 
 /// What a rename does with an existing target, and leaves at the source.
@@ -132,29 +132,21 @@ impl Tree {
         Ok(())
     }
 
-    /// A directory over an empty one. The target holds its record, so the lower rename would refuse: they change
-    /// places, which is atomic, and the old target is taken away from the source's name.
+    /// A directory over an empty one, which must be without its record for the lower rename to replace it.
     fn replace_dir(&self, from: &End, to: &End, mode: RenameMode) -> Result<(), FsError> {
         let stat = to.stat.as_ref().ok_or(FsError::Os(Errno::NOENT))?;
         let victim = self.open_victim(&to.dir, &to.lower.entry, stat)?;
         check_empty(&victim)?;
         let node = self.keep_nameless(&to.dir, &to.lower, stat)?;
-        self.exchange(from, to)?;
-        if let Err(e) = discard(&from.dir, &from.lower.entry, &victim) {
-            let back = self.exchange(from, to);
+        if let Err(e) = self.without_record(&victim, || rename_entry(from, to, mode.flags())) {
             node.inspect(|node| node.unpin());
-            return back.and(Err(e));
+            return Err(e);
         }
         if let Some(node) = node {
-            node.remove_link(from.dir.node_id, &from.lower.entry);
+            node.remove_link(to.dir.node_id, &to.lower.entry);
             self.dirs.remove(node.id);
         }
-        if mode.whiteout {
-            let entry = &*from.lower.entry;
-            fs::mknodat(&from.dir.fd, entry, FileType::CharacterDevice, Mode::empty(), fs::makedev(0, 0))?;
-        } else {
-            drop_sidecar(&from.dir, &from.lower);
-        }
+        self.moved(from, to, mode);
         Ok(())
     }
 }
