@@ -84,6 +84,9 @@ pub struct Status {
     pub open_files: usize,
     /// Inodes the kernel knows.
     pub inodes: usize,
+    /// Requests that met damaged ciphertext.
+    #[serde(default)]
+    pub damage_seen: u64,
     /// Idle time after which it unmounts itself, in seconds.
     pub idle_seconds: Option<u64>,
 }
@@ -195,6 +198,11 @@ fn remove_if_dead(path: &Path) {
     let old = matches!(age, Ok(Ok(age)) if age > DEAD_AGE);
     if refused && old {
         let _ = std::fs::remove_file(path);
+        // Its log, where nothing was written to it.
+        let log = path.with_extension("log");
+        if std::fs::symlink_metadata(&log).is_ok_and(|stat| stat.is_file() && stat.len() == 0) {
+            let _ = std::fs::remove_file(log);
+        }
     }
 }
 

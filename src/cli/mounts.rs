@@ -51,6 +51,10 @@ fn print_status(s: &Status) -> Result<(), CliError> {
         ("data keys in stock", Some(s.fresh_keys.to_string())),
         ("open files", Some(s.open_files.to_string())),
         ("inodes known", Some(s.inodes.to_string())),
+        (
+            "damage met",
+            (s.damage_seen > 0).then(|| format!("{} requests; see the log, run fsck", s.damage_seen)),
+        ),
         ("since", Some(time_of(s.since))),
         ("unmounts when idle", s.idle_seconds.map(|n| format!("for {n} s"))),
         ("process", Some(s.pid.to_string())),

@@ -1,5 +1,6 @@
 //! The process of a mount: opens the volume, mounts, serves, cleans up.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -16,7 +17,7 @@ use super::mount_plan::MountPlan;
 use super::runtime_dir;
 use super::service::{self, Behalf};
 use crate::client::CacheLimits;
-use crate::fuse::{MountOptions, Session, SessionHandle};
+use crate::fuse::{MountOptions, Session, SessionHandle, damage_seen};
 use crate::volume::{KeyEvent, KeyWatch, MountLock, MountedTree, Volume, WatchOptions};
 
 /// Descriptors a mount may need: directories and files it keeps open.
@@ -33,9 +34,15 @@ pub fn in_foreground(plan: &MountPlan) -> Result<(), CliError> {
 
 /// Serves as the child of a `kmsfs mount` that waits for a word on standard output.
 pub fn as_child(args: &MountArgs, kms: Option<&str>) -> Result<(), CliError> {
+    let detached = Cell::new(false);
     let outcome = MountPlan::new(args, kms).and_then(|plan| {
         let (log, path) = open_log(args.log.as_deref(), &plan.mountpoint)?;
-        let served = serve(&plan, || detach(&log));
+        let served = serve(&plan, || detach(&log).inspect(|()| detached.set(true))).inspect_err(|e| {
+            // From then on there is nobody but the log to tell.
+            if detached.get() {
+                log::error!("{e}");
+            }
+        });
         // A log of our own choosing in which nothing was written is of no use to anybody.
         if args.log.is_none() && log.metadata().is_ok_and(|stat| stat.len() == 0) {
             let _ = std::fs::remove_file(path);
@@ -46,7 +53,6 @@ pub fn as_child(args: &MountArgs, kms: Option<&str>) -> Result<(), CliError> {
         // After the word "ready" standard output is the null device, and this is lost on purpose.
         let mut out = std::io::stdout().lock();
         let _ = writeln!(out, "{FAILED} {}\n{e}", e.exit as u8);
-        log::error!("{e}");
     }
     outcome.map_err(|e| CliError::new(e.exit, ""))
 }
@@ -260,6 +266,7 @@ fn control_handler(plan: &MountPlan, mounted: &Mounted) -> impl Fn(Request) -> A
         fresh_keys: 0,
         open_files: 0,
         inodes: 0,
+        damage_seen: 0,
         idle_seconds: plan.idle.map(|idle| idle.as_secs()),
     };
     move |request| match request {
@@ -267,7 +274,15 @@ fn control_handler(plan: &MountPlan, mounted: &Mounted) -> impl Fn(Request) -> A
             let (cached_keys, fresh_keys) = keys.held();
             let (open_files, inodes) = (tree.open_files(), tree.inodes());
             let default_key = keys.default_key();
-            let now = Status { default_key, cached_keys, fresh_keys, open_files, inodes, ..status.clone() };
+            let now = Status {
+                default_key,
+                cached_keys,
+                fresh_keys,
+                open_files,
+                inodes,
+                damage_seen: damage_seen(),
+                ..status.clone()
+            };
             Answer::Status(Box::new(now))
         }
         Request::Lock => {
@@ -275,7 +290,10 @@ fn control_handler(plan: &MountPlan, mounted: &Mounted) -> impl Fn(Request) -> A
             Answer::Locked(keys.lock().max(open))
         }
         Request::Reload => match keys.reload_if_changed() {
-            Ok(changed) => Answer::Reloaded(changed),
+            Ok(changed) => {
+                tree.act_on(KeyEvent::RecordChanged, |ids| drop_pages(&handle, ids));
+                Answer::Reloaded(changed)
+            }
             Err(e) => Answer::Failed(e.to_string()),
         },
         Request::Locate { path } => match tree.lower_path(&path) {

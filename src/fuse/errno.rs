@@ -1,5 +1,7 @@
 //! The one table from errors of the tree to what the calling program gets, and the one place where they are logged.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use fuser::Errno;
 
 use crate::logging::RateLimit;
@@ -8,6 +10,12 @@ use crate::tree::{FsError, KeyError};
 /// Damage and denied keys are for the operator; a program that keeps reading must not fill the log.
 static DAMAGE: RateLimit = RateLimit::new();
 static KEYS: RateLimit = RateLimit::new();
+static DAMAGE_SEEN: AtomicU64 = AtomicU64::new(0);
+
+/// How many requests met damaged ciphertext so far.
+pub fn damage_seen() -> u64 {
+    DAMAGE_SEEN.load(Ordering::Relaxed)
+}
 
 /// The errno of `error`.
 pub fn errno(error: &FsError) -> Errno {
@@ -27,6 +35,9 @@ pub fn report(node_id: u64, error: &FsError) -> Errno {
         FsError::Key(KeyError::Invalid(_)) | FsError::Corrupt(_) => Some(&DAMAGE),
         FsError::Key(_) => Some(&KEYS),
     };
+    if errno(error).code() == libc::EIO && limit.is_some() {
+        DAMAGE_SEEN.fetch_add(1, Ordering::Relaxed);
+    }
     if let Some(held_back) = limit.and_then(RateLimit::admit) {
         let more = if held_back > 0 { format!(" ({held_back} such lines held back)") } else { String::new() };
         log::error!("inode {node_id}: {error}{more}");

@@ -12,4 +12,5 @@ mod seeker;
 mod server;
 mod session;
 
+pub use errno::damage_seen;
 pub use session::{MountOptions, Session, SessionHandle};

@@ -21,19 +21,17 @@ pub enum Table {
     Material = 4,
     /// Aliases.
     Alias = 5,
-    /// IAM users, roles and groups with their policies.
+    /// IAM users and their policies.
     User = 6,
     /// Access keys.
     AccessKey = 7,
     /// Grants.
     Grant = 8,
-    /// Managed policies.
-    Policy = 9,
 }
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 8] = [
         Self::Setting,
         Self::Domain,
         Self::Key,
@@ -42,7 +40,6 @@ impl Table {
         Self::User,
         Self::AccessKey,
         Self::Grant,
-        Self::Policy,
     ];
 
     /// The number stored.

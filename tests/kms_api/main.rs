@@ -6,7 +6,6 @@
 mod aliases;
 mod authorization;
 mod crypto;
-mod grants;
 mod harness;
 mod iam;
 mod keys;

@@ -4,4 +4,62 @@
 #[path = "../programs/mod.rs"]
 mod programs;
 
+mod names;
 mod planted;
+mod rows;
+mod victim;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use programs::Desk;
+
+impl Desk {
+    /// The lower file or directory of a path in the mount, which must be mounted.
+    fn lower_of(&self, plain: &str) -> PathBuf {
+        let info = self.kmsfs(&format!("info {{mnt}}/{plain} --json")).json();
+        PathBuf::from(info["lower_path"].as_str().unwrap())
+    }
+
+    /// The lower directory that holds `plain`.
+    fn lower_parent_of(&self, plain: &str) -> PathBuf {
+        self.lower_of(plain).parent().unwrap().to_owned()
+    }
+
+    /// Everything in the log of the mount, which was started with [`Desk::mount_logging`].
+    fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    /// Mounts `lower` at `mnt` with a log at `log`.
+    fn mount_logging(&self) -> PathBuf {
+        let mountpoint = self.path("mnt");
+        fs::create_dir_all(&mountpoint).unwrap();
+        self.kmsfs("mount {lower} {mnt} --log {log}").ok();
+        self.adopt(mountpoint.clone());
+        mountpoint
+    }
+}
+
+/// The names that a listing gives before it ends, and how it ends.
+fn list(dir: &Path) -> (Vec<String>, std::io::Result<()>) {
+    let mut names = Vec::new();
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) => return (names, Err(e)),
+    };
+    for entry in entries {
+        match entry {
+            Ok(entry) => names.push(entry.file_name().into_string().unwrap()),
+            Err(e) => return (names, Err(e)),
+        }
+    }
+    names.sort();
+    (names, Ok(()))
+}
+
+/// The errno of a failure.
+#[track_caller]
+fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
+    result.unwrap_err().raw_os_error().unwrap()
+}
