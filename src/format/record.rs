@@ -179,7 +179,7 @@ impl VolumeRecord {
     /// the generations up to their end both are numbered anew: a record is replaced as a whole.
     pub fn rewrap(&mut self, wrapped: WrappedKey) {
         let generation = self.active().generation;
-        let active = usize::from(!self.slots[0].as_ref().is_some_and(|s| s.generation == generation));
+        let active = usize::from(self.slots[0].as_ref().is_none_or(|s| s.generation != generation));
         let next = if generation < GENERATION_MAX { generation } else { 1 };
         if let Some(slot) = &mut self.slots[active] {
             slot.generation = next;

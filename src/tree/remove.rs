@@ -128,7 +128,7 @@ pub(super) fn check_empty(dir: &OwnedFd) -> Result<(), FsError> {
             _ if entry == b"." || entry == b".." || entry == DIR_RECORD.as_bytes() => {}
             name::Kind::Sidecar => leftovers.push(entry.to_vec()),
             name::Kind::Record if entry.starts_with(TEMPORARY_PREFIX.as_bytes()) => {
-                leftovers.push(entry.to_vec())
+                leftovers.push(entry.to_vec());
             }
             name::Kind::Short | name::Kind::LongEntry => return Err(FsError::Os(Errno::NOTEMPTY)),
             name::Kind::Record | name::Kind::Foreign => return Err(not_empty(entry)),

@@ -134,7 +134,7 @@ impl FileIo {
             return self.check_not_cut(body, keys, reached);
         }
         let (edge, standing) = (promised / BLOCK, self.settle_beyond(body, keys, reached, logged)?);
-        let reached = self.believable(body, promised, reached, standing);
+        let reached = believable(body, promised, reached, standing);
         body.size = promised;
         if self.edge_reaches(body, keys, edge, reached, logged)? {
             body.size = reached;
@@ -173,21 +173,6 @@ impl FileIo {
             Ok(())
         })?;
         Ok(standing)
-    }
-
-    /// The size that the lower length tells, unless it is farther from what was promised than a writer goes and
-    /// nothing stands there: then the end of what stands.
-    fn believable(&self, body: &Body, promised: u64, reached: u64, standing: u64) -> u64 {
-        if reached - promised <= PROMISE_EVERY || standing == layout::block_count(reached) {
-            return reached;
-        }
-        let kept = promised.max(standing * BLOCK);
-        log::warn!(
-            "file {}: its lower file is {reached} bytes long, of which {promised} were promised and {kept} verify; \
-             the rest is cut off",
-            body.superblock.file_id
-        );
-        kept
     }
 
     /// Calls `f` for the blocks `from..to`, but for whole groups that the lower file holds nothing for.
@@ -351,4 +336,19 @@ impl FileIo {
         body.unsaved.insert(page_no);
         Ok(())
     }
+}
+
+/// The size that the lower length tells, unless it is farther from what was promised than a writer goes and
+/// nothing stands there: then the end of what stands.
+fn believable(body: &Body, promised: u64, reached: u64, standing: u64) -> u64 {
+    if reached - promised <= PROMISE_EVERY || standing == layout::block_count(reached) {
+        return reached;
+    }
+    let kept = promised.max(standing * BLOCK);
+    log::warn!(
+        "file {}: its lower file is {reached} bytes long, of which {promised} were promised and {kept} verify; \
+         the rest is cut off",
+        body.superblock.file_id
+    );
+    kept
 }
