@@ -14,8 +14,10 @@ mod parameters;
 mod request;
 mod request_admin;
 mod request_data;
+mod request_grant;
 mod request_key;
 mod response;
+mod response_grant;
 mod rule;
 mod shape;
 pub mod sigv4;
@@ -23,8 +25,8 @@ mod timestamp;
 
 pub use blob::{Blob, SecretBlob};
 pub use choice::{
-    AccessKeyStatus, DataKeySpec, EncryptionAlgorithm, ExpirationModel, IncludeKeyMaterial, KeyManager,
-    KeySpec, KeyState, KeyUsage, MaterialState, Origin, RotationType,
+    AccessKeyStatus, DataKeySpec, EncryptionAlgorithm, ExpirationModel, GrantOperation, IncludeKeyMaterial,
+    KeyManager, KeySpec, KeyState, KeyUsage, MaterialState, Origin, RotationType,
 };
 pub use context::EncryptionContext;
 pub use error::{ErrorBody, ErrorCode, KmsError};
@@ -35,8 +37,10 @@ pub use parameters::{Parameters, Shown};
 pub use request::{Request, Violation, parse};
 pub use request_admin::*;
 pub use request_data::*;
+pub use request_grant::*;
 pub use request_key::*;
 pub use response::*;
+pub use response_grant::*;
 pub use rule::{Pattern, Rule};
 pub use shape::Member;
 pub use timestamp::Timestamp;

@@ -10,6 +10,9 @@ const MAX_MESSAGE: usize = 32 * 1024;
 pub trait Request: Member {
     /// Which operation it asks for.
     const OPERATION: Operation;
+
+    /// Tokens of grants that the caller shows.
+    fn grant_tokens(&self) -> &[String];
 }
 
 /// One broken constraint.

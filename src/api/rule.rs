@@ -53,6 +53,44 @@ pub static POLICY_TEXT: Pattern = Pattern {
     },
 };
 
+/// ARNs of principals.
+pub static PRINCIPAL: Pattern = Pattern {
+    text: "^[\\w+=,.@:/-]+$",
+    matches: |text| {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"_+=,.@:/-".contains(&b);
+        !text.is_empty() && text.bytes().all(plain)
+    },
+};
+
+/// Names of services.
+pub static SERVICE_PRINCIPAL: Pattern = Pattern {
+    text: "^([A-Za-z0-9\\-]+)\\.([A-Za-z0-9\\-]+)(\\.[A-Za-z0-9\\-]+)+$",
+    matches: |text| {
+        let plain =
+            |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        text.split('.').count() >= 3 && text.split('.').all(plain)
+    },
+};
+
+/// ARNs of the resources for which services ask.
+pub static SOURCE_ARN: Pattern = Pattern {
+    text: "^arn:aws[a-z0-9-]*:[a-z0-9-]+:[a-z0-9-]*:[0-9]{12}:.+$",
+    matches: |text| {
+        let parts: Vec<&str> = text.splitn(6, ':').collect();
+        let plain =
+            |text: &str| text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        let [arn, partition, service, region, account, resource] = parts[..] else { return false };
+        arn == "arn"
+            && partition.strip_prefix("aws").is_some_and(plain)
+            && !service.is_empty()
+            && plain(service)
+            && plain(region)
+            && account.len() == 12
+            && account.bytes().all(|b| b.is_ascii_digit())
+            && !resource.is_empty()
+    },
+};
+
 /// Names of users and of their policies.
 pub static IAM_NAME: Pattern = Pattern {
     text: "[\\w+=,.@-]+",

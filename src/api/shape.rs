@@ -352,6 +352,12 @@ macro_rules! shape {
             pub fn new($($($r: impl Into<$rt>,)*)?) -> Self {
                 Self { $($($r: $r.into(),)*)? $($($o: None,)*)? }
             }
+
+            /// Tokens of grants that the caller shows.
+            pub fn tokens_of_grants(&self) -> &[String] {
+                $($($crate::api::shape::tokens!(self, $o);)*)?
+                &[]
+            }
         }
 
         const _: () = {
@@ -407,7 +413,22 @@ macro_rules! shape {
 
         $(impl $crate::api::Request for $name {
             const OPERATION: $crate::api::Operation = $crate::api::Operation::$operation;
+
+            fn grant_tokens(&self) -> &[String] {
+                self.tokens_of_grants()
+            }
         })?
     )+};
 }
 pub(super) use shape;
+
+/// Returns the member that holds tokens of grants, if this is it.
+macro_rules! tokens {
+    ($shape:expr, grant_tokens) => {
+        if let Some(tokens) = &$shape.grant_tokens {
+            return tokens;
+        }
+    };
+    ($shape:expr, $other:ident) => {};
+}
+pub(super) use tokens;

@@ -3,8 +3,12 @@
 //! Made by the server from the kernel's peer credentials or from a verified signature; believed by the pipeline.
 
 use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::api::{Tag, Timestamp};
 
 use super::home::Home;
+use super::iam::Rules;
 
 /// Where a call came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +29,7 @@ pub enum Source {
 }
 
 /// An authenticated caller.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Caller {
     /// ARN of the principal.
     pub principal_arn: String,
@@ -45,6 +49,27 @@ pub struct Caller {
     pub via_service: Option<String>,
     /// Whether nobody can listen in: a Unix socket, or TLS.
     pub secure_transport: bool,
+    /// The session, where the credentials are temporary.
+    pub session: Option<Arc<Session>>,
+}
+
+/// What temporary credentials bring beside the principal.
+#[derive(Debug)]
+pub struct Session {
+    /// The principal's unique id; for a role's session with its name after a colon.
+    pub user_id: String,
+    /// When it began.
+    pub issued: Timestamp,
+    /// When it ends.
+    pub expires: Timestamp,
+    /// Policies beyond which it may nothing, if there are any.
+    pub policies: Vec<Arc<Rules>>,
+    /// Its tags.
+    pub tags: Vec<Tag>,
+    /// Names of those tags that sessions made from this one inherit.
+    pub transitive: Vec<String>,
+    /// Who stands behind it.
+    pub source_identity: Option<String>,
 }
 
 impl Caller {
@@ -65,17 +90,13 @@ impl Caller {
             user_agent: String::from("kmsd"),
             via_service: None,
             secure_transport: true,
+            session: None,
         }
     }
 
-    /// The name of the user of `account` that the principal is, if it is one. Users of this daemon have no path, so
-    /// an ARN with one, or of another account, is somebody else.
-    pub fn user_name(&self, account: &str) -> Option<&str> {
-        let (before, name) = self.principal_arn.rsplit_once('/')?;
-        let own = self.account == account
-            && before.strip_prefix("arn:aws:iam::").and_then(|rest| rest.strip_suffix(":user"))
-                == Some(account);
-        own.then_some(name).filter(|name| !name.is_empty())
+    /// Whether the principal is a session of a role.
+    pub fn is_role_session(&self) -> bool {
+        self.principal_arn.starts_with("arn:aws:sts:")
     }
 }
 
@@ -87,36 +108,4 @@ pub fn root_arn(account: &str) -> String {
 /// ARN of the user `name`.
 pub fn user_arn(account: &str, name: &str) -> String {
     format!("arn:aws:iam::{account}:user/{name}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_whole_arn_of_an_own_user_names_it() {
-        let own = "111122223333";
-        let name = |arn: &str, account: &str| {
-            let caller = Caller {
-                principal_arn: arn.into(),
-                account: account.into(),
-                is_root: false,
-                ..Caller::internal(Home::new(own, "local"))
-            };
-            caller.user_name(own).map(str::to_owned)
-        };
-        assert_eq!(name(&user_arn(own, "alice"), own).as_deref(), Some("alice"));
-        for (arn, account) in [
-            ("arn:aws:iam::999988887777:user/alice", "999988887777"),
-            ("arn:aws:iam::999988887777:user/alice", own),
-            ("arn:aws:iam::111122223333:user/team/alice", own),
-            ("arn:aws:iam::111122223333:role/x:user/alice", own),
-            ("arn:aws:iam::111122223333:role/alice", own),
-            ("arn:aws-cn:iam::111122223333:user/alice", own),
-            ("arn:aws:iam::111122223333:user/", own),
-            ("arn:aws:iam::111122223333:root", own),
-        ] {
-            assert_eq!(name(arn, account), None, "{arn}");
-        }
-    }
 }

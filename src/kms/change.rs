@@ -10,14 +10,12 @@ use serde::Serialize;
 use crate::api::{ErrorCode, KeyId, KeyState, KmsError};
 use crate::crypto::{MaterialBytes, MaterialKind};
 
+use super::grants::GrantRecord;
 use super::home::Home;
 use super::materials;
-use super::model::{
-    AccessKeyRecord, AliasRecord, Key, KeyRecord, MaterialRecord, UserRecord, Version, material_row,
-};
+use super::model::{AliasRecord, Key, KeyRecord, MaterialRecord, Version, material_row};
 use super::pipeline::{Kms, Turn};
 use super::policy::Policy;
-use super::state::compile_user;
 use super::store::{Change, Table};
 
 impl Kms {
@@ -129,6 +127,9 @@ impl Kms {
         changes.extend(
             aliases.iter().map(|alias| Change::Delete { table: Table::Alias, id: self.alias_row(alias) }),
         );
+        let grants: Vec<String> =
+            self.state.read().grants.of_key(&key.record.arn).map(|grant| grant.id.clone()).collect();
+        changes.extend(grants.into_iter().map(|id| Change::Delete { table: Table::Grant, id }));
         changes.push(Change::Delete { table: Table::Key, id: row });
         self.commit(&changes)?;
         let mut state = self.state.write();
@@ -137,6 +138,7 @@ impl Kms {
         for alias in &aliases {
             realm.aliases.remove(&alias.name);
         }
+        state.grants.remove_key(&key.record.arn);
         drop(state);
         self.materials.forget(id);
         Ok(())
@@ -161,35 +163,17 @@ impl Kms {
         Ok(())
     }
 
-    /// Puts a user in place.
-    pub(super) fn put_user(&self, _turn: &Turn<'_>, record: UserRecord) -> Result<(), KmsError> {
-        let row = put(Table::User, record.name.clone(), &record)?;
-        let name = record.name.clone();
-        let user = compile_user(record)
-            .map_err(|error| KmsError::new(ErrorCode::MalformedPolicyDocumentException, error))?;
-        self.commit(&[row])?;
-        self.state.write().users.insert(name, Arc::new(user));
+    /// Puts a grant in place.
+    pub(super) fn put_grant(&self, _turn: &Turn<'_>, record: GrantRecord) -> Result<(), KmsError> {
+        self.commit(&[put(Table::Grant, record.id.clone(), &record)?])?;
+        self.state.write().grants.insert(record);
         Ok(())
     }
 
-    /// Removes a user.
-    pub(super) fn remove_user(&self, _turn: &Turn<'_>, name: &str) -> Result<(), KmsError> {
-        self.commit(&[Change::Delete { table: Table::User, id: name.to_owned() }])?;
-        self.state.write().users.remove(name);
-        Ok(())
-    }
-
-    /// Puts an access key in place.
-    pub(super) fn put_access_key(&self, _turn: &Turn<'_>, record: AccessKeyRecord) -> Result<(), KmsError> {
-        self.commit(&[put(Table::AccessKey, record.id.clone(), &record)?])?;
-        self.state.write().access_keys.insert(record.id.clone(), Arc::new(record));
-        Ok(())
-    }
-
-    /// Removes an access key.
-    pub(super) fn remove_access_key(&self, _turn: &Turn<'_>, id: &str) -> Result<(), KmsError> {
-        self.commit(&[Change::Delete { table: Table::AccessKey, id: id.to_owned() }])?;
-        self.state.write().access_keys.remove(id);
+    /// Removes a grant.
+    pub(super) fn remove_grant(&self, _turn: &Turn<'_>, id: &str) -> Result<(), KmsError> {
+        self.commit(&[Change::Delete { table: Table::Grant, id: id.to_owned() }])?;
+        self.state.write().grants.remove(id);
         Ok(())
     }
 
@@ -203,7 +187,7 @@ impl Kms {
         record.home().row(self.settings.home(), &record.name)
     }
 
-    fn commit(&self, changes: &[Change]) -> Result<(), KmsError> {
+    pub(super) fn commit(&self, changes: &[Change]) -> Result<(), KmsError> {
         self.store.commit(changes).map_err(|error| {
             log::error!("a change was refused because it could not be stored: {error}");
             internal()
@@ -226,7 +210,8 @@ pub struct MaterialRotation {
     pub rotation_type: crate::api::RotationType,
 }
 
-fn put(table: Table, id: String, record: &impl Serialize) -> Result<Change, KmsError> {
+/// The change that stores a record.
+pub(super) fn put(table: Table, id: String, record: &impl Serialize) -> Result<Change, KmsError> {
     let body = serde_json::to_vec(record).map_err(|_| internal())?;
     Ok(Change::Put { table, id, body })
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::api::{Arn, ArnResource, ErrorCode, KeyId, KeyRef, KmsError};
 
-use super::authorise::{Refusal, access_denied};
+use super::decision::{Refusal, access_denied};
 use super::home::Home;
 use super::model::Key;
 use super::pipeline::{Call, Kms};

@@ -171,6 +171,7 @@ impl Keeper {
             is_root,
             access_key_id: call.access_key_id.map(str::to_owned),
             secure_transport: !matches!(call.origin, Origin::Tcp { is_tls: false, .. }),
+            session: None,
             source,
             user_agent: call.user_agent.to_owned(),
             via_service: call.via_service.map(|name| format!("{name}.{region}.amazonaws.com")),

@@ -6,8 +6,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::api::{
-    AccessKeyStatus, EncryptionAlgorithm, KeyId, KeyListEntry, KeyManager, KeyMetadata, KeySpec, KeyState,
-    KeyUsage, Origin, RotationType, Tag, Timestamp, hex, unhex,
+    EncryptionAlgorithm, KeyId, KeyListEntry, KeyManager, KeyMetadata, KeySpec, KeyState, KeyUsage, Origin,
+    RotationType, Tag, Timestamp, hex, unhex,
 };
 
 use super::blob::BlobHeader;
@@ -196,48 +196,4 @@ impl AliasRecord {
     pub fn home(&self) -> Home<'_> {
         Home::new(&self.account, &self.region)
     }
-}
-
-/// A user (table User, row id = name).
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct UserRecord {
-    /// Its name.
-    pub name: String,
-    /// When it was made.
-    pub created: Timestamp,
-    /// Policies by name, as they were put.
-    pub policies: Vec<NamedPolicy>,
-}
-
-/// A policy of a user.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NamedPolicy {
-    /// Its name.
-    pub name: String,
-    /// The document.
-    pub document: String,
-}
-
-/// A user in memory.
-#[derive(Debug)]
-pub struct User {
-    /// As stored.
-    pub record: UserRecord,
-    /// Its policies, compiled.
-    pub policies: Vec<Policy>,
-}
-
-/// An access key (table AccessKey, row id = its id). The secret is sealed under the root of trust.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct AccessKeyRecord {
-    /// Its id.
-    pub id: String,
-    /// Who owns it; the account root where absent.
-    pub user: Option<String>,
-    /// Whether it may sign.
-    pub status: AccessKeyStatus,
-    /// When it was made.
-    pub created: Timestamp,
-    /// The secret, sealed, in hex.
-    pub sealed_secret: String,
 }

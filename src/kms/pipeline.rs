@@ -3,6 +3,7 @@
 //! Called by the server for each request, from any thread. Nothing begins before the audit log
 //! keeps a place for the record, nothing leaves before it is written.
 
+use std::fmt::Write;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
@@ -17,6 +18,8 @@ use super::audit::{Audit, AuditError, AuditRecord, Identity, JsonText, PeerFacts
 use super::authorise::{Asker, authorise};
 use super::caller::{Caller, Source};
 use super::clock::Clock;
+use super::decision::{Basis, Denial};
+use super::iam;
 use super::materials::Materials;
 use super::model::Key;
 use super::ops::{Perform, dispatch};
@@ -87,8 +90,9 @@ pub(super) struct Call<'a> {
 
 impl<'a> Call<'a> {
     /// Who asks, as policies want to know it.
-    pub(super) fn asker(&self, user: Option<&'a super::model::User>) -> Asker<'a> {
-        Asker { caller: self.caller, user, now: self.now, aliases: self.kms }
+    pub(super) fn asker(&self, identity: Option<&'a iam::Identity>) -> Asker<'a> {
+        let kms = self.kms;
+        Asker { caller: self.caller, identity, now: self.now, operator: &kms.settings.account, records: kms }
     }
 }
 
@@ -102,6 +106,10 @@ pub(super) struct Notes {
     pub(super) material_id: Option<String>,
     /// Why a ciphertext did not open: for the operator, never for the caller.
     pub(super) reason: Option<&'static str>,
+    /// What allowed the rights the call needed.
+    decided: Vec<Basis>,
+    /// What refused one of them.
+    denial: Option<Denial>,
 }
 
 impl Notes {
@@ -113,7 +121,11 @@ impl Notes {
     }
 
     fn additional(&self) -> JsonText {
-        if self.material_id.is_none() && self.reason.is_none() {
+        let basis = match &self.denial {
+            Some(denial) => denial.basis.as_slice(),
+            None => &self.decided,
+        };
+        if self.material_id.is_none() && self.reason.is_none() && basis.is_empty() {
             return JsonText::null();
         }
         let mut members = api::Parameters::new();
@@ -122,6 +134,13 @@ impl Notes {
         }
         if let Some(reason) = self.reason {
             members.add("reason", reason);
+        }
+        if !basis.is_empty() {
+            let mut text = String::with_capacity(64);
+            for (place, basis) in basis.iter().enumerate() {
+                let _ = write!(text, "{}{basis}", if place == 0 { "" } else { "; " });
+            }
+            members.add("policy_decision", &text);
         }
         JsonText::from_json(members.finish())
     }
@@ -219,10 +238,14 @@ impl Kms {
         let turn = (!R::OPERATION.is_read_only()).then(|| self.turn());
         let call = Call { kms: self, caller, now, turn: turn.as_ref() };
         let demands = request.demands(&call, notes)?;
-        let user = if caller.is_root { None } else { self.user_of(caller) };
-        let allowed = authorise(&call.asker(user.as_deref()), &demands)
-            .map_err(|denied| request.refused(denied.place, denied.error))?;
+        self.check_grant_tokens(request.grant_tokens())?;
+        let identity = self.identity_of(caller);
+        let allowed = authorise(&call.asker(identity.as_deref()), &demands).map_err(|denied| {
+            notes.denial = Some(denied.denial);
+            request.refused(denied.place, denied.error)
+        })?;
         drop(demands);
+        notes.decided = allowed.bases().to_vec();
         request.perform(&call, &allowed, notes)
     }
 
@@ -231,9 +254,12 @@ impl Kms {
         Turn(self.writer.lock())
     }
 
-    /// The caller's own record, if it is a user that has one.
-    pub(super) fn user_of(&self, caller: &Caller) -> Option<Arc<super::model::User>> {
-        self.state.read().users.get(caller.user_name(&self.settings.account)?).cloned()
+    /// The user or role the caller acts as, if there is one; the account root is none.
+    pub(super) fn identity_of(&self, caller: &Caller) -> Option<Arc<iam::Identity>> {
+        if caller.is_root {
+            return None;
+        }
+        self.state.read().iam.identity_of(&caller.principal_arn, &caller.account)
     }
 
     /// Writes the record; a call that cannot be recorded has failed.

@@ -9,8 +9,10 @@ use serde::de::DeserializeOwned;
 
 use crate::api::KeyId;
 
+use super::grants::Grants;
 use super::home::Home;
-use super::model::{AccessKeyRecord, AliasRecord, Key, KeyRecord, User, UserRecord, Version, material_row};
+use super::iam::{AccessKeyRecord, Directory, EntityRecord};
+use super::model::{AliasRecord, Key, KeyRecord, Version, material_row};
 use super::policy::Policy;
 use super::store::{Row, Store, StoreError, Table};
 
@@ -19,10 +21,10 @@ use super::store::{Row, Store, StoreError, Table};
 pub struct State {
     /// By region, by account.
     realms: BTreeMap<String, BTreeMap<String, Realm>>,
-    /// Users by name.
-    pub users: BTreeMap<String, Arc<User>>,
-    /// Access keys by id.
-    pub access_keys: BTreeMap<String, Arc<AccessKeyRecord>>,
+    /// Users, roles, groups, policies and access keys.
+    pub iam: Directory,
+    /// Grants.
+    pub grants: Grants,
 }
 
 /// What lives in one home.
@@ -90,14 +92,9 @@ impl State {
                 .map_err(|reason| bad(Table::Alias, &row, reason))?;
             state.put_alias(&Arc::new(alias));
         }
-        for row in store.load(Table::User)? {
-            let user: UserRecord = record(Table::User, &row)?;
-            let user = compile_user(user).map_err(|error| bad(Table::User, &row, error))?;
-            state.users.insert(row.id, Arc::new(user));
-        }
-        for row in store.load(Table::AccessKey)? {
-            let access_key: AccessKeyRecord = record(Table::AccessKey, &row)?;
-            state.access_keys.insert(row.id, Arc::new(access_key));
+        state.iam = load_iam(store, own)?;
+        for row in store.load(Table::Grant)? {
+            state.grants.insert(record(Table::Grant, &row)?);
         }
         Ok(state)
     }
@@ -159,13 +156,24 @@ impl State {
     }
 }
 
-/// Compiles a user's policies.
-pub fn compile_user(record: UserRecord) -> Result<User, String> {
-    let compile = |policy: &super::model::NamedPolicy| {
-        Policy::of_identity(&policy.document).map_err(|error| format!("policy {}: {error}", policy.name))
-    };
-    let policies = record.policies.iter().map(compile).collect::<Result<_, _>>()?;
-    Ok(User { record, policies })
+fn load_iam(store: &dyn Store, own: Home<'_>) -> Result<Directory, LoadError> {
+    let (mut entities, mut policies, mut keys) = (Vec::new(), Vec::new(), Vec::new());
+    for row in store.load(Table::User)? {
+        let mut entity: EntityRecord = record(Table::User, &row)?;
+        entity.complete(own.account);
+        entities.push(entity);
+    }
+    for row in store.load(Table::Policy)? {
+        policies.push(record(Table::Policy, &row)?);
+    }
+    for row in store.load(Table::AccessKey)? {
+        let mut key: AccessKeyRecord = record(Table::AccessKey, &row)?;
+        if key.account.is_empty() {
+            own.account.clone_into(&mut key.account);
+        }
+        keys.push(key);
+    }
+    Ok(Directory::load(entities, policies, keys))
 }
 
 fn load_key(
@@ -178,7 +186,14 @@ fn load_key(
         own.region.clone_into(&mut record.region);
     }
     check_row(row, record.home(), own, &record.id)?;
-    let policy = Policy::of_key(&record.policy).map_err(|error| error.to_string())?;
+    let policy = Policy::of_key(&record.policy).unwrap_or_else(|error| {
+        log::error!(
+            "the policy of {} (row {row} of table Key) cannot be read: nobody may use the key until its account puts \
+             a new policy: {error}",
+            record.arn
+        );
+        Policy::closed(&record.account)
+    });
     let mut versions = Vec::with_capacity(record.materials.len());
     for material in &record.materials {
         let token = tokens.remove(&material_row(row, &material.id));

@@ -21,17 +21,19 @@ pub enum Table {
     Material = 4,
     /// Aliases.
     Alias = 5,
-    /// IAM users and their policies.
+    /// IAM users, roles and groups with their policies.
     User = 6,
     /// Access keys.
     AccessKey = 7,
     /// Grants.
     Grant = 8,
+    /// Managed policies.
+    Policy = 9,
 }
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Setting,
         Self::Domain,
         Self::Key,
@@ -40,6 +42,7 @@ impl Table {
         Self::User,
         Self::AccessKey,
         Self::Grant,
+        Self::Policy,
     ];
 
     /// The number stored.

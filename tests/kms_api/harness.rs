@@ -62,6 +62,7 @@ pub fn root() -> Caller {
         user_agent: "test".into(),
         via_service: None,
         secure_transport: true,
+        session: None,
     }
 }
 

@@ -103,7 +103,8 @@ fn a_key_of_another_account_is_denied_and_never_said_to_be_absent() {
     let foreign = "arn:aws:kms:local:999999999999:key/1234abcd-12ab-34cd-56ef-1234567890ab";
     let message = format!(
         "User: arn:aws:iam::111122223333:root is not authorized to perform: kms:DescribeKey on resource: {foreign} \
-         because no resource-based policy allows the kms:DescribeKey action"
+         because the resource does not exist in this Region, no resource-based policies allow access, or a \
+         resource-based policy explicitly denies access"
     );
     let found = s.fails("DescribeKey", json!({"KeyId": foreign}));
     assert_eq!(found, failure("AccessDeniedException", &message));

@@ -6,6 +6,7 @@
 mod aliases;
 mod authorization;
 mod crypto;
+mod grants;
 mod harness;
 mod iam;
 mod keys;

@@ -97,8 +97,9 @@ fn a_key_of_another_account_is_used_where_its_policy_says_so_and_managed_never()
             request["Policy"] = policy.to_string().into();
         }
         let expected = format!(
-            "User: {} is not authorized to perform: kms:{operation} on resource: {key} because no resource-based \
-             policy allows the kms:{operation} action",
+            "User: {} is not authorized to perform: kms:{operation} on resource: {key} because the resource does \
+             not exist in this Region, no resource-based policies allow access, or a resource-based policy explicitly \
+             denies access",
             root_arn(OTHER_ACCOUNT)
         );
         let found = service.fails_as(&other, operation, request);

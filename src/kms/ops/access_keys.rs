@@ -11,7 +11,7 @@ use crate::crypto::fill_random;
 
 use super::super::authorise::{Allowed, Demand};
 use super::super::caller::{root_arn, user_arn};
-use super::super::model::AccessKeyRecord;
+use super::super::iam::AccessKeyRecord;
 use super::super::pipeline::{Answer, Call, Kms, Notes};
 use super::users::{administers, find_user, no_such};
 use super::{Perform, invalid, limit_exceeded, turn};
@@ -53,12 +53,12 @@ impl Kms {
     }
 
     fn active_access_key(&self, id: &str) -> Option<std::sync::Arc<AccessKeyRecord>> {
-        let known = self.state.read().access_keys.get(id).cloned();
+        let known = self.state.read().iam.access_key(id).cloned();
         known.filter(|record| record.status == AccessKeyStatus::Active)
     }
 
     fn find_access_key(&self, id: &str) -> Result<std::sync::Arc<AccessKeyRecord>, KmsError> {
-        self.state.read().access_keys.get(id).cloned().ok_or_else(|| no_such("access key", id))
+        self.state.read().iam.access_key(id).cloned().ok_or_else(|| no_such("access key", id))
     }
 }
 
@@ -89,19 +89,19 @@ impl Perform for CreateAccessKeyRequest {
         if self.access_key_id.is_some() != self.secret_access_key.is_some() {
             return Err(invalid("AccessKeyId and SecretAccessKey go together."));
         }
-        let of_user =
-            |record: &&std::sync::Arc<AccessKeyRecord>| record.user.as_ref() == Some(&self.user_name);
-        if kms.state.read().access_keys.values().filter(of_user).count() >= MAX_ACCESS_KEYS {
+        let account = &kms.settings.account;
+        if kms.state.read().iam.access_keys_of(account, Some(&self.user_name)).count() >= MAX_ACCESS_KEYS {
             return Err(limit_exceeded(format!("A user may have {MAX_ACCESS_KEYS} access keys at most.")));
         }
         let id = self.access_key_id.unwrap_or_else(made_id);
         let secret = self.secret_access_key.map_or_else(made_secret, |secret| secret.0);
-        if kms.state.read().access_keys.contains_key(&id) {
+        if kms.state.read().iam.access_key(&id).is_some() {
             let message = format!("Access key {id} already exists.");
             return Err(KmsError::new(ErrorCode::AlreadyExistsException, message));
         }
         let record = AccessKeyRecord {
             id: id.clone(),
+            account: account.clone(),
             user: Some(self.user_name.clone()),
             status: AccessKeyStatus::Active,
             created: call.now,
@@ -146,8 +146,7 @@ impl Perform for ListAccessKeysRequest {
     fn perform(self, call: &Call<'_>, _: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
         find_user(call.kms, &self.user_name)?;
         let state = call.kms.state.read();
-        let of_user =
-            state.access_keys.values().filter(|record| record.user.as_ref() == Some(&self.user_name));
+        let of_user = state.iam.access_keys_of(&call.kms.settings.account, Some(&self.user_name));
         let access_key_metadata = of_user
             .map(|record| AccessKeyEntry {
                 user_name: self.user_name.clone(),

@@ -8,6 +8,7 @@ mod aliases;
 mod crypto;
 mod data_keys;
 mod deletion;
+mod grants;
 mod keys;
 mod page;
 mod policies;
@@ -89,6 +90,9 @@ pub(super) fn dispatch(
             EnableKeyRotation: EnableKeyRotationRequest, DisableKeyRotation: DisableKeyRotationRequest,
             GetKeyRotationStatus: GetKeyRotationStatusRequest,
             RotateKeyOnDemand: RotateKeyOnDemandRequest, ListKeyRotations: ListKeyRotationsRequest,
+            CreateGrant: CreateGrantRequest, ListGrants: ListGrantsRequest,
+            ListRetirableGrants: ListRetirableGrantsRequest,
+            RetireGrant: RetireGrantRequest, RevokeGrant: RevokeGrantRequest,
             CreateUser: CreateUserRequest, DeleteUser: DeleteUserRequest, ListUsers: ListUsersRequest,
             PutUserPolicy: PutUserPolicyRequest, GetUserPolicy: GetUserPolicyRequest,
             DeleteUserPolicy: DeleteUserPolicyRequest, ListUserPolicies: ListUserPoliciesRequest,
@@ -98,7 +102,6 @@ pub(super) fn dispatch(
         not_yet {
             ConnectCustomKeyStore, CreateCustomKeyStore, DeleteCustomKeyStore, DescribeCustomKeyStores,
             DisconnectCustomKeyStore, UpdateCustomKeyStore,
-            CreateGrant, ListGrants, ListRetirableGrants, RetireGrant, RevokeGrant,
             Decapsulate, Encapsulate, DeriveSharedSecret, GetPublicKey, Sign, Verify, GenerateMac, VerifyMac,
             GenerateDataKeyPair, GenerateDataKeyPairWithoutPlaintext, GetKeyLastUsage,
             DeleteImportedKeyMaterial, GetParametersForImport, ImportKeyMaterial, ReplicateKey,

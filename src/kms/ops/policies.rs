@@ -7,7 +7,8 @@ use crate::api::{
     ListKeyPoliciesResponse, PutKeyPolicyRequest,
 };
 
-use super::super::authorise::{Allowed, Demand, Resource, decide_key};
+use super::super::authorise::{Allowed, Demand, Resource};
+use super::super::decision::decide_under;
 use super::super::model::Key;
 use super::super::pipeline::{Answer, Call, Notes};
 use super::super::policy::{MAX_POLICY_BYTES, Policy};
@@ -32,8 +33,8 @@ fn malformed(message: impl Into<String>) -> KmsError {
 /// Refuses a policy under which its author could not put another one.
 pub(super) fn check_lockout(call: &Call<'_>, key: &Key, policy: &Policy) -> Result<(), KmsError> {
     let demand = Demand::new("kms:PutKeyPolicy", Resource::Account);
-    let user = call.kms.user_of(call.caller);
-    decide_key(&call.asker(user.as_deref()), &demand, key, policy).map_err(|_| {
+    let identity = call.kms.identity_of(call.caller);
+    decide_under(&call.asker(identity.as_deref()), &demand, key, policy).map_err(|_| {
         malformed("The new key policy will not allow you to update the key policy in the future.")
     })
 }

@@ -10,7 +10,7 @@ use crate::api::{
 
 use super::super::authorise::{Allowed, Demand, Resource};
 use super::super::caller::user_arn;
-use super::super::model::{NamedPolicy, User, UserRecord};
+use super::super::iam::{Entity, EntityRecord, Kind, NamedPolicy};
 use super::super::pipeline::{Answer, Call, Kms, Notes};
 use super::super::policy::{MAX_POLICY_BYTES, Policy};
 use super::page::{Size, page};
@@ -28,8 +28,8 @@ pub(super) fn admin_demand<'a>(operation: Operation) -> Vec<Demand<'a>> {
 }
 
 /// The user, if there is one.
-pub(super) fn find_user(kms: &Kms, name: &str) -> Result<Arc<User>, KmsError> {
-    let known = kms.state.read().users.get(name).cloned();
+pub(super) fn find_user(kms: &Kms, name: &str) -> Result<Arc<Entity>, KmsError> {
+    let known = kms.state.read().iam.entity(Kind::User, &kms.settings.account, name).cloned();
     known.ok_or_else(|| no_such("user", name))
 }
 
@@ -41,7 +41,7 @@ pub(super) fn conflict(message: impl Into<String>) -> KmsError {
     KmsError::new(ErrorCode::ConflictException, message)
 }
 
-fn entry(kms: &Kms, record: &UserRecord) -> UserEntry {
+fn entry(kms: &Kms, record: &EntityRecord) -> UserEntry {
     UserEntry {
         user_name: record.name.clone(),
         arn: user_arn(&kms.settings.account, &record.name),
@@ -63,16 +63,16 @@ impl Perform for CreateUserRequest {
 
     fn perform(self, call: &Call<'_>, _: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
         let kms = call.kms;
-        if kms.state.read().users.contains_key(&self.user_name) {
+        if kms.state.read().iam.entity(Kind::User, &kms.settings.account, &self.user_name).is_some() {
             let message = format!("User with name {} already exists.", self.user_name);
             return Err(KmsError::new(ErrorCode::AlreadyExistsException, message));
         }
-        if kms.state.read().users.len() >= MAX_USERS {
+        if kms.state.read().iam.account(&kms.settings.account).all(Kind::User).len() >= MAX_USERS {
             return Err(limit_exceeded(format!("There are {MAX_USERS} users already.")));
         }
-        let record = UserRecord { name: self.user_name, created: call.now, policies: Vec::new() };
+        let record = EntityRecord::new(Kind::User, &kms.settings.account, &self.user_name, call.now);
         let user = entry(kms, &record);
-        kms.put_user(turn(call)?, record)?;
+        kms.put_entity(turn(call)?, record)?;
         Answer::of(&UserResponse { user }, 0)
     }
 }
@@ -86,12 +86,11 @@ impl Perform for DeleteUserRequest {
         if !user.record.policies.is_empty() {
             return Err(conflict("Cannot delete entity, must delete policies first."));
         }
-        let owns =
-            |key: &Arc<super::super::model::AccessKeyRecord>| key.user.as_ref() == Some(&self.user_name);
-        if kms.state.read().access_keys.values().any(owns) {
+        if kms.state.read().iam.access_keys_of(&kms.settings.account, Some(&self.user_name)).next().is_some()
+        {
             return Err(conflict("Cannot delete entity, must delete access keys first."));
         }
-        kms.remove_user(turn(call)?, &self.user_name)?;
+        kms.remove_entity(turn(call)?, &user.record)?;
         Ok(Answer::empty())
     }
 }
@@ -100,7 +99,16 @@ impl Perform for ListUsersRequest {
     administers!();
 
     fn perform(self, call: &Call<'_>, _: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
-        let users: Vec<_> = call.kms.state.read().users.values().cloned().collect();
+        let users: Vec<_> = call
+            .kms
+            .state
+            .read()
+            .iam
+            .account(&call.kms.settings.account)
+            .all(Kind::User)
+            .values()
+            .cloned()
+            .collect();
         let page =
             page(users.iter(), |user| user.record.name.clone(), PAGE, self.limit, self.marker.as_deref())?;
         let truncated = page.truncated();
@@ -125,7 +133,7 @@ impl Perform for PutUserPolicyRequest {
             return Err(limit_exceeded(format!("A user may have {MAX_POLICIES} policies at most.")));
         }
         record.policies.push(NamedPolicy { name: self.policy_name, document: self.policy_document });
-        call.kms.put_user(turn(call)?, record)?;
+        call.kms.put_entity(turn(call)?, record)?;
         Ok(Answer::empty())
     }
 }
@@ -153,7 +161,7 @@ impl Perform for DeleteUserPolicyRequest {
         if record.policies.len() == user.record.policies.len() {
             return Err(no_such("user policy", &self.policy_name));
         }
-        call.kms.put_user(turn(call)?, record)?;
+        call.kms.put_entity(turn(call)?, record)?;
         Ok(Answer::empty())
     }
 }

@@ -2,11 +2,15 @@
 //!
 //! Called by `document`. An operator, a key or a value that would not be held as it is meant is refused.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
+use super::compare::{ArnText, Network, Order};
+use super::date;
 use super::document::PolicyError;
 use super::facts::{Facts, Name};
-use super::wildcard::Wildcard;
+use super::template::{Style, Text};
 
 /// Most conditions in a statement, and most values in one of them.
 pub const MAX_CONDITIONS: usize = 256;
@@ -14,23 +18,16 @@ pub const MAX_CONDITIONS: usize = 256;
 /// How a value is compared.
 #[derive(Debug, Clone, PartialEq)]
 enum Test {
-    Text(Vec<Wildcard>),
-    Arn(Vec<ArnPattern>),
+    Text(Vec<Text>),
+    Arn(Vec<ArnText>),
     Number(Vec<f64>, Order),
-    Bool(bool),
+    /// Milliseconds since 1970.
+    Date(Vec<i64>, Order),
+    Bool(Vec<bool>),
+    Binary(Vec<Vec<u8>>),
     Network(Vec<Network>),
     /// The key must be absent (true) or present (false).
     Null(bool),
-}
-
-/// Of numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Order {
-    Equal,
-    Less,
-    LessOrEqual,
-    Greater,
-    GreaterOrEqual,
 }
 
 /// Over several values of a key.
@@ -56,7 +53,7 @@ pub(super) struct Condition {
 
 impl Condition {
     /// Compiles the `Condition` block of a statement.
-    pub(super) fn compile(block: &Value) -> Result<Vec<Self>, PolicyError> {
+    pub(super) fn compile(block: &Value, variables: bool) -> Result<Vec<Self>, PolicyError> {
         let operators = block.as_object().ok_or(PolicyError::Syntax("Condition must be an object"))?;
         let mut compiled = Vec::new();
         for (operator, keys) in operators {
@@ -66,7 +63,7 @@ impl Condition {
                 return Err(PolicyError::Syntax("a condition operator must hold a condition key"));
             }
             for (key, values) in keys {
-                compiled.push(Self::one(operator, key, values)?);
+                compiled.push(Self::one(operator, key, values, variables)?);
             }
         }
         if compiled.len() > MAX_CONDITIONS {
@@ -75,77 +72,36 @@ impl Condition {
         Ok(compiled)
     }
 
-    fn one(operator: &str, key: &str, values: &Value) -> Result<Self, PolicyError> {
-        let (quantifier, operator) = match operator.split_once(':') {
-            Some(("ForAllValues", rest)) => (Quantifier::All, rest),
-            Some(("ForAnyValue", rest)) => (Quantifier::Any, rest),
-            Some(_) => return Err(PolicyError::Operator(operator.to_owned())),
+    fn one(operator: &str, key: &str, values: &Value, variables: bool) -> Result<Self, PolicyError> {
+        let unknown = || PolicyError::Operator(operator.to_owned());
+        let (quantifier, bare) = match operator.split_once(':') {
+            Some((word, rest)) if word.eq_ignore_ascii_case("ForAllValues") => (Quantifier::All, rest),
+            Some((word, rest)) if word.eq_ignore_ascii_case("ForAnyValue") => (Quantifier::Any, rest),
+            Some(_) => return Err(unknown()),
             None => (Quantifier::Plain, operator),
         };
-        let (operator, if_exists) =
-            operator.strip_suffix("IfExists").map_or((operator, false), |o| (o, true));
+        let bare = bare.to_ascii_lowercase();
+        let (bare, if_exists) = bare.strip_suffix("ifexists").map_or((bare.as_str(), false), |o| (o, true));
+        if bare == "null" && (if_exists || quantifier != Quantifier::Plain) {
+            return Err(unknown());
+        }
         let name = Name::compile(key).ok_or_else(|| PolicyError::ConditionKey(key.to_owned()))?;
         let values = texts(values)?;
         if values.is_empty() {
             return Err(PolicyError::Syntax("a condition must have a value"));
         }
-        std::iter::once(key).chain(values.iter().map(String::as_str)).try_for_each(refuse_variables)?;
-        let (test, negated) = Self::test(operator, &values)?;
+        let (test, negated) = Test::compile(bare, &values, variables)?.ok_or_else(unknown)?;
         Ok(Self { name, test, negated, if_exists, quantifier })
-    }
-
-    fn test(operator: &str, values: &[String]) -> Result<(Test, bool), PolicyError> {
-        let exact = |fold: bool| {
-            // Without wildcards of its own: `StringEquals` takes `*` literally.
-            let escape = |v: &String| Wildcard::literal(v, fold);
-            Test::Text(values.iter().map(escape).collect())
-        };
-        let like =
-            || values.iter().map(|v| Wildcard::new(v, false)).collect::<Result<_, _>>().map(Test::Text);
-        let arn = || values.iter().map(|v| ArnPattern::compile(v)).collect::<Result<_, _>>().map(Test::Arn);
-        let first_bool = || match values {
-            [value] if value.eq_ignore_ascii_case("true") => Ok(true),
-            [value] if value.eq_ignore_ascii_case("false") => Ok(false),
-            _ => Err(PolicyError::Syntax("a condition wants true or false")),
-        };
-        let number = |order| {
-            let parsed: Result<Vec<f64>, _> = values.iter().map(|v| v.parse::<f64>()).collect();
-            parsed
-                .map(|list| Test::Number(list, order))
-                .map_err(|_| PolicyError::Syntax("a condition wants a number"))
-        };
-        let networks =
-            || values.iter().map(|v| Network::parse(v)).collect::<Result<Vec<_>, _>>().map(Test::Network);
-        Ok(match operator {
-            "StringEquals" => (exact(false), false),
-            "StringNotEquals" => (exact(false), true),
-            "StringEqualsIgnoreCase" => (exact(true), false),
-            "StringNotEqualsIgnoreCase" => (exact(true), true),
-            "StringLike" => (like()?, false),
-            "StringNotLike" => (like()?, true),
-            "ArnEquals" | "ArnLike" => (arn()?, false),
-            "ArnNotEquals" | "ArnNotLike" => (arn()?, true),
-            "NumericEquals" => (number(Order::Equal)?, false),
-            "NumericNotEquals" => (number(Order::Equal)?, true),
-            "NumericLessThan" => (number(Order::Less)?, false),
-            "NumericLessThanEquals" => (number(Order::LessOrEqual)?, false),
-            "NumericGreaterThan" => (number(Order::Greater)?, false),
-            "NumericGreaterThanEquals" => (number(Order::GreaterOrEqual)?, false),
-            "Bool" => (Test::Bool(first_bool()?), false),
-            "IpAddress" => (networks()?, false),
-            "NotIpAddress" => (networks()?, true),
-            "Null" => (Test::Null(first_bool()?), false),
-            other => return Err(PolicyError::Operator(other.to_owned())),
-        })
     }
 
     /// Whether the call meets it. A negated operator is met where the key is absent, as IAM has it.
     pub(super) fn is_met(&self, facts: &Facts<'_>) -> bool {
         let values = self.name.values(facts);
+        let values = values.as_slice();
         if let Test::Null(absent) = self.test {
             return values.is_empty() == absent;
         }
-        let holds = |value: &String| self.test.holds(value) != self.negated;
+        let holds = |value: &std::borrow::Cow<'_, str>| self.test.holds(value, facts) != self.negated;
         match self.quantifier {
             Quantifier::Plain if values.is_empty() => self.if_exists || self.negated,
             Quantifier::Plain if self.negated => values.iter().all(holds),
@@ -157,15 +113,73 @@ impl Condition {
 }
 
 impl Test {
-    fn holds(&self, value: &str) -> bool {
+    /// The test of an operator (lower case, without prefix and suffix), and whether it is negated; `None` for an
+    /// operator that does not exist.
+    fn compile(
+        operator: &str,
+        values: &[String],
+        variables: bool,
+    ) -> Result<Option<(Self, bool)>, PolicyError> {
+        let is_not = operator.contains("not");
+        let text = |wild, ignore_case| {
+            let style = Style { wild, ignore_case, variables };
+            values.iter().map(|value| Text::compile(value, style)).collect::<Result<_, _>>().map(Self::Text)
+        };
+        let test = match operator {
+            "stringequals" | "stringnotequals" => text(false, false)?,
+            "stringequalsignorecase" | "stringnotequalsignorecase" => text(false, true)?,
+            "stringlike" | "stringnotlike" => text(true, false)?,
+            "arnequals" | "arnlike" | "arnnotequals" | "arnnotlike" => {
+                let arn = |value: &String| ArnText::compile(value, variables);
+                Self::Arn(values.iter().map(arn).collect::<Result<_, _>>()?)
+            }
+            "bool" => Self::Bool(values.iter().map(|value| flag(value)).collect::<Result<_, _>>()?),
+            "binaryequals" => {
+                let wrong = |_| PolicyError::Syntax("a condition wants base64");
+                let decode = |value: &String| STANDARD.decode(value).map_err(wrong);
+                Self::Binary(values.iter().map(decode).collect::<Result<_, _>>()?)
+            }
+            "ipaddress" | "notipaddress" => {
+                Self::Network(values.iter().map(|value| Network::parse(value)).collect::<Result<_, _>>()?)
+            }
+            "null" => match values {
+                [value] => Self::Null(flag(value)?),
+                _ => return Err(PolicyError::Syntax("Null wants one value")),
+            },
+            ordered => return Ok(Self::ordered(ordered, values)?.map(|test| (test, is_not))),
+        };
+        Ok(Some((test, is_not)))
+    }
+
+    fn ordered(operator: &str, values: &[String]) -> Result<Option<Self>, PolicyError> {
+        if let Some(order) = operator.strip_prefix("numeric").and_then(Order::compile) {
+            let wrong = |_| PolicyError::Syntax("a condition wants a number");
+            let numbers =
+                values.iter().map(|value| value.parse().map_err(wrong)).collect::<Result<_, _>>()?;
+            return Ok(Some(Self::Number(numbers, order)));
+        }
+        if let Some(order) = operator.strip_prefix("date").and_then(Order::compile) {
+            let wrong = || PolicyError::Syntax("a condition wants a date");
+            let parse = |value: &String| date::parse(value).ok_or_else(wrong);
+            return Ok(Some(Self::Date(values.iter().map(parse).collect::<Result<_, _>>()?, order)));
+        }
+        Ok(None)
+    }
+
+    fn holds(&self, value: &str, facts: &Facts<'_>) -> bool {
         match self {
-            Self::Text(patterns) => patterns.iter().any(|pattern| pattern.matches(value)),
-            Self::Arn(patterns) => patterns.iter().any(|pattern| pattern.matches(value)),
+            Self::Text(texts) => texts.iter().any(|text| text.matches(value, facts)),
+            Self::Arn(arns) => arns.iter().any(|arn| arn.matches(value, facts)),
             Self::Number(numbers, order) => {
                 let holds = |given: f64| numbers.iter().any(|number| order.holds(given, *number));
                 value.parse::<f64>().is_ok_and(holds)
             }
-            Self::Bool(wanted) => value.eq_ignore_ascii_case(if *wanted { "true" } else { "false" }),
+            Self::Date(dates, order) => {
+                let holds = |given: i64| dates.iter().any(|date| order.holds(given, *date));
+                date::parse(value).is_some_and(holds)
+            }
+            Self::Bool(wanted) => flag(value).is_ok_and(|given| wanted.contains(&given)),
+            Self::Binary(wanted) => STANDARD.decode(value).is_ok_and(|given| wanted.contains(&given)),
             Self::Network(networks) => {
                 value.parse().is_ok_and(|ip| networks.iter().any(|network| network.contains(ip)))
             }
@@ -174,74 +188,12 @@ impl Test {
     }
 }
 
-impl Order {
-    fn holds(self, given: f64, number: f64) -> bool {
-        match self {
-            Self::Equal => (given - number).abs() < f64::EPSILON,
-            Self::Less => given < number,
-            Self::LessOrEqual => given <= number,
-            Self::Greater => given > number,
-            Self::GreaterOrEqual => given >= number,
-        }
+fn flag(text: &str) -> Result<bool, PolicyError> {
+    match text {
+        _ if text.eq_ignore_ascii_case("true") => Ok(true),
+        _ if text.eq_ignore_ascii_case("false") => Ok(false),
+        _ => Err(PolicyError::Syntax("a condition wants true or false")),
     }
-}
-
-/// An ARN whose six parts are matched one by one, so that `*` does not run over a colon.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct ArnPattern(Vec<Wildcard>);
-
-impl ArnPattern {
-    fn compile(text: &str) -> Result<Self, PolicyError> {
-        let parts = text.splitn(6, ':').map(|part| Wildcard::new(part, false));
-        Ok(Self(parts.collect::<Result<_, _>>()?))
-    }
-
-    fn matches(&self, text: &str) -> bool {
-        if let [any] = self.0.as_slice() {
-            return any.matches(text);
-        }
-        let parts: Vec<&str> = text.splitn(6, ':').collect();
-        parts.len() == self.0.len() && self.0.iter().zip(parts).all(|(pattern, part)| pattern.matches(part))
-    }
-}
-
-/// An address range in CIDR form.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Network {
-    base: u128,
-    mask: u128,
-    is_v4: bool,
-}
-
-impl Network {
-    fn parse(text: &str) -> Result<Self, PolicyError> {
-        let bad = || PolicyError::Syntax("a condition wants an address range");
-        let (address, length) = text.split_once('/').map_or((text, None), |(a, l)| (a, Some(l)));
-        let address: std::net::IpAddr = address.parse().map_err(|_| bad())?;
-        let width: u32 = if address.is_ipv4() { 32 } else { 128 };
-        let length: u32 = length.map_or(Ok(width), |l| l.parse().map_err(|_| bad()))?;
-        if length > width {
-            return Err(bad());
-        }
-        let mask = u128::MAX.checked_shl(width - length).unwrap_or(0);
-        Ok(Self { base: bits(address) & mask, mask, is_v4: address.is_ipv4() })
-    }
-
-    fn contains(&self, address: std::net::IpAddr) -> bool {
-        address.is_ipv4() == self.is_v4 && bits(address) & self.mask == self.base
-    }
-}
-
-fn bits(address: std::net::IpAddr) -> u128 {
-    match address {
-        std::net::IpAddr::V4(v4) => u128::from(u32::from(v4)),
-        std::net::IpAddr::V6(v6) => u128::from(v6),
-    }
-}
-
-/// Variables are not expanded here; taken as they stand, they would never match what they mean.
-pub(super) fn refuse_variables(text: &str) -> Result<(), PolicyError> {
-    if text.contains("${") { Err(PolicyError::Variable(text.to_owned())) } else { Ok(()) }
 }
 
 /// One text or a list of them; numbers and booleans may stand without quotes.
@@ -270,7 +222,7 @@ mod tests {
     fn met(block: &Value, change: impl FnOnce(&mut Facts<'_>)) -> bool {
         let mut facts = Facts::sample();
         change(&mut facts);
-        Condition::compile(block).unwrap().iter().all(|condition| condition.is_met(&facts))
+        Condition::compile(block, true).unwrap().iter().all(|condition| condition.is_met(&facts))
     }
 
     #[test]
@@ -313,7 +265,7 @@ mod tests {
         let context: EncryptionContext = [("App", "x"), ("b", "y")].into_iter().collect();
         assert!(!met(&json!({"StringEquals": {"kms:EncryptionContext:App": "x"}}), |f| f.context = None));
         let check = |block: Value| {
-            let compiled = Condition::compile(&block).unwrap();
+            let compiled = Condition::compile(&block, true).unwrap();
             let facts = Facts {
                 source_ip: Some([10, 1, 2, 3].into()),
                 context: Some(&context),
@@ -346,6 +298,11 @@ mod tests {
             json!({"ForSomeValues:StringEquals": {"kms:KeySpec": "b"}}),
             json!({"Bool": {"aws:SecureTransport": "maybe"}}),
             json!({"NumericEquals": {"aws:EpochTime": "x"}}),
+            json!({"DateEquals": {"aws:CurrentTime": "tomorrow"}}),
+            json!({"BinaryEquals": {"aws:username": "?"}}),
+            json!({"NullIfExists": {"kms:KeySpec": "true"}}),
+            json!({"ForAnyValue:Null": {"kms:KeySpec": "true"}}),
+            json!({"StringEquals": {"kms:KeySpec": "${aws:nonsense}"}}),
             json!({"IpAddress": {"aws:SourceIp": "10.0.0.0/33"}}),
             json!({"StringEquals": {"kms:KeySpec": {"b": 1}}}),
             json!({"StringEquals": {"kms:KeySpec": []}}),
@@ -354,27 +311,47 @@ mod tests {
             json!({"StringEquals": "a"}),
             json!("x"),
         ] {
-            assert!(Condition::compile(&block).is_err(), "{block}");
+            assert!(Condition::compile(&block, true).is_err(), "{block}");
         }
     }
 
     #[test]
-    fn keys_and_variables_that_are_not_held_are_refused_by_name() {
-        for key in
-            ["kms:Nonsense", "aws:PrincipalOrgID", "kms:ViaServce", "ViaService", "kms:EncryptionContext:"]
-        {
-            let found = Condition::compile(&json!({"StringNotEquals": {key: "x"}}));
+    fn keys_that_do_not_exist_are_refused_by_name_and_those_of_other_services_are_absent() {
+        for key in ["kms:Nonsense", "aws:Nonsense", "kms:ViaServce", "ViaService", "kms:EncryptionContext:"] {
+            let found = Condition::compile(&json!({"StringNotEquals": {key: "x"}}), true);
             assert_eq!(found, Err(PolicyError::ConditionKey(key.to_owned())));
         }
-        for block in [
-            json!({"StringEquals": {"kms:EncryptionContext:Owner": "${aws:username}"}}),
-            json!({"StringLike": {"kms:EncryptionContext:Owner": ["x", "a${*}"]}}),
-            json!({"StringEquals": {"aws:ResourceTag/${aws:username}": "x"}}),
-        ] {
-            let found = Condition::compile(&block);
-            assert!(matches!(found, Err(PolicyError::Variable(_))), "{block}: {found:?}");
+        for key in ["aws:PrincipalOrgID", "s3:prefix", "kms:GrantIsForAWSResource", "sts:ExternalId"] {
+            assert!(!met(&json!({"StringLike": {key: "*"}}), |_| {}), "{key}");
+            assert!(met(&json!({"Null": {key: "true"}}), |_| {}), "{key}");
         }
-        assert!(Condition::compile(&json!({"Bool": {"kms:GrantIsForAWSResource": "true"}})).is_ok());
+        let found =
+            Condition::compile(&json!({"StringEquals": {"aws:ResourceTag/${aws:username}": "x"}}), true);
+        assert!(found.is_ok_and(|compiled| !compiled[0].is_met(&Facts::sample())), "no variables in names");
+    }
+
+    #[test]
+    fn values_may_hold_variables() {
+        let alice = |block| met(&block, |_| {});
+        assert!(alice(
+            json!({"StringEquals": {"aws:PrincipalArn": "arn:aws:iam::${kms:CallerAccount}:user/${aws:username}"}})
+        ));
+        assert!(alice(json!({"ArnLike": {"aws:PrincipalArn": "arn:aws:iam::*:user/${aws:username}"}})));
+        assert!(!alice(json!({"StringEquals": {"kms:CallerAccount": "${aws:username}"}})));
+        assert!(alice(json!({"StringNotEquals": {"kms:CallerAccount": "${aws:PrincipalTag/x}"}})));
+    }
+
+    #[test]
+    fn dates_binaries_and_several_booleans_compare() {
+        let alice = |operator: &str, key: &str, value: Value| met(&json!({operator: {key: value}}), |_| {});
+        assert!(alice("DateGreaterThan", "aws:CurrentTime", json!("2023-11-14T22:13:19Z")));
+        assert!(!alice("DateGreaterThan", "aws:CurrentTime", json!("2023-11-14T22:13:20Z")));
+        assert!(alice("DateEquals", "aws:CurrentTime", json!("1700000000")));
+        assert!(alice("DateLessThanEquals", "aws:EpochTime", json!(["2023-11-15", "1999-01-01"])));
+        assert!(alice("DateNotEquals", "aws:TokenIssueTime", json!("2023-11-15")), "absent");
+        assert!(alice("Bool", "aws:SecureTransport", json!(["true", "false"])));
+        assert!(!alice("BinaryEquals", "aws:username", json!("YWxpY2U=")));
+        assert!(alice("stringequals", "aws:username", json!("alice")), "operators fold");
     }
 
     #[test]
@@ -382,7 +359,7 @@ mod tests {
         let alice = |operator: &str, key: &str, value: &str| met(&json!({operator: {key: value}}), |_| {});
         for (key, value) in [
             ("aws:username", "alice"),
-            ("aws:userid", "alice"),
+            ("aws:userid", "AIDAALICE"),
             ("aws:PrincipalType", "User"),
             ("aws:PrincipalIsAWSService", "false"),
             ("aws:ViaAWSService", "false"),
@@ -395,7 +372,9 @@ mod tests {
         }
         assert!(alice("NumericGreaterThanEquals", "aws:EpochTime", "1700000000"));
         assert!(!alice("NumericGreaterThan", "aws:EpochTime", "1700000000"));
-        let as_root = |facts: &mut Facts<'_>| (facts.is_root, facts.user_name) = (true, None);
+        let as_root = |facts: &mut Facts<'_>| {
+            (facts.is_root, facts.user_name, facts.user_id) = (true, None, "111122223333");
+        };
         assert!(met(&json!({"StringEquals": {"aws:PrincipalType": "Account"}}), as_root));
         assert!(met(&json!({"StringEquals": {"aws:userid": "111122223333"}}), as_root));
         assert!(met(&json!({"Null": {"aws:username": "true"}}), as_root));

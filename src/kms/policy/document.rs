@@ -2,9 +2,11 @@
 
 use serde_json::{Map, Value};
 
-use super::condition::{Condition, refuse_variables};
+use super::condition::Condition;
 use super::facts::Facts;
 use super::json::{self, JsonError};
+use super::principal::{Principals, Reach};
+use super::template::{Style, Text};
 use super::wildcard::Wildcard;
 
 /// Longest document, in bytes.
@@ -62,15 +64,15 @@ pub enum Effect {
     Deny,
 }
 
-/// How a statement reaches the caller.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Reach {
-    /// Not at all.
-    None,
-    /// Through the caller's account: what the account then allows by its own policies, counts.
-    Account,
-    /// By name.
-    Direct,
+/// What a document is attached to, which decides what its statements must and must not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A key: statements name principals.
+    Key,
+    /// A user, role or group, or a session: statements name none.
+    Identity,
+    /// A role: who may assume it. Statements name principals and no resource.
+    Trust,
 }
 
 /// A compiled policy.
@@ -81,56 +83,82 @@ pub struct Policy {
 
 #[derive(Debug, Clone, PartialEq)]
 struct Statement {
+    sid: String,
     effect: Effect,
     principal: Principals,
     actions: Vec<Wildcard>,
     actions_negated: bool,
-    resources: Vec<Wildcard>,
+    resources: Vec<Text>,
     resources_negated: bool,
     conditions: Vec<Condition>,
 }
 
-#[derive(Debug, Clone, PartialEq)]
-enum Principals {
-    /// An identity's own policy names none.
-    Implied,
-    Named(Vec<Principal>),
-    /// `NotPrincipal`: everyone but these.
-    AllBut(Vec<Principal>),
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Principal {
-    Anyone,
-    Account(String),
-    Arn(String),
-    /// A service or a federated identity: no caller here is one.
-    Foreign,
+/// The statement that reaches a caller the furthest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Match {
+    /// How far.
+    pub reach: Reach,
+    /// Its place in the document, counted from 0.
+    pub statement: usize,
 }
 
 impl Policy {
     /// Compiles a key policy, whose statements name principals.
     pub fn of_key(text: &str) -> Result<Self, PolicyError> {
-        Self::compile(text, true)
+        Self::compile(text, Kind::Key)
     }
 
-    /// Compiles a policy of a user, whose statements name none.
+    /// Compiles a policy of a user, role, group or session, whose statements name none.
     pub fn of_identity(text: &str) -> Result<Self, PolicyError> {
-        Self::compile(text, false)
+        Self::compile(text, Kind::Identity)
     }
 
-    fn compile(text: &str, of_key: bool) -> Result<Self, PolicyError> {
+    /// Compiles the policy of a role that says who may assume it.
+    pub fn of_trust(text: &str) -> Result<Self, PolicyError> {
+        Self::compile(text, Kind::Trust)
+    }
+
+    /// A key policy under which the account can look at the key and put another policy, and nobody can do anything
+    /// else: stands for one that is stored and cannot be read.
+    pub fn closed(account: &str) -> Self {
+        let left = r#"["kms:PutKeyPolicy","kms:GetKeyPolicy","kms:ListKeyPolicies","kms:DescribeKey"]"#;
+        let text = format!(
+            r#"{{"Statement":[
+                {{"Sid":"unreadable key policy","Effect":"Deny","Principal":"*","NotAction":{left},"Resource":"*"}},
+                {{"Effect":"Allow","Principal":{{"AWS":"{account}"}},"Action":{left},"Resource":"*"}}]}}"#
+        );
+        Self::of_key(&text).unwrap_or_else(|_| Self::refusing())
+    }
+
+    /// A policy that refuses everybody everything: stands for one that is stored and cannot be read.
+    pub fn refusing() -> Self {
+        let any = || Wildcard::new("*", false).into_iter().collect();
+        Self {
+            statements: vec![Statement {
+                sid: String::from("unreadable policy"),
+                effect: Effect::Deny,
+                principal: Principals::Implied,
+                actions: any(),
+                actions_negated: false,
+                resources: any().into_iter().map(Text::Fixed).collect(),
+                resources_negated: false,
+                conditions: Vec::new(),
+            }],
+        }
+    }
+
+    fn compile(text: &str, kind: Kind) -> Result<Self, PolicyError> {
         let value = json::read(text).map_err(|error| match error {
             JsonError::Malformed => PolicyError::NotJson,
             JsonError::Doubled(name) => PolicyError::Doubled(name),
         })?;
         let document = value.as_object().ok_or(PolicyError::Syntax("the document must be an object"))?;
         known_members(document, &["Version", "Id", "Statement"])?;
-        if let Some(version) = document.get("Version")
-            && !matches!(version.as_str(), Some("2012-10-17" | "2008-10-17"))
-        {
-            return Err(PolicyError::Syntax("unknown Version"));
-        }
+        let variables = match document.get("Version").map(Value::as_str) {
+            Some(Some("2012-10-17")) => true,
+            None | Some(Some("2008-10-17")) => false,
+            Some(_) => return Err(PolicyError::Syntax("unknown Version")),
+        };
         let statements = match document.get("Statement") {
             Some(Value::Array(list)) => list.iter().collect(),
             Some(one @ Value::Object(_)) => vec![one],
@@ -139,20 +167,52 @@ impl Policy {
         if statements.len() > MAX_STATEMENTS {
             return Err(PolicyError::Syntax("too many statements"));
         }
-        let compiled: Result<_, _> =
-            statements.into_iter().map(|value| Statement::compile(value, of_key)).collect();
-        Ok(Self { statements: compiled? })
+        let compile = |value| Statement::compile(value, kind, variables);
+        let compiled: Vec<Statement> = statements.into_iter().map(compile).collect::<Result<_, _>>()?;
+        for (place, statement) in compiled.iter().enumerate() {
+            let sid = &statement.sid;
+            if kind != Kind::Key && !sid.is_empty() && compiled[..place].iter().any(|other| other.sid == *sid)
+            {
+                return Err(PolicyError::Syntax("Statement IDs (SID) in a single policy must be unique"));
+            }
+        }
+        Ok(Self { statements: compiled })
     }
 
     /// How far the statements of `effect` reach the caller for this action on this resource.
     pub fn reach(&self, effect: Effect, action: &str, resource: &str, facts: &Facts<'_>) -> Reach {
-        let statements = self.statements.iter().filter(|statement| statement.effect == effect);
-        statements.map(|statement| statement.reach(action, resource, facts)).max().unwrap_or(Reach::None)
+        self.find(effect, action, resource, facts).map_or(Reach::None, |found| found.reach)
+    }
+
+    /// The statement of `effect` that reaches the caller the furthest; the first of several.
+    pub fn find(&self, effect: Effect, action: &str, resource: &str, facts: &Facts<'_>) -> Option<Match> {
+        let mut best: Option<Match> = None;
+        for (place, statement) in self.statements.iter().enumerate() {
+            if statement.effect != effect {
+                continue;
+            }
+            let reach = statement.reach(action, resource, facts);
+            if reach > best.map_or(Reach::None, |best| best.reach) {
+                best = Some(Match { reach, statement: place });
+                if reach == Reach::Direct {
+                    break;
+                }
+            }
+        }
+        best
+    }
+
+    /// What people call a statement: its Sid, or its number.
+    pub fn statement_name(&self, place: usize) -> String {
+        match self.statements.get(place) {
+            Some(statement) if !statement.sid.is_empty() => format!("\"{}\"", statement.sid),
+            _ => format!("{}", place + 1),
+        }
     }
 }
 
 impl Statement {
-    fn compile(value: &Value, of_key: bool) -> Result<Self, PolicyError> {
+    fn compile(value: &Value, kind: Kind, variables: bool) -> Result<Self, PolicyError> {
         let object = value.as_object().ok_or(PolicyError::Syntax("a statement must be an object"))?;
         known_members(
             object,
@@ -173,23 +233,44 @@ impl Statement {
             Some("Deny") => Effect::Deny,
             _ => return Err(PolicyError::Syntax("Effect must be Allow or Deny")),
         };
-        let (actions, actions_negated) = patterns(object, "Action", "NotAction", true)?;
-        let (resources, resources_negated) = patterns(object, "Resource", "NotResource", false)?;
-        let conditions = object.get("Condition").map_or_else(|| Ok(Vec::new()), Condition::compile)?;
-        let principal = Principals::compile(object, of_key)?;
-        if effect == Effect::Allow && matches!(principal, Principals::AllBut(_)) {
+        let sid = match object.get("Sid") {
+            None => String::new(),
+            Some(Value::String(sid)) => sid.clone(),
+            Some(_) => return Err(PolicyError::Syntax("Sid must be a string")),
+        };
+        let (actions, actions_negated) = texts(object, "Action", "NotAction")?;
+        let (resources, resources_negated) = texts(object, "Resource", "NotResource")?;
+        check_kind(kind, object, &actions, &resources)?;
+        let conditions =
+            object.get("Condition").map_or_else(|| Ok(Vec::new()), |c| Condition::compile(c, variables))?;
+        let principal = Principals::compile(object, kind != Kind::Identity)?;
+        if effect == Effect::Allow && principal.is_negated() {
             return Err(PolicyError::Syntax("NotPrincipal goes with Deny only"));
         }
-        Ok(Self { effect, principal, actions, actions_negated, resources, resources_negated, conditions })
+        let actions = actions.iter().map(|text| Wildcard::new(text, true)).collect::<Result<_, _>>()?;
+        let style = Style { wild: true, ignore_case: false, variables };
+        let resources = match kind {
+            // Its one resource is the role itself.
+            Kind::Trust => vec![Text::compile("*", style)?],
+            _ => resources.iter().map(|text| Text::compile(text, style)).collect::<Result<_, _>>()?,
+        };
+        Ok(Self {
+            sid,
+            effect,
+            principal,
+            actions,
+            actions_negated,
+            resources,
+            resources_negated,
+            conditions,
+        })
     }
 
     fn reach(&self, action: &str, resource: &str, facts: &Facts<'_>) -> Reach {
-        let matches = |patterns: &[Wildcard], negated, text: &str| {
-            !patterns.is_empty() && patterns.iter().any(|pattern| pattern.matches(text)) != negated
-        };
-        if !matches(&self.actions, self.actions_negated, action)
-            || !matches(&self.resources, self.resources_negated, resource)
-        {
+        let acts = self.actions.iter().any(|pattern| pattern.matches(action)) != self.actions_negated;
+        let lies =
+            || self.resources.iter().any(|text| text.matches(resource, facts)) != self.resources_negated;
+        if self.actions.is_empty() || self.resources.is_empty() || !acts || !lies() {
             return Reach::None;
         }
         let reach = self.principal.reach(self.effect, facts);
@@ -201,119 +282,55 @@ impl Statement {
     }
 }
 
-impl Principals {
-    fn compile(statement: &Map<String, Value>, of_key: bool) -> Result<Self, PolicyError> {
-        match (statement.get("Principal"), statement.get("NotPrincipal")) {
-            (None, None) if of_key => Err(PolicyError::Syntax("Principal is missing")),
-            (None, None) => Ok(Self::Implied),
-            _ if !of_key => Err(PolicyError::Syntax("a policy of a user names no Principal")),
-            (Some(value), None) => Ok(Self::Named(principals(value)?)),
-            (None, Some(value)) => Ok(Self::AllBut(principals(value)?)),
-            (Some(_), Some(_)) => Err(PolicyError::Syntax("Principal and NotPrincipal exclude each other")),
-        }
+/// What kinds of documents demand of a statement.
+fn check_kind(
+    kind: Kind,
+    statement: &Map<String, Value>,
+    actions: &[String],
+    resources: &[String],
+) -> Result<(), PolicyError> {
+    if kind == Kind::Key {
+        // Without them it is taken, and never matches.
+        return Ok(());
     }
-
-    fn reach(&self, effect: Effect, facts: &Facts<'_>) -> Reach {
-        let of = |list: &[Principal]| list.iter().map(|one| one.reach(facts)).max().unwrap_or(Reach::None);
-        let reach = match self {
-            Self::Implied => Reach::Direct,
-            Self::Named(list) => of(list),
-            Self::AllBut(list) if of(list) == Reach::None => Reach::Direct,
-            Self::AllBut(_) => Reach::None,
-        };
-        // A refusal of an account is a refusal of all who belong to it.
-        if effect == Effect::Deny && reach == Reach::Account { Reach::Direct } else { reach }
+    if actions.is_empty() {
+        return Err(PolicyError::Syntax("Policy statement must contain actions"));
     }
+    let vendored =
+        |action: &String| action == "*" || action.split_once(':').is_some_and(|(v, _)| !v.is_empty());
+    if !actions.iter().all(vendored) {
+        let what = "Actions/Conditions must be prefaced by a vendor, e.g., iam, sdb, ec2, etc";
+        return Err(PolicyError::Syntax(what));
+    }
+    if kind == Kind::Trust {
+        let prohibited = ["Resource", "NotResource"].iter().any(|member| statement.contains_key(*member));
+        return if prohibited { Err(PolicyError::Syntax("Has prohibited field Resource")) } else { Ok(()) };
+    }
+    if resources.is_empty() {
+        return Err(PolicyError::Syntax("Policy statement must contain resources"));
+    }
+    let is_arn = |text: &String| text == "*" || text.starts_with("arn:") || text.starts_with("${");
+    if resources.iter().all(is_arn) {
+        return Ok(());
+    }
+    Err(PolicyError::Syntax("a resource must be in ARN format or \"*\""))
 }
 
-impl Principal {
-    fn compile(text: &str) -> Result<Self, PolicyError> {
-        let bad = || PolicyError::Principal(text.to_owned());
-        if text == "*" {
-            return Ok(Self::Anyone);
-        }
-        if is_account(text) {
-            return Ok(Self::Account(text.to_owned()));
-        }
-        let mut parts = text.splitn(6, ':');
-        let mut next = || parts.next().unwrap_or_default();
-        let (arn, partition, service, region, account, resource) =
-            (next(), next(), next(), next(), next(), next());
-        if (arn, partition) != ("arn", "aws")
-            || !region.is_empty()
-            || !is_account(account)
-            || text.contains(['*', '?'])
-        {
-            return Err(bad());
-        }
-        match (service, resource.split_once('/')) {
-            ("iam", None) if resource == "root" => Ok(Self::Account(account.to_owned())),
-            ("iam", Some(("user" | "role", name)))
-            | ("sts", Some(("assumed-role" | "federated-user", name)))
-                if !name.is_empty() =>
-            {
-                Ok(Self::Arn(text.to_owned()))
-            }
-            _ => Err(bad()),
-        }
-    }
-
-    fn reach(&self, facts: &Facts<'_>) -> Reach {
-        match self {
-            Self::Anyone => Reach::Direct,
-            Self::Account(account) if account == facts.account => Reach::Account,
-            Self::Arn(arn) if arn == facts.principal_arn => Reach::Direct,
-            Self::Account(_) | Self::Arn(_) | Self::Foreign => Reach::None,
-        }
-    }
-}
-
-fn is_account(text: &str) -> bool {
-    text.len() == 12 && text.bytes().all(|b| b.is_ascii_digit())
-}
-
-fn principals(value: &Value) -> Result<Vec<Principal>, PolicyError> {
-    let kinds = match value {
-        Value::String(text) if text == "*" => return Ok(vec![Principal::Anyone]),
-        Value::Object(kinds) if !kinds.is_empty() => kinds,
-        _ => return Err(PolicyError::Syntax("Principal must be \"*\" or an object")),
-    };
-    let mut out = Vec::new();
-    for (kind, list) in kinds {
-        for text in strings(list)? {
-            out.push(match kind.as_str() {
-                "AWS" => Principal::compile(&text)?,
-                "Service" | "Federated" => Principal::Foreign,
-                _ => return Err(PolicyError::Principal(text)),
-            });
-        }
-    }
-    Ok(out)
-}
-
-/// A statement without the member is taken, and never matches.
-fn patterns(
+/// The texts of a member or of its negation; none where both are absent.
+fn texts(
     statement: &Map<String, Value>,
     plain: &str,
     negated: &str,
-    ignore_case: bool,
-) -> Result<(Vec<Wildcard>, bool), PolicyError> {
-    let (value, is_negated) = match (statement.get(plain), statement.get(negated)) {
-        (Some(_), Some(_)) => {
-            return Err(PolicyError::Syntax("a member and its negation exclude each other"));
-        }
-        (Some(value), None) => (value, false),
-        (None, Some(value)) => (value, true),
-        (None, None) => return Ok((Vec::new(), false)),
-    };
-    let compile = |text: &String| {
-        refuse_variables(text)?;
-        Wildcard::new(text, ignore_case)
-    };
-    Ok((strings(value)?.iter().map(compile).collect::<Result<_, _>>()?, is_negated))
+) -> Result<(Vec<String>, bool), PolicyError> {
+    match (statement.get(plain), statement.get(negated)) {
+        (Some(_), Some(_)) => Err(PolicyError::Syntax("a member and its negation exclude each other")),
+        (Some(value), None) => Ok((strings(value)?, false)),
+        (None, Some(value)) => Ok((strings(value)?, true)),
+        (None, None) => Ok((Vec::new(), false)),
+    }
 }
 
-fn strings(value: &Value) -> Result<Vec<String>, PolicyError> {
+pub(super) fn strings(value: &Value) -> Result<Vec<String>, PolicyError> {
     let one =
         |value: &Value| value.as_str().map(str::to_owned).ok_or(PolicyError::Syntax("a string is expected"));
     match value {
@@ -332,6 +349,7 @@ fn known_members(object: &Map<String, Value>, known: &[&str]) -> Result<(), Poli
 
 #[cfg(test)]
 mod tests {
+    use super::super::facts::SessionFacts;
     use super::*;
     use serde_json::json;
 
@@ -437,7 +455,6 @@ mod tests {
             with("Principal", json!("alice")),
             with("Condition", json!({"Nonsense": {"a": "b"}})),
             with("Condition", json!({"StringEquals": {"kms:Nonsense": "b"}})),
-            with("Resource", json!("arn:aws:kms:*:*:key/${aws:username}")),
             with("Resource", json!([])),
             with("Action", json!([])),
             with("Principal", json!({"AWS": []})),
@@ -447,5 +464,91 @@ mod tests {
         }
         let identity = json!({"Statement": [ok]}).to_string();
         assert!(Policy::of_identity(&identity).is_err(), "a user's policy names no principal");
+        let plain = json!({"Effect": "Allow", "Action": "kms:*", "Resource": "*"});
+        let of_identity = |change: Value| {
+            let mut statement = plain.clone();
+            for (member, value) in change.as_object().unwrap() {
+                statement[member] = value.clone();
+            }
+            Policy::of_identity(&json!({"Statement": [statement, {"Sid": "x", "Effect": "Deny", "Action": "*", "Resource": "*"}]}).to_string())
+        };
+        assert!(of_identity(json!({})).is_ok());
+        for wrong in
+            [json!({"Action": "Decrypt"}), json!({"Resource": "key"}), json!({"Sid": "x"}), json!({"Sid": 1})]
+        {
+            assert!(of_identity(wrong.clone()).is_err(), "{wrong}");
+        }
+        let trust = |statement: Value| Policy::of_trust(&json!({"Statement": statement}).to_string());
+        let assume = json!({"Effect": "Allow", "Principal": {"AWS": ALICE}, "Action": "sts:AssumeRole"});
+        assert!(trust(assume).is_ok());
+        assert!(trust(ok).is_err(), "a trust policy names no resource");
+    }
+
+    #[test]
+    fn a_session_is_reached_through_its_role_its_own_name_and_its_account() {
+        let session = "arn:aws:sts::111122223333:assumed-role/reader/s1";
+        let role = "arn:aws:iam::111122223333:role/team/reader";
+        let facts = Facts {
+            principal_arn: role,
+            user_id: "AROAREADERREADER:s1",
+            session: Some(SessionFacts {
+                arn: Some(session),
+                issued: crate::api::Timestamp::default(),
+                source_identity: None,
+            }),
+            ..Facts::sample()
+        };
+        let reach = |principal: &str, effect: &str| {
+            let text = json!({"Statement": {"Effect": effect, "Principal": {"AWS": principal}, "Action": "kms:*", "Resource": "*"}});
+            let policy = Policy::of_key(&text.to_string()).unwrap();
+            let effect = if effect == "Deny" { Effect::Deny } else { Effect::Allow };
+            policy.reach(effect, "kms:Decrypt", KEY, &facts)
+        };
+        assert_eq!(reach(session, "Allow"), Reach::Direct);
+        assert_eq!(reach(role, "Allow"), Reach::Role);
+        assert_eq!(reach("AROAREADERREADER", "Allow"), Reach::Role);
+        assert_eq!(reach("111122223333", "Allow"), Reach::Account);
+        assert_eq!(reach("arn:aws:sts::111122223333:assumed-role/reader/s2", "Allow"), Reach::None);
+        assert_eq!(reach("arn:aws:iam::111122223333:role/reader", "Allow"), Reach::None, "the path counts");
+        assert_eq!(reach(role, "Deny"), Reach::Direct);
+    }
+
+    #[test]
+    fn a_policy_that_cannot_be_read_refuses_everybody() {
+        let policy = Policy::refusing();
+        assert_eq!(policy.reach(Effect::Deny, "kms:Decrypt", KEY, &facts(ALICE)), Reach::Direct);
+        assert_eq!(policy.reach(Effect::Allow, "kms:Decrypt", KEY, &facts(ALICE)), Reach::None);
+        let closed = Policy::closed("111122223333");
+        assert_eq!(closed.reach(Effect::Deny, "kms:Decrypt", KEY, &facts(ALICE)), Reach::Direct);
+        assert_eq!(closed.reach(Effect::Deny, "kms:PutKeyPolicy", KEY, &facts(ALICE)), Reach::None);
+        assert_eq!(closed.reach(Effect::Allow, "kms:PutKeyPolicy", KEY, &facts(ALICE)), Reach::Account);
+    }
+
+    #[test]
+    fn variables_stand_in_resources_of_2012_only() {
+        let own = |version: Value| {
+            let statement = json!({"Effect": "Allow", "Principal": "*", "Action": "kms:*", "Resource": "arn:aws:kms:*:*:alias/${aws:username}"});
+            let mut document = json!({"Statement": statement});
+            document["Version"] = version;
+            Policy::of_key(&document.to_string()).unwrap()
+        };
+        let alias = "arn:aws:kms:local:111122223333:alias/alice";
+        let reach = |policy: &Policy| policy.reach(Effect::Allow, "kms:DeleteAlias", alias, &facts(ALICE));
+        assert_eq!(reach(&own(json!("2012-10-17"))), Reach::Direct);
+        assert_eq!(reach(&own(json!("2008-10-17"))), Reach::None);
+    }
+
+    #[test]
+    fn the_statement_that_decides_is_named() {
+        let statement = |sid: &str, principal: &str| json!({"Sid": sid, "Effect": "Allow", "Principal": {"AWS": principal}, "Action": "kms:*", "Resource": "*"});
+        let text =
+            json!({"Statement": [statement("", "111122223333"), statement("by name", ALICE)]}).to_string();
+        let policy = Policy::of_key(&text).unwrap();
+        let found = policy.find(Effect::Allow, "kms:Decrypt", KEY, &facts(ALICE)).unwrap();
+        assert_eq!(found, Match { reach: Reach::Direct, statement: 1 });
+        assert_eq!(
+            (policy.statement_name(0), policy.statement_name(1)),
+            ("1".to_owned(), "\"by name\"".to_owned())
+        );
     }
 }

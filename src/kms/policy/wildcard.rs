@@ -6,6 +6,11 @@ use super::document::PolicyError;
 
 /// Longest pattern, in bytes: as long as a reference to a key.
 pub const MAX_PATTERN_BYTES: usize = 2048;
+/// What stands for `*` and `?` in a pattern being compiled: noncharacters, so that a star that came out of a
+/// variable's value is an ordinary character.
+pub(super) const STAR: char = '\u{10fffe}';
+/// See [`STAR`].
+pub(super) const ONE: char = '\u{10ffff}';
 /// Most characters between two `*` if a `?` is among them: a machine word.
 const MAX_LOOSE: usize = 64;
 
@@ -52,11 +57,19 @@ struct Masks {
 impl Wildcard {
     /// Compiles `pattern`. Where case does not count, it does not for ASCII letters only.
     pub fn new(pattern: &str, ignore_case: bool) -> Result<Self, PolicyError> {
-        let is_plain = |text: &str| !text.contains(['*', '?']);
         if pattern.len() > MAX_PATTERN_BYTES {
             return Err(PolicyError::Syntax("a pattern is too long"));
         }
-        let form = match pattern.strip_suffix('*') {
+        if pattern.contains([STAR, ONE]) {
+            return Err(PolicyError::Syntax("a pattern holds a noncharacter"));
+        }
+        Self::marked(&mark(pattern), ignore_case)
+    }
+
+    /// Compiles a pattern whose wildcards are [`STAR`] and [`ONE`].
+    pub(super) fn marked(pattern: &str, ignore_case: bool) -> Result<Self, PolicyError> {
+        let is_plain = |text: &str| !text.contains([STAR, ONE]);
+        let form = match pattern.strip_suffix(STAR) {
             Some("") => Form::Any,
             Some(prefix) if is_plain(prefix) => Form::Prefix(prefix.to_owned()),
             None if is_plain(pattern) => Form::Literal(pattern.to_owned()),
@@ -93,11 +106,11 @@ impl Wildcard {
 
 impl Form {
     fn cut(pattern: &str) -> Result<Self, PolicyError> {
-        let Some((head, rest)) = pattern.split_once('*') else {
+        let Some((head, rest)) = pattern.split_once(STAR) else {
             return Ok(Self::Loose(pattern.chars().collect()));
         };
-        let (middle, tail) = rest.rsplit_once('*').unwrap_or(("", rest));
-        let middle = middle.split('*').filter(|piece| !piece.is_empty()).map(Piece::compile);
+        let (middle, tail) = rest.rsplit_once(STAR).unwrap_or(("", rest));
+        let middle = middle.split(STAR).filter(|piece| !piece.is_empty()).map(Piece::compile);
         let (head, tail) = (head.chars().collect(), tail.chars().collect());
         Ok(Self::Glob { head, middle: middle.collect::<Result<_, _>>()?, tail })
     }
@@ -105,7 +118,7 @@ impl Form {
 
 impl Piece {
     fn compile(text: &str) -> Result<Self, PolicyError> {
-        if !text.contains('?') {
+        if !text.contains(ONE) {
             return Ok(Self::Literal(text.to_owned()));
         }
         let length = text.chars().count();
@@ -115,7 +128,7 @@ impl Piece {
         let mut masks = Masks { any: 0, of: Vec::new(), last: 1 << (length - 1) };
         for (place, c) in text.chars().enumerate() {
             match masks.of.iter_mut().find(|(known, _)| *known == c) {
-                _ if c == '?' => masks.any |= 1 << place,
+                _ if c == ONE => masks.any |= 1 << place,
                 Some((_, mask)) => *mask |= 1 << place,
                 None => masks.of.push((c, 1 << place)),
             }
@@ -140,6 +153,19 @@ impl Piece {
     }
 }
 
+/// The pattern with its wildcards marked.
+pub(super) fn mark(pattern: &str) -> std::borrow::Cow<'_, str> {
+    if !pattern.contains(['*', '?']) {
+        return pattern.into();
+    }
+    let marked = |c| match c {
+        '*' => STAR,
+        '?' => ONE,
+        c => c,
+    };
+    pattern.chars().map(marked).collect::<String>().into()
+}
+
 fn folded(text: &str, ignore_case: bool) -> std::borrow::Cow<'_, str> {
     if ignore_case { text.to_ascii_lowercase().into() } else { text.into() }
 }
@@ -147,14 +173,14 @@ fn folded(text: &str, ignore_case: bool) -> std::borrow::Cow<'_, str> {
 /// What follows `pattern` at the start of `text`.
 fn after<'a>(pattern: &[char], text: &'a str) -> Option<&'a str> {
     let mut rest = text.chars();
-    let fits = pattern.iter().all(|p| rest.next().is_some_and(|c| *p == '?' || *p == c));
+    let fits = pattern.iter().all(|p| rest.next().is_some_and(|c| *p == ONE || *p == c));
     fits.then_some(rest.as_str())
 }
 
 /// What stands before `pattern` at the end of `text`.
 fn before<'a>(pattern: &[char], text: &'a str) -> Option<&'a str> {
     let mut rest = text.chars();
-    let fits = pattern.iter().rev().all(|p| rest.next_back().is_some_and(|c| *p == '?' || *p == c));
+    let fits = pattern.iter().rev().all(|p| rest.next_back().is_some_and(|c| *p == ONE || *p == c));
     fits.then_some(rest.as_str())
 }
 
