@@ -170,6 +170,10 @@ pub struct FsckArgs {
     /// Skip the data: check headers, names and records
     #[arg(long)]
     pub quick: bool,
+    /// Put right what can be: from copies, by the tag log, or moved to .kmsfs.quarantine in LOWER; deletes nothing. The
+    /// volume must not be mounted
+    #[arg(long, conflicts_with = "structure_only")]
+    pub repair: bool,
     /// Threads
     #[arg(long, value_name = "N", value_parser = parse_jobs)]
     pub jobs: Option<usize>,

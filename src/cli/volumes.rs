@@ -23,6 +23,8 @@ use crate::volume::{
 const DEFAULT_JOBS: usize = 4;
 /// Failures and findings printed for people; JSON has all that were listed.
 const MAX_PRINTED: usize = 20;
+/// As e2fsck(8) has them.
+const FSCK_REPAIRED: u8 = 1;
 const FSCK_ERRORS: u8 = 4;
 const FSCK_OPERATIONAL: u8 = 8;
 const FSCK_INTERRUPTED: u8 = 32;
@@ -167,7 +169,8 @@ fn print_rewrap(report: &RewrapReport) -> Result<(), CliError> {
 pub fn fsck(args: &FsckArgs, kms: Option<&str>) -> ExitCode {
     match try_fsck(args, kms) {
         Ok(report) if report.ended_early => FSCK_INTERRUPTED.into(),
-        Ok(report) if report.errors > 0 => FSCK_ERRORS.into(),
+        Ok(report) if report.errors > report.errors_repaired => FSCK_ERRORS.into(),
+        Ok(report) if report.errors_repaired + report.remarks_repaired > 0 => FSCK_REPAIRED.into(),
         Ok(_) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("kmsfs: {e}");
@@ -194,7 +197,8 @@ fn try_fsck(args: &FsckArgs, kms: Option<&str>) -> Result<CheckReport, CliError>
     let progress = Arc::new(Progress::default());
     stop_on_signals(&progress)?;
     let shown = Shown::start(&progress, "fsck", args.json);
-    let options = CheckOptions { jobs: args.jobs.unwrap_or(DEFAULT_JOBS), data: !args.quick };
+    let options =
+        CheckOptions { jobs: args.jobs.unwrap_or(DEFAULT_JOBS), data: !args.quick, repair: args.repair };
     let report = volume::check(&lower, volume.as_ref(), &options, &progress);
     drop(shown);
     let report = report?;
@@ -211,6 +215,9 @@ fn print_check(report: &CheckReport) -> Result<(), CliError> {
         let kind = if finding.error { "error" } else { "remark" };
         let plain = finding.path.as_ref().map(|p| format!(" ({})", p.display())).unwrap_or_default();
         line(&format!("{kind}: {}{plain}: {}", finding.lower_path.display(), finding.why))?;
+        if let Some(how) = &finding.repaired {
+            line(&format!("  repaired: {how}"))?;
+        }
     }
     let hidden = (report.errors + report.remarks) as usize;
     if hidden > MAX_PRINTED {
@@ -232,10 +239,14 @@ fn print_check(report: &CheckReport) -> Result<(), CliError> {
     if report.live {
         line("a mount uses the volume: files that were being written are best checked again after umount")?;
     }
+    let repaired = match report.errors_repaired + report.remarks_repaired {
+        0 => String::new(),
+        n => format!(", {n} things repaired"),
+    };
     match report.errors {
-        0 => line("no errors"),
-        1 => line("1 error"),
-        n => line(&format!("{n} errors")),
+        0 => line(&format!("no errors{repaired}")),
+        1 => line(&format!("1 error{repaired}")),
+        n => line(&format!("{n} errors{repaired}")),
     }
 }
 

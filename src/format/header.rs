@@ -260,6 +260,37 @@ impl Slots {
     }
 }
 
+impl Slots {
+    /// The same bytes with what is torn written anew from what is whole, and what that was. `None` where nothing is.
+    pub fn mended(bytes: &[u8; SLOTS_LEN]) -> Result<Option<([u8; SLOTS_LEN], String)>, HeaderError> {
+        let slots = Self::parse(bytes)?;
+        let (mut out, mut torn) = (*bytes, Vec::new());
+        let superblock = slots.superblock.encode();
+        for (at, which) in [(0, "first"), (COPY_OFFSET, "second")] {
+            if bytes[at..at + SUPERBLOCK_LEN] != superblock {
+                out[at..at + SUPERBLOCK_LEN].copy_from_slice(&superblock);
+                torn.push(format!("the {which} superblock"));
+            }
+        }
+        for ((slot, at), which) in slots.slots.iter().zip(SLOT_OFFSETS).zip(["A", "B"]) {
+            let place = at..at + SLOT_LEN;
+            if slot.is_none() && bytes[place.clone()].iter().any(|b| *b != 0) {
+                out[place].copy_from_slice(&slots.active().encode()?);
+                torn.push(format!("key slot {which}"));
+            }
+        }
+        Ok((!torn.is_empty()).then(|| (out, torn.join(", "))))
+    }
+
+    /// The first bytes of the page with the slot that does not count in both places; `None` where there is only one.
+    pub fn with_other_slot(&self) -> Result<Option<[u8; SLOTS_LEN]>, HeaderError> {
+        let Some(other) = &self.slots[1 - self.active_index()] else { return Ok(None) };
+        let both =
+            Self { superblock: self.superblock.clone(), slots: [Some(other.clone()), Some(other.clone())] };
+        both.encode().map(Some)
+    }
+}
+
 /// One write to a key slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlotWrite {

@@ -1,7 +1,7 @@
-//! The check (fsck): records, names, headers, keys, data. Read-only.
+//! The check (fsck): records, names, headers, keys, data. Read-only, unless it is to repair.
 //!
-//! Called by the command line. Without the volume's key it looks at structure alone. Must never write, nor delete
-//! or hide what it does not know.
+//! Called by the command line. Without the volume's key it looks at structure alone. Must never delete or hide what it
+//! does not know, and writes through `repair` alone.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::AsFd;
@@ -16,7 +16,8 @@ use serde::Serialize;
 
 use super::check_file::{self, Depth, Sound};
 use super::plain_path::{self, NameTrouble};
-use super::record_file::LOCK_FILE;
+use super::record_file::{ChangeLock, LOCK_FILE};
+use super::repair::{self, Mended, QUARANTINE, Repair};
 use super::report::{MAX_LISTED, Progress};
 use super::walk::{self, Directory, Entry, Visitor};
 use super::{MountLock, Volume, VolumeError, record_file};
@@ -34,6 +35,8 @@ pub struct CheckOptions {
     pub jobs: usize,
     /// Whether to read and verify all data, as opposed to headers, names and records only.
     pub data: bool,
+    /// Whether to put right what can be; needs the volume and nobody else who uses it.
+    pub repair: bool,
 }
 
 /// What kind of trouble.
@@ -48,8 +51,10 @@ pub enum Class {
     Name,
     /// A long name's sidecar is missing or of another entry.
     Sidecar,
-    /// A file's superblock or key slots.
+    /// A file's superblock or key slots: it does not open.
     Header,
+    /// One of two superblocks or slots is torn; the other serves.
+    TornHeader,
     /// A file's data key cannot be had.
     Key,
     /// A file's data, tags, seal or length.
@@ -84,6 +89,9 @@ pub struct Finding {
     pub path: Option<PathBuf>,
     /// What exactly.
     pub why: String,
+    /// What was done about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repaired: Option<String>,
 }
 
 /// The outcome of a check.
@@ -106,8 +114,12 @@ pub struct CheckReport {
     pub bytes: u64,
     /// Errors found.
     pub errors: u64,
+    /// Of these, how many were put right.
+    pub errors_repaired: u64,
     /// Remarks made.
     pub remarks: u64,
+    /// Of these, how many were put right.
+    pub remarks_repaired: u64,
     /// Bytes of data that were read and verified.
     pub verified_bytes: u64,
     /// Whether a mount used the tree at the same time.
@@ -129,10 +141,16 @@ pub fn check(
     // Held until the end, so that no mount begins meanwhile; one that is there already makes the check a live one.
     let lock = MountLock::take(lower);
     let live = lock.is_err();
-    let context =
-        volume.map(|volume| volume.file_context(true, volume.keys.clone()).map(Arc::new)).transpose()?;
-    let depth = Depth { context, data: options.data, live };
-    let work = Check { volume, depth, progress, report: Mutex::new(CheckReport::default()) };
+    let repairs = volume.filter(|_| options.repair);
+    let _changes = repairs.map(|_| ChangeLock::take(root.as_fd(), lower)).transpose()?;
+    let _lock = if repairs.is_some() { Ok(lock?) } else { lock };
+    // A repair opens files for writing: those that a crash left open are recovered by the log.
+    let files = |v: &Volume| v.file_context(repairs.is_none(), v.keys.clone()).map(Arc::new);
+    let context = volume.map(files).transpose()?;
+    let repair =
+        repairs.zip(context.clone()).map(|(volume, files)| Repair::new(volume, files)).transpose()?;
+    let depth = Depth { context: context.clone(), data: options.data, live, writable: repair.is_some() };
+    let work = Check { volume, depth, repair, progress, report: Mutex::new(CheckReport::default()) };
     let mut worker = CheckReport::default();
     for name in [VOLUME_RECORD, VOLUME_RECORD_COPY] {
         if let Err(e) = record_file::read_one(root.as_fd(), lower, name) {
@@ -140,10 +158,14 @@ pub fn check(
                 VolumeError::NotAVolume(_) => "it is missing".to_owned(),
                 other => other.in_short(),
             };
-            worker.add(Class::VolumeRecord, PathBuf::from(name), None, why);
+            let repaired = work.repair.as_ref().and_then(Repair::volume_records);
+            worker.add(Class::VolumeRecord, PathBuf::from(name), None, why, repaired);
         }
     }
     walk::walk(root, options.jobs, &work);
+    if let Some(log) = context.as_ref().and_then(|c| c.log.as_ref()).filter(|_| work.repair.is_some()) {
+        log.close();
+    }
     let mut report = work.report.into_inner();
     worker.merge(report);
     report = worker;
@@ -156,15 +178,30 @@ pub fn check(
 struct Check<'a> {
     volume: Option<&'a Volume>,
     depth: Depth,
+    repair: Option<Repair<'a>>,
     progress: &'a Progress,
     report: Mutex<CheckReport>,
 }
 
 impl CheckReport {
-    fn add(&mut self, class: Class, lower_path: PathBuf, path: Option<PathBuf>, why: String) {
-        *(if class.is_error() { &mut self.errors } else { &mut self.remarks }) += 1;
+    fn add(
+        &mut self,
+        class: Class,
+        lower_path: PathBuf,
+        path: Option<PathBuf>,
+        why: String,
+        repaired: Option<Mended>,
+    ) {
+        let (found, mended) = if class.is_error() {
+            (&mut self.errors, &mut self.errors_repaired)
+        } else {
+            (&mut self.remarks, &mut self.remarks_repaired)
+        };
+        *found += 1;
+        *mended += u64::from(repaired.is_some());
         if self.findings.len() < MAX_LISTED {
-            self.findings.push(Finding { class, error: class.is_error(), lower_path, path, why });
+            let repaired = repaired.map(|Mended(how)| how);
+            self.findings.push(Finding { class, error: class.is_error(), lower_path, path, why, repaired });
         }
     }
 
@@ -176,6 +213,8 @@ impl CheckReport {
         self.bytes += other.bytes;
         self.errors += other.errors;
         self.remarks += other.remarks;
+        self.errors_repaired += other.errors_repaired;
+        self.remarks_repaired += other.remarks_repaired;
         self.verified_bytes += other.verified_bytes;
         self.findings.extend(other.findings);
         self.findings.truncate(MAX_LISTED);
@@ -183,6 +222,7 @@ impl CheckReport {
 }
 
 impl Check<'_> {
+    /// Notes a finding after doing what can be done about it.
     fn add(
         &self,
         report: &mut CheckReport,
@@ -191,15 +231,25 @@ impl Check<'_> {
         name: &CStr,
         why: impl Into<String>,
     ) {
+        let why = why.into();
         let path = self.volume.and_then(|volume| plain_path::of(&volume.key, dir, name));
-        report.add(class, dir.path_of(name), path, why.into());
+        let mend = |repair: &Repair<'_>| repair.mend(class, dir, name, path.as_deref(), &why);
+        let repaired = self.repair.as_ref().and_then(mend);
+        report.add(class, dir.path_of(name), path, why, repaired);
     }
 
     fn dir_key(&self, dir: &Directory) -> Option<DirKey> {
         plain_path::dir_key(&self.volume?.key, dir)
     }
 
-    fn check_name(&self, report: &mut CheckReport, key: Option<&DirKey>, dir: &Directory, name: &CStr) {
+    /// Whether the entry has a name that opens; one that has not may be gone to the quarantine.
+    fn check_name(
+        &self,
+        report: &mut CheckReport,
+        key: Option<&DirKey>,
+        dir: &Directory,
+        name: &CStr,
+    ) -> bool {
         let outcome = match key {
             Some(key) => plain_path::plain_name(key, dir, name).map(|_| ()),
             None if classify(name.to_bytes()) == Kind::LongEntry => {
@@ -214,14 +264,16 @@ impl Check<'_> {
                 NameTrouble::Unreadable(_) => Class::Unreadable,
             };
             self.add(report, class, dir, name, trouble.to_string());
+            return self.repair.is_none();
         }
+        true
     }
 
     fn check_record(&self, report: &mut CheckReport, dir: &Directory, name: &CStr) {
         let ours = name.to_bytes();
         let of_root = [VOLUME_RECORD, VOLUME_RECORD_COPY, LOCK_FILE];
         let known = of_root.iter().any(|n| n.as_bytes() == ours) || ours.starts_with(LOG_NAME.as_bytes());
-        let known = known && dir.parent().is_none();
+        let known = (known || ours == QUARANTINE.as_bytes()) && dir.parent().is_none();
         if ours.starts_with(TEMPORARY_PREFIX.as_bytes()) {
             self.add(
                 report,
@@ -248,6 +300,10 @@ impl Check<'_> {
 
     fn check_file(&self, report: &mut CheckReport, dir: &Arc<Directory>, name: &CStr) {
         report.files += 1;
+        if let Some(torn) = check_file::torn(dir.fd(), name) {
+            let why = format!("{torn} is torn; the other serves");
+            self.add(report, Class::TornHeader, dir, name, why);
+        }
         match check_file::check_file(dir.fd(), name, &self.depth) {
             Ok(Sound { size, verified }) => {
                 report.bytes += size;
@@ -276,7 +332,13 @@ impl Check<'_> {
         let c_name = CString::new(DIR_RECORD).expect("a constant without NUL");
         let why = match readlinkat(dir.fd(), DIR_RECORD, Vec::new()) {
             Ok(target) => match self.volume.map(|v| dir::open(&v.key, target.as_bytes())) {
-                None | Some(Ok(_)) => return,
+                None => return,
+                Some(Ok(_)) => {
+                    if let Some(volume) = self.volume.filter(|_| self.repair.is_some()) {
+                        repair::keep_copy(&volume.key, dir);
+                    }
+                    return;
+                }
                 Some(Err(dir::DirRecordError::Newer(v))) => {
                     format!("it needs format version {v}; upgrade kmsfs")
                 }
@@ -310,10 +372,11 @@ impl Visitor for Check<'_> {
                 Kind::Sidecar => self.check_sidecar(report, dir, name),
                 Kind::Foreign => self.add(report, Class::Foreign, dir, name, "not a file of the volume"),
                 Kind::Short | Kind::LongEntry => {
-                    self.check_name(report, key.as_ref(), dir, name);
+                    let named = self.check_name(report, key.as_ref(), dir, name);
                     match entry.kind {
-                        FileType::RegularFile => self.check_file(report, dir, name),
-                        FileType::Symlink => self.check_link(report, dir, name),
+                        FileType::RegularFile if named => self.check_file(report, dir, name),
+                        FileType::Symlink if named => self.check_link(report, dir, name),
+                        FileType::RegularFile | FileType::Symlink => {}
                         _ => report.specials += 1,
                     }
                 }
@@ -326,10 +389,7 @@ impl Visitor for Check<'_> {
 
     fn descends(&self, report: &mut CheckReport, dir: &Arc<Directory>, name: &CStr) -> bool {
         match classify(name.to_bytes()) {
-            Kind::Short | Kind::LongEntry => {
-                self.check_name(report, self.dir_key(dir).as_ref(), dir, name);
-                true
-            }
+            Kind::Short | Kind::LongEntry => self.check_name(report, self.dir_key(dir).as_ref(), dir, name),
             Kind::Record => {
                 self.check_record(report, dir, name);
                 false

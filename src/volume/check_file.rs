@@ -37,6 +37,8 @@ pub struct Depth {
     pub data: bool,
     /// Whether a mount uses the tree at the same time.
     pub live: bool,
+    /// Whether files may be changed, to recover what a crash left.
+    pub writable: bool,
 }
 
 /// Checks the file `name` of `dir`.
@@ -54,7 +56,8 @@ pub fn check_file(dir: BorrowedFd<'_>, name: &CStr, depth: &Depth) -> Result<Sou
 
 fn try_check(dir: BorrowedFd<'_>, name: &CStr, depth: &Depth) -> Result<Sound, Trouble> {
     let unreadable = |e: Errno| (Class::Unreadable, e.to_string());
-    let file = lower_file::open(dir, name, OFlags::RDONLY).map_err(unreadable)?;
+    let access = if depth.writable { OFlags::RDWR } else { OFlags::RDONLY };
+    let file = lower_file::open(dir, name, access).map_err(unreadable)?;
     let length = fstat(file.as_fd()).map_err(unreadable)?.st_size as u64;
     if length == 0 {
         return Ok(Sound { size: 0, verified: 0 });
@@ -64,6 +67,13 @@ fn try_check(dir: BorrowedFd<'_>, name: &CStr, depth: &Depth) -> Result<Sound, T
         None => Ok(Sound { size: plain_size(length), verified: 0 }),
         Some(context) => check_content(file, context, depth.data),
     }
+}
+
+/// What of the file's superblocks and slots is torn though the rest serves.
+pub fn torn(dir: BorrowedFd<'_>, name: &CStr) -> Option<String> {
+    let file = lower_file::open(dir, name, OFlags::RDONLY).ok()?;
+    let bytes = lower_file::read_slots(file.as_fd()).ok()??;
+    Slots::mended(&bytes).ok()?.map(|(_, torn)| torn)
 }
 
 /// What can be seen without a key.

@@ -16,6 +16,7 @@ mod open;
 mod plain_path;
 mod pool;
 mod record_file;
+mod repair;
 mod report;
 mod rewrap;
 mod rewrap_pass;

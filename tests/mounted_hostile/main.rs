@@ -6,6 +6,7 @@ mod programs;
 
 mod names;
 mod planted;
+mod repair;
 mod rows;
 mod victim;
 
@@ -44,18 +45,20 @@ impl Desk {
 /// The names that a listing gives before it ends, and how it ends.
 fn list(dir: &Path) -> (Vec<String>, std::io::Result<()>) {
     let mut names = Vec::new();
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(e) => return (names, Err(e)),
-    };
-    for entry in entries {
-        match entry {
-            Ok(entry) => names.push(entry.file_name().into_string().unwrap()),
-            Err(e) => return (names, Err(e)),
+    let mut end = Ok(());
+    match fs::read_dir(dir) {
+        Ok(entries) => {
+            for entry in entries {
+                match entry {
+                    Ok(entry) => names.push(entry.file_name().into_string().unwrap()),
+                    Err(e) => end = Err(e),
+                }
+            }
         }
+        Err(e) => end = Err(e),
     }
     names.sort();
-    (names, Ok(()))
+    (names, end)
 }
 
 /// The errno of a failure.

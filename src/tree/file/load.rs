@@ -114,6 +114,18 @@ impl FileIo {
         })
     }
 
+    /// The lower length that a clean seal asks for; `None` for a file without one.
+    pub(super) fn sealed_clean_len(&self) -> Result<Option<u64>, FsError> {
+        let mut page = Box::new([0; BLOCK_LEN]);
+        if self.lower.read_at(&mut page[..], 0)? < BLOCK_LEN {
+            return Ok(None);
+        }
+        let slots = self.slots(&page)?;
+        let keys = self.unwrap(&slots)?;
+        let body = Self::parse_body(slots, keys, &page)?;
+        Ok((body.sealed.state == State::Clean).then(|| layout::lower_len(body.size)))
+    }
+
     /// Holds the lower length against the sealed size, and the tags against the root where they are few.
     fn check_size(&self, body: &mut Body, lower_len: u64) -> Result<(), FsError> {
         if body.sealed.state != State::Clean {

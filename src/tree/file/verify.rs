@@ -47,6 +47,17 @@ impl FileIo {
         Ok(found)
     }
 
+    /// Cuts off what stands behind the end of a file whose seal is clean. Gives how many bytes that were.
+    pub fn cut_surplus(&self) -> Result<u64, FsError> {
+        let sealed = self.sealed_clean_len()?;
+        let surplus = self.lower.len()?.saturating_sub(sealed.unwrap_or(u64::MAX));
+        if surplus > 0 {
+            self.lower.keeping_mtime(|| self.lower.set_len(sealed.unwrap_or(u64::MAX)))?;
+            self.lower.sync(false)?;
+        }
+        Ok(surplus)
+    }
+
     fn verify_block(&self, body: &Body, keys: &FileKeys, block: u64, found: &mut Verified) {
         let mut data = [0; BLOCK_LEN];
         let data = &mut data[..layout::block_len(block, body.size)];

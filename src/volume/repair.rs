@@ -1,0 +1,236 @@
+//! Putting right what the check found: from what is stored twice, or else out of the way into a quarantine.
+//!
+//! Called by `check` on a tree that nobody has mounted. Must never delete anything of the lower tree, and never
+//! replace what still serves.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+use rustix::fs::{Mode, OFlags, RenameFlags, mkdirat, openat, readlinkat, renameat_with, symlinkat};
+use rustix::io::{Errno, pwrite};
+use serde_json::json;
+
+use super::check::Class;
+use super::walk::Directory;
+use super::{Volume, VolumeError, lower_file, record_file};
+use crate::crypto::VolumeKey;
+use crate::format::dir::{self, DIR_RECORD, DIR_RECORD_COPY};
+use crate::format::header::Slots;
+use crate::sys::at;
+use crate::tree::file::{FileContext, FileIo};
+
+/// In the lower root; holds a directory for each repair that moved something.
+pub const QUARANTINE: &str = ".kmsfs.quarantine";
+/// One line of JSON for each thing moved, in the repair's directory.
+const LIST: &str = "list.jsonl";
+
+/// What can be done about one finding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mended(pub String);
+
+/// One repair of a volume.
+pub struct Repair<'a> {
+    volume: &'a Volume,
+    root: OwnedFd,
+    files: Arc<FileContext>,
+    quarantine: Mutex<Option<Quarantine>>,
+}
+
+/// Where this repair moves things.
+struct Quarantine {
+    dir: OwnedFd,
+    list: File,
+    path: PathBuf,
+    moved: u64,
+}
+
+impl<'a> Repair<'a> {
+    /// The caller holds the volume exclusively.
+    pub fn new(volume: &'a Volume, files: Arc<FileContext>) -> Result<Self, VolumeError> {
+        Ok(Self { volume, root: volume.root()?, files, quarantine: Mutex::new(None) })
+    }
+
+    /// Restores a volume record from its copy, or the copy from the record.
+    pub fn volume_records(&self) -> Option<Mended> {
+        let root = self.root.as_fd();
+        let record = record_file::read(root, self.volume.path()).ok()?;
+        let written = record_file::write(root, self.volume.path(), &record);
+        told(written, "the record and its copy are written anew")
+    }
+
+    /// Does what can be done about the entry `name` of `dir`.
+    pub fn mend(
+        &self,
+        class: Class,
+        dir: &Directory,
+        name: &CStr,
+        plain: Option<&Path>,
+        why: &str,
+    ) -> Option<Mended> {
+        match class {
+            Class::Name | Class::Sidecar | Class::Link | Class::Leftover => {
+                self.move_away(class, dir, name, plain, why)
+            }
+            Class::DirectoryRecord => self.directory_record(dir, plain),
+            Class::TornHeader => self.header(dir, name),
+            Class::Header => self.move_away(class, dir, name, plain, why),
+            Class::Key => self.other_slot(dir, name),
+            Class::Data => self.surplus(dir, name),
+            Class::VolumeRecord | Class::Unreadable | Class::Foreign => None,
+        }
+    }
+
+    fn move_away(
+        &self,
+        class: Class,
+        dir: &Directory,
+        name: &CStr,
+        plain: Option<&Path>,
+        why: &str,
+    ) -> Option<Mended> {
+        let lower = dir.path_of(name);
+        match self.quarantine(
+            dir.fd(),
+            name,
+            |to| json!({ "class": class, "lower_path": lower, "path": plain, "why": why, "moved_to": to }),
+        ) {
+            Ok(to) => Some(Mended(format!("moved to {}", to.display()))),
+            Err(e) => {
+                log::warn!("{} cannot be moved to the quarantine: {e}", lower.display());
+                None
+            }
+        }
+    }
+
+    /// Moves an entry out of the tree, and notes it first: what is moved is always on the list.
+    fn quarantine(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &CStr,
+        note: impl FnOnce(&Path) -> serde_json::Value,
+    ) -> io::Result<PathBuf> {
+        let mut slot = self.quarantine.lock();
+        if slot.is_none() {
+            *slot = Some(Quarantine::make(&self.root)?);
+        }
+        let Some(place) = slot.as_mut() else { return Err(io::ErrorKind::NotFound.into()) };
+        place.moved += 1;
+        let number = place.moved.to_string();
+        mkdirat(&place.dir, &*number, Mode::RWXU)?;
+        let to = place.path.join(&number).join(name.to_string_lossy().as_ref());
+        let mut line = serde_json::to_vec(&note(&to))?;
+        line.push(b'\n');
+        place.list.write_all(&line)?;
+        let into = at::open_dir(&place.dir, number.as_bytes())?;
+        renameat_with(dir, name, &into, name, RenameFlags::NOREPLACE)?;
+        Ok(to)
+    }
+
+    /// Puts the copy in the place of a record that is lost or forged.
+    fn directory_record(&self, dir: &Directory, plain: Option<&Path>) -> Option<Mended> {
+        let copy = at::xattr(dir.fd(), DIR_RECORD_COPY.as_bytes()).ok()?;
+        dir::open(&self.volume.key, &copy).ok()?;
+        let name = std::ffi::CString::new(DIR_RECORD).ok()?;
+        if readlinkat(dir.fd(), &*name, Vec::new()).is_ok() {
+            self.move_away(Class::DirectoryRecord, dir, &name, plain, "it is not of this volume")?;
+        }
+        told(symlinkat(&*copy, dir.fd(), DIR_RECORD), "restored from its copy")
+    }
+
+    /// Writes superblock and slots that are torn anew from those that are whole.
+    fn header(&self, dir: &Directory, name: &CStr) -> Option<Mended> {
+        let file = lower_file::open(dir.fd(), name, OFlags::RDWR).ok()?;
+        let bytes = lower_file::read_slots(file.as_fd()).ok()??;
+        let (mended, _) = Slots::mended(&bytes).ok()??;
+        told(write_back(&file, &mended), "written anew from the part that is whole")
+    }
+
+    /// A wrapped key that does not open gives way to the other slot's, if that one does.
+    fn other_slot(&self, dir: &Directory, name: &CStr) -> Option<Mended> {
+        let file = lower_file::open(dir.fd(), name, OFlags::RDWR).ok()?;
+        let bytes = lower_file::read_slots(file.as_fd()).ok()??;
+        let swapped = Slots::parse(&bytes).ok()?.with_other_slot().ok()??;
+        // Only what opens the file replaces what does not.
+        write_back(&file, &swapped).ok()?;
+        let io = FileIo::new(file.try_clone().ok()?, Arc::clone(&self.files));
+        if io.ensure_keys().is_ok() {
+            return Some(Mended("the other key slot opens it and counts now".to_owned()));
+        }
+        if let Err(e) = write_back(&file, &bytes) {
+            log::error!("{}: its key slots could not be put back: {e}", dir.path_of(name).display());
+        }
+        None
+    }
+
+    /// Cuts off what was added behind the end of a file that was closed.
+    fn surplus(&self, dir: &Directory, name: &CStr) -> Option<Mended> {
+        let file = lower_file::open(dir.fd(), name, OFlags::RDWR).ok()?;
+        let io = FileIo::new(file, Arc::clone(&self.files));
+        let cut = io.cut_surplus().ok()?;
+        (cut > 0 && io.verify().is_ok_and(|found| found.problems.is_empty()))
+            .then(|| Mended(format!("{cut} bytes behind its end were cut off")))
+    }
+}
+
+impl Quarantine {
+    fn make(root: &OwnedFd) -> io::Result<Self> {
+        match mkdirat(root, QUARANTINE, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let outer = at::open_dir(root, QUARANTINE.as_bytes())?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let free = (0..u32::MAX).map(|n| if n == 0 { now.to_string() } else { format!("{now}.{n}") });
+        for name in free {
+            match mkdirat(&outer, &*name, Mode::RWXU) {
+                Ok(()) => {
+                    let dir = at::open_dir(&outer, name.as_bytes())?;
+                    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                    let list = File::from(openat(&dir, LIST, flags, Mode::RUSR | Mode::WUSR)?);
+                    return Ok(Self { dir, list, path: Path::new(QUARANTINE).join(name), moved: 0 });
+                }
+                Err(Errno::EXIST) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
+    }
+}
+
+/// Gives a directory whose record opens a copy of it, as directories of older versions have none.
+pub fn keep_copy(key: &VolumeKey, dir: &Directory) {
+    let Ok(target) = readlinkat(dir.fd(), DIR_RECORD, Vec::new()) else { return };
+    let target = target.as_bytes();
+    if dir::open(key, target).is_err()
+        || at::xattr(dir.fd(), DIR_RECORD_COPY.as_bytes()).is_ok_and(|c| c == target)
+    {
+        return;
+    }
+    let kept = at::set_xattr(dir.fd(), DIR_RECORD_COPY.as_bytes(), target, rustix::fs::XattrFlags::empty());
+    if let Err(e) = kept {
+        log::debug!("a directory record has no copy: {e}");
+    }
+}
+
+fn write_back(file: &OwnedFd, bytes: &lower_file::SlotBytes) -> Result<(), Errno> {
+    if pwrite(file, bytes, 0)? != bytes.len() {
+        return Err(Errno::IO);
+    }
+    rustix::fs::fdatasync(file)
+}
+
+fn told<E: std::fmt::Display>(outcome: Result<(), E>, how: &str) -> Option<Mended> {
+    match outcome {
+        Ok(()) => Some(Mended(how.to_owned())),
+        Err(e) => {
+            log::warn!("a repair failed: {e}");
+            None
+        }
+    }
+}
