@@ -160,6 +160,7 @@ pub struct RewrapArgs {
 }
 
 /// Arguments of `fsck`.
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 #[derive(Debug, Args)]
 pub struct FsckArgs {
     /// Lower directory, or the mount point of a volume

@@ -78,7 +78,7 @@ impl<'a> Repair<'a> {
                 self.move_away(class, dir, name, plain, why)
             }
             Class::DirectoryRecord => self.directory_record(dir, plain),
-            Class::TornHeader => self.header(dir, name),
+            Class::TornHeader => mend_header(dir, name),
             Class::Header => self.move_away(class, dir, name, plain, why),
             Class::Key => self.other_slot(dir, name),
             Class::Data => self.surplus(dir, name),
@@ -141,14 +141,6 @@ impl<'a> Repair<'a> {
             self.move_away(Class::DirectoryRecord, dir, &name, plain, "it is not of this volume")?;
         }
         told(symlinkat(&*copy, dir.fd(), DIR_RECORD), "restored from its copy")
-    }
-
-    /// Writes superblock and slots that are torn anew from those that are whole.
-    fn header(&self, dir: &Directory, name: &CStr) -> Option<Mended> {
-        let file = lower_file::open(dir.fd(), name, OFlags::RDWR).ok()?;
-        let bytes = lower_file::read_slots(file.as_fd()).ok()??;
-        let (mended, _) = Slots::mended(&bytes).ok()??;
-        told(write_back(&file, &mended), "written anew from the part that is whole")
     }
 
     /// A wrapped key that does not open gives way to the other slot's, if that one does.
@@ -216,6 +208,14 @@ pub fn keep_copy(key: &VolumeKey, dir: &Directory) {
     if let Err(e) = kept {
         log::debug!("a directory record has no copy: {e}");
     }
+}
+
+/// Writes superblock and slots that are torn anew from those that are whole.
+fn mend_header(dir: &Directory, name: &CStr) -> Option<Mended> {
+    let file = lower_file::open(dir.fd(), name, OFlags::RDWR).ok()?;
+    let bytes = lower_file::read_slots(file.as_fd()).ok()??;
+    let (mended, _) = Slots::mended(&bytes).ok()??;
+    told(write_back(&file, &mended), "written anew from the part that is whole")
 }
 
 fn write_back(file: &OwnedFd, bytes: &lower_file::SlotBytes) -> Result<(), Errno> {

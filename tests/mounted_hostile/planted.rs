@@ -51,7 +51,9 @@ fn planted_logs_and_locks_hinder_neither_mount_nor_rewrap() {
         assert_eq!((&done["moved"], &done["failed"]), (&1.into(), &0.into()), "{kind}: {done}");
         desk.umount();
         desk.kmsfs("rewrap {lower}").ok();
-        names.iter().for_each(|name| take_away(&lower.join(name)));
+        for name in names {
+            take_away(&lower.join(name));
+        }
     }
 }
 

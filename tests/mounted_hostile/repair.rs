@@ -140,9 +140,9 @@ fn a_repair_finishes_what_a_killed_mount_began_and_refuses_a_live_one() {
     let file = fs::File::create(mnt.join("file")).unwrap();
     {
         use std::os::unix::fs::FileExt;
-        file.write_all_at(&[1; 100_000], 0).unwrap();
+        file.write_all_at(&vec![1; 100_000], 0).unwrap();
         file.sync_all().unwrap();
-        file.write_all_at(&[2; 50_000], 10_000).unwrap();
+        file.write_all_at(&vec![2; 50_000], 10_000).unwrap();
         file.sync_all().unwrap();
     }
     desk.kmsfs("fsck {lower} --repair").fails(8, "in use");

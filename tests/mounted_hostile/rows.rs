@@ -385,8 +385,8 @@ fn a23_a_file_under_a_key_of_the_attacker_is_refused() {
     let mut edits = Vec::new();
     // Under a key that is not the volume's; and one that was not this file's, under a key that is.
     for (what, alias) in [("another key", "alias/evil"), ("another data key", "alias/k")] {
-        let words = contexts.iter().map(|c| format!(" --context {c}")).collect::<String>();
-        let said = victim.desk.kmsfs(&format!("key data-key {alias}{words}")).ok();
+        let words = contexts.join(" --context ");
+        let said = victim.desk.kmsfs(&format!("key data-key {alias} --context {words}")).ok();
         let blob = base64_of(said.split_whitespace().last().unwrap());
         let mut wrapped = slots.active().wrapped.clone();
         wrapped.blob = blob;
