@@ -142,6 +142,38 @@ choice! {
         NonCurrent = "NON_CURRENT",
         Current = "CURRENT",
         PendingRotation = "PENDING_ROTATION",
+        PendingMultiRegionImport = "PENDING_MULTI_REGION_IMPORT_AND_ROTATION",
+    }
+    /// How imported material is wrapped.
+    WrappingAlgorithm {
+        RsaesPkcs1V15 = "RSAES_PKCS1_V1_5",
+        RsaesOaepSha1 = "RSAES_OAEP_SHA_1",
+        RsaesOaepSha256 = "RSAES_OAEP_SHA_256",
+        RsaAesKeyWrapSha1 = "RSA_AES_KEY_WRAP_SHA_1",
+        RsaAesKeyWrapSha256 = "RSA_AES_KEY_WRAP_SHA_256",
+        Sm2pke = "SM2PKE",
+    }
+    /// What kind of key wraps imported material.
+    WrappingKeySpec {
+        Rsa2048 = "RSA_2048",
+        Rsa3072 = "RSA_3072",
+        Rsa4096 = "RSA_4096",
+        Sm2 = "SM2",
+    }
+    /// Whether the key had imported material before.
+    ImportType {
+        NewKeyMaterial = "NEW_KEY_MATERIAL",
+        ExistingKeyMaterial = "EXISTING_KEY_MATERIAL",
+    }
+    /// Whether imported material is here.
+    ImportState {
+        Imported = "IMPORTED",
+        PendingImport = "PENDING_IMPORT",
+    }
+    /// What a key is among the keys of a multi-Region key.
+    MultiRegionKeyType {
+        Primary = "PRIMARY",
+        Replica = "REPLICA",
     }
     /// Whether an access key may sign.
     AccessKeyStatus {

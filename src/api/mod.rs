@@ -15,9 +15,11 @@ mod request;
 mod request_admin;
 mod request_data;
 mod request_grant;
+mod request_import;
 mod request_key;
 mod response;
 mod response_grant;
+mod response_import;
 mod rule;
 mod shape;
 pub mod sigv4;
@@ -25,8 +27,9 @@ mod timestamp;
 
 pub use blob::{Blob, SecretBlob};
 pub use choice::{
-    AccessKeyStatus, DataKeySpec, EncryptionAlgorithm, ExpirationModel, GrantOperation, IncludeKeyMaterial,
-    KeyManager, KeySpec, KeyState, KeyUsage, MaterialState, Origin, RotationType,
+    AccessKeyStatus, DataKeySpec, EncryptionAlgorithm, ExpirationModel, GrantOperation, ImportState,
+    ImportType, IncludeKeyMaterial, KeyManager, KeySpec, KeyState, KeyUsage, MaterialState,
+    MultiRegionKeyType, Origin, RotationType, WrappingAlgorithm, WrappingKeySpec,
 };
 pub use context::EncryptionContext;
 pub use error::{ErrorBody, ErrorCode, KmsError};
@@ -38,9 +41,11 @@ pub use request::{Request, Violation, parse};
 pub use request_admin::*;
 pub use request_data::*;
 pub use request_grant::*;
+pub use request_import::*;
 pub use request_key::*;
 pub use response::*;
 pub use response_grant::*;
+pub use response_import::*;
 pub use rule::{Pattern, Rule};
 pub use shape::Member;
 pub use timestamp::Timestamp;

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AccessKeyStatus, Blob, EncryptionAlgorithm, ExpirationModel, KeyManager, KeySpec, KeyState, KeyUsage,
-    MaterialState, Origin, RotationType, SecretBlob, Tag, Timestamp,
+    AccessKeyStatus, Blob, EncryptionAlgorithm, ExpirationModel, ImportState, KeyManager, KeySpec, KeyState,
+    KeyUsage, MaterialState, MultiRegionConfiguration, Origin, RotationType, SecretBlob, Tag, Timestamp,
 };
 
 macro_rules! answers {
@@ -138,6 +138,12 @@ answers! {
         /// Whether it may be replicated.
         #[serde(default)]
         multi_region: bool,
+        /// The keys of a multi-Region key.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        multi_region_configuration: Option<MultiRegionConfiguration>,
+        /// Days that a primary key lives on after the last of its replicas.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pending_deletion_window_in_days: Option<i64>,
         /// The version that encrypts, in hex.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         current_key_material_id: Option<String>,
@@ -173,8 +179,9 @@ answers! {
     ScheduleKeyDeletionResponse {
         /// ARN of the key.
         key_id: String,
-        /// When it will be destroyed.
-        deletion_date: Timestamp,
+        /// When it will be destroyed; not known yet of a primary key that has replicas.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        deletion_date: Option<Timestamp>,
         /// Its state now.
         key_state: KeyState,
         /// Days until then.
@@ -271,9 +278,21 @@ answers! {
         /// Which version of the material, in hex.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         key_material_id: Option<String>,
+        /// What the customer said of it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key_material_description: Option<String>,
+        /// Whether it is here.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        import_state: Option<ImportState>,
         /// Whether it is the one that encrypts.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         key_material_state: Option<MaterialState>,
+        /// Whether it expires.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        expiration_model: Option<ExpirationModel>,
+        /// When it expires.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        valid_to: Option<Timestamp>,
         /// When it took over.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         rotation_date: Option<Timestamp>,

@@ -62,6 +62,21 @@ pub static PRINCIPAL: Pattern = Pattern {
     },
 };
 
+/// Ids of key material.
+pub static KEY_MATERIAL_ID: Pattern = Pattern {
+    text: "^[a-f0-9]+$",
+    matches: |text| !text.is_empty() && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')),
+};
+
+/// Descriptions of key material.
+pub static KEY_MATERIAL_DESCRIPTION: Pattern = Pattern {
+    text: "^[a-zA-Z0-9:/_\\s.-]+$",
+    matches: |text| {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b":/_.- \t\n\r\x0b\x0c".contains(&b);
+        !text.is_empty() && text.bytes().all(plain)
+    },
+};
+
 /// Names of services.
 pub static SERVICE_PRINCIPAL: Pattern = Pattern {
     text: "^([A-Za-z0-9\\-]+)\\.([A-Za-z0-9\\-]+)(\\.[A-Za-z0-9\\-]+)+$",
@@ -88,6 +103,14 @@ pub static SOURCE_ARN: Pattern = Pattern {
             && account.len() == 12
             && account.bytes().all(|b| b.is_ascii_digit())
             && !resource.is_empty()
+    },
+};
+
+/// Names of regions. A daemon may be given names of any kind, so the matcher takes more than the text tells.
+pub static REGION: Pattern = Pattern {
+    text: "^([a-z]+-){2,3}\\d+$",
+    matches: |text| {
+        !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
     },
 };
 
@@ -147,6 +170,9 @@ mod tests {
             (&MARKER, vec!["", " ÿ~"], vec!["\n", "Ā"]),
             (&POLICY_NAME, vec!["default", "A_1"], vec!["", "a-b"]),
             (&POLICY_TEXT, vec!["{\n\t}", "ÿ"], vec!["", "\u{7}", "Ā"]),
+            (&KEY_MATERIAL_ID, vec!["0af"], vec!["", "AF", "g"]),
+            (&KEY_MATERIAL_DESCRIPTION, vec!["a b", "A:/_.-9"], vec!["", "é", "a+b"]),
+            (&REGION, vec!["eu-west-1", "local"], vec!["", "EU", "a_b"]),
             (&IAM_NAME, vec!["alice.b+c@d-e_f=,"], vec!["", "a/b", "a b", "é"]),
         ] {
             assert!(yes.iter().all(|text| (pattern.matches)(text)), "{}", pattern.text);

@@ -25,7 +25,7 @@ pub use kms::{
 pub use material::{
     Curve, DataKeyPair, DataKeyPairKind, EcAgreer, EcSigner, EdwardsSigner, MacKey, Material, MaterialBytes,
     MaterialError, MaterialKind, MlDsaSet, MlDsaSigner, MlKemKey, MlKemSet, OaepHash, RsaBits, RsaDecrypter,
-    RsaSigner, Sha2, SignInput, SignScheme,
+    RsaSigner, Sha2, SignInput, SignScheme, UnwrapError, Wrapping, WrappingKey,
 };
 pub use random::{fill_random, random_array, random_nonces};
 pub use secret::Secret;

@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::api::{ErrorCode, KeyId, KeyState, KmsError};
-use crate::crypto::{MaterialBytes, MaterialKind};
+use crate::api::{ErrorCode, KeyId, KeyState, KmsError, Timestamp};
+use crate::crypto::MaterialBytes;
 
 use super::grants::GrantRecord;
 use super::home::Home;
+use super::kinds::material_kind;
 use super::materials;
 use super::model::{AliasRecord, Key, KeyRecord, MaterialRecord, Version, material_row};
 use super::pipeline::{Kms, Turn};
@@ -25,11 +26,14 @@ impl Kms {
         _turn: &Turn<'_>,
         record: KeyRecord,
         policy: Policy,
-        material: &MaterialBytes,
+        material: Option<&MaterialBytes>,
         aliases: Vec<AliasRecord>,
     ) -> Result<Arc<Key>, KmsError> {
         let mut key = Key { record, policy, versions: Vec::new() };
-        let mut changes = vec![self.add_version(&mut key, material, None)?];
+        let mut changes = Vec::new();
+        if let Some(material) = material {
+            changes.push(self.add_version(&mut key, material, None)?);
+        }
         changes.push(put(Table::Key, self.key_row(&key.record), &key.record)?);
         for alias in &aliases {
             changes.push(put(Table::Alias, self.alias_row(alias), alias)?);
@@ -44,20 +48,6 @@ impl Kms {
         Ok(key)
     }
 
-    /// Gives a key new material: the last version encrypts from now on.
-    pub(super) fn add_material(
-        &self,
-        turn: &Turn<'_>,
-        key: &Key,
-        record: KeyRecord,
-        rotation: MaterialRotation,
-    ) -> Result<(), KmsError> {
-        let mut next = Key { record, policy: key.policy.clone(), versions: key.versions.clone() };
-        let fresh = MaterialBytes::generate(MaterialKind::Symmetric).map_err(|_| internal())?;
-        let token = self.add_version(&mut next, &fresh, Some(rotation))?;
-        self.replace(turn, next, vec![token])
-    }
-
     /// Changes a key's record.
     pub(super) fn update_key(
         &self,
@@ -67,8 +57,7 @@ impl Kms {
     ) -> Result<(), KmsError> {
         let mut record = key.record.clone();
         change(&mut record);
-        let next = Key { record, policy: key.policy.clone(), versions: key.versions.clone() };
-        self.replace(turn, next, Vec::new())
+        self.replace_all(turn, vec![key.with_record(record)], Vec::new())
     }
 
     /// Changes a key's policy.
@@ -80,42 +69,81 @@ impl Kms {
         policy: Policy,
     ) -> Result<(), KmsError> {
         let record = KeyRecord { policy: text, ..key.record.clone() };
-        self.replace(turn, Key { record, policy, versions: key.versions.clone() }, Vec::new())
+        let next = Key { record, policy, versions: key.versions.clone() };
+        self.replace_all(turn, vec![next], Vec::new())
     }
 
-    fn replace(&self, _turn: &Turn<'_>, next: Key, mut changes: Vec<Change>) -> Result<(), KmsError> {
-        changes.push(put(Table::Key, self.key_row(&next.record), &next.record)?);
+    /// Puts new forms of keys in place, together with other changes of the store.
+    pub(super) fn replace_all(
+        &self,
+        _turn: &Turn<'_>,
+        next: Vec<Key>,
+        mut changes: Vec<Change>,
+    ) -> Result<(), KmsError> {
+        for key in &next {
+            changes.push(put(Table::Key, self.key_row(&key.record), &key.record)?);
+        }
         self.commit(&changes)?;
-        let (id, usable) = (next.record.id, next.record.state == KeyState::Enabled);
-        self.state.write().put_key(&Arc::new(next));
-        if !usable {
+        let stopped: Vec<KeyId> = next
+            .iter()
+            .filter(|key| key.record.state != KeyState::Enabled)
+            .map(|key| key.record.id)
+            .collect();
+        let mut state = self.state.write();
+        for key in next {
+            state.put_key(&Arc::new(key));
+        }
+        drop(state);
+        for id in stopped {
             self.materials.forget(id);
         }
         Ok(())
     }
 
-    fn add_version(
+    /// Adds a version to `key`, which is not in place yet: the change that stores its material.
+    pub(super) fn add_version(
         &self,
         key: &mut Key,
         material: &MaterialBytes,
         rotation: Option<MaterialRotation>,
     ) -> Result<Change, KmsError> {
         let id = material.id(&key.record.id.bytes);
-        let token = self.root.seal_material(materials::aad(key, &id), material);
         let record = MaterialRecord {
             id: crate::api::hex(&id),
             since: rotation.map_or(key.record.created, |rotation| rotation.since),
             rotation_type: rotation.map(|rotation| rotation.rotation_type),
+            imported: None,
         };
-        let row = material_row(&self.key_row(&key.record), &record.id);
-        let version = Version::load(&record, token.clone()).ok_or_else(internal)?;
+        let version = Version { id, id_hex: record.id.clone(), token: None };
         key.record.materials.push(record);
         key.versions.push(version);
+        self.store_version(key, key.versions.len() - 1, material)
+    }
+
+    /// Puts material to the version at `at` of `key`, which is not in place yet.
+    pub(super) fn store_version(
+        &self,
+        key: &mut Key,
+        at: usize,
+        material: &MaterialBytes,
+    ) -> Result<Change, KmsError> {
+        let version = key.versions.get(at).ok_or_else(internal)?;
+        let token = self.root.seal_material(materials::aad(key, &version.id), material);
+        let row = material_row(&self.key_row(&key.record), &version.id_hex);
+        key.versions[at].token = Some(token.as_slice().into());
         Ok(Change::Put { table: Table::Material, id: row, body: token })
     }
 
+    /// Takes the material from the version at `at` of `key`, which is not in place yet.
+    pub(super) fn drop_version(&self, key: &mut Key, at: usize) -> Result<Change, KmsError> {
+        let version = key.versions.get_mut(at).ok_or_else(internal)?;
+        version.token = None;
+        let row = material_row(&self.key_row(&key.record), &key.versions[at].id_hex);
+        Ok(Change::Delete { table: Table::Material, id: row })
+    }
+
     /// Destroys a key: its material, its record and its aliases.
-    pub(super) fn destroy_key(&self, _turn: &Turn<'_>, key: &Key) -> Result<(), KmsError> {
+    pub(super) fn destroy_key(&self, _turn: &Turn<'_>, key: &Key, now: Timestamp) -> Result<(), KmsError> {
         let (id, home, row) = (key.record.id, key.record.home(), self.key_row(&key.record));
         let aliases = self.aliases_of(home, id);
         let mut changes: Vec<Change> = key
@@ -131,8 +159,15 @@ impl Kms {
             self.state.read().grants.of_key(&key.record.arn).map(|grant| grant.id.clone()).collect();
         changes.extend(grants.into_iter().map(|id| Change::Delete { table: Table::Grant, id }));
         changes.push(Change::Delete { table: Table::Key, id: row });
+        let primary = self.primary_without(key, now);
+        if let Some(primary) = &primary {
+            changes.push(put(Table::Key, self.key_row(&primary.record), &primary.record)?);
+        }
         self.commit(&changes)?;
         let mut state = self.state.write();
+        if let Some(primary) = primary {
+            state.put_key(&Arc::new(primary));
+        }
         let realm = state.realm_mut(home);
         realm.keys.remove(&id);
         for alias in &aliases {
@@ -201,6 +236,12 @@ impl super::policy::AliasNames for Kms {
     }
 }
 
+/// Fresh material for a key.
+pub(super) fn fresh_material(record: &KeyRecord) -> Result<MaterialBytes, KmsError> {
+    let kind = material_kind(record.spec, record.usage).ok_or_else(internal)?;
+    MaterialBytes::generate(kind).map_err(|_| internal())
+}
+
 /// What made a version.
 #[derive(Debug, Clone, Copy)]
 pub struct MaterialRotation {
@@ -216,6 +257,6 @@ pub(super) fn put(table: Table, id: String, record: &impl Serialize) -> Result<C
     Ok(Change::Put { table, id, body })
 }
 
-fn internal() -> KmsError {
+pub(super) fn internal() -> KmsError {
     KmsError::new(ErrorCode::KMSInternalException, "The record could not be stored.")
 }

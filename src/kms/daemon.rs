@@ -115,7 +115,7 @@ fn new_settings(plan: &InitPlan) -> Settings {
         plan.regions.iter().partition(|region| *region != ANY_REGION);
     let region = own.first().map_or_else(|| DEFAULT_REGION.to_owned(), ToString::to_string);
     let further_regions = own.into_iter().skip(1).chain(further).cloned().collect();
-    Settings { account: plan.account.clone(), region, further_regions }
+    Settings { account: plan.account.clone(), region, further_regions, settle_millis: 0 }
 }
 
 /// Removes what an interrupted init left; without a root file nobody can ever read it.

@@ -96,10 +96,16 @@ impl Call<'_> {
             (ArnResource::Alias(name), Aliases::Taken) => self.find_alias(home, name),
             (ArnResource::Alias(_), Aliases::Refused) => Err(invalid_id(text)),
         };
+        let found = found.and_then(|found| Ok(Found { key: self.caught_up(found.key)?, ..found }));
         if is_foreign {
             return found.map_err(|_| access_denied(self.caller, action, text, Refusal::NoKeyPolicy));
         }
         found
+    }
+
+    /// `key` as it is now.
+    pub(super) fn caught_up(&self, key: Arc<Key>) -> Result<Arc<Key>, KmsError> {
+        self.kms.caught_up(self.turn, key, self.now)
     }
 
     fn check_home(&self, arn: &Arn<'_>) -> Result<(), KmsError> {

@@ -60,8 +60,13 @@ impl Keeper {
     /// Does what has come due: deletions, rotations.
     pub fn do_due(&self) {
         let done = self.kms.run_due(SystemClock.now());
-        if done.deleted + done.rotated > 0 {
-            log::info!("keys deleted: {}, rotated: {}", done.deleted, done.rotated);
+        if done.deleted + done.rotated + done.expired > 0 {
+            log::info!(
+                "keys deleted: {}, rotated: {}, without their expired material: {}",
+                done.deleted,
+                done.rotated,
+                done.expired
+            );
         }
     }
 
@@ -200,7 +205,10 @@ impl Service for Keeper {
     }
 
     fn blocks(&self, target: &str) -> bool {
-        Operation::from_target(target).is_some_and(|operation| !operation.is_read_only())
+        Operation::from_target(target).is_some_and(|operation| {
+            // Making a wrapping key takes as long as a disk.
+            !operation.is_read_only() || operation == Operation::GetParametersForImport
+        })
     }
 }
 

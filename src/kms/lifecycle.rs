@@ -9,14 +9,38 @@ pub enum Need {
     Use,
     /// Enabling, disabling.
     Switch,
-    /// Turning rotation on or off, rotating.
+    /// Turning automatic rotation on or off.
     Rotation,
+    /// Rotating on demand.
+    RotateNow,
     /// Tags, description, a new alias.
     Change,
     /// Scheduling the deletion.
     Schedule,
     /// Cancelling the deletion.
     Cancel,
+    /// Bringing key material.
+    Import,
+    /// Taking imported key material away.
+    DeleteMaterial,
+    /// Making a replica, moving the primary key.
+    Replicate,
+}
+
+impl Need {
+    /// Every need, in the order of the table's columns.
+    pub const ALL: [Self; 10] = [
+        Self::Use,
+        Self::Switch,
+        Self::Rotation,
+        Self::RotateNow,
+        Self::Change,
+        Self::Schedule,
+        Self::Cancel,
+        Self::Import,
+        Self::DeleteMaterial,
+        Self::Replicate,
+    ];
 }
 
 /// Holds `state` against the table.
@@ -44,18 +68,17 @@ enum Verdict {
 }
 
 fn verdict(need: Need, state: KeyState) -> Verdict {
-    use Verdict::{Disabled, Invalid, Pass, Unsupported};
-    // Columns: use, switch, rotation, change, schedule, cancel.
+    use Verdict::{Disabled as D, Invalid as I, Pass as P, Unsupported as U};
+    // Columns: use, switch, rotation, rotate now, change, schedule, cancel, import, delete material, replicate.
     let row = match state {
-        KeyState::Enabled => [Pass, Pass, Pass, Pass, Pass, Invalid],
-        KeyState::Disabled => [Disabled, Pass, Disabled, Pass, Pass, Invalid],
-        KeyState::PendingDeletion | KeyState::PendingReplicaDeletion => {
-            [Invalid, Invalid, Invalid, Invalid, Invalid, Pass]
-        }
-        KeyState::PendingImport => [Invalid, Invalid, Unsupported, Pass, Pass, Invalid],
-        KeyState::Unavailable => [Invalid, Pass, Unsupported, Pass, Pass, Invalid],
-        KeyState::Creating => [Invalid, Invalid, Invalid, Pass, Pass, Invalid],
-        KeyState::Updating => [Pass, Invalid, Pass, Pass, Invalid, Invalid],
+        KeyState::Enabled => [P, P, P, P, P, P, I, P, P, P],
+        KeyState::Disabled => [D, P, D, D, P, P, I, P, P, D],
+        KeyState::PendingDeletion | KeyState::PendingReplicaDeletion => [I, I, I, I, I, I, P, I, P, I],
+        // Rotating on demand has its own word on keys without material.
+        KeyState::PendingImport => [I, I, U, P, P, P, I, P, P, I],
+        KeyState::Unavailable => [I, P, U, U, P, P, I, U, U, I],
+        KeyState::Creating => [I, I, I, I, P, P, I, I, I, I],
+        KeyState::Updating => [P, I, P, P, P, I, I, P, I, I],
     };
     row[need as usize]
 }
@@ -67,7 +90,8 @@ fn words(need: Need, state: KeyState) -> &'static str {
     match state {
         KeyState::Enabled => "enabled",
         KeyState::Disabled => "disabled",
-        KeyState::PendingDeletion | KeyState::PendingReplicaDeletion => "pending deletion",
+        KeyState::PendingDeletion => "pending deletion",
+        KeyState::PendingReplicaDeletion => "pending replica deletion",
         KeyState::PendingImport => "pending import",
         KeyState::Unavailable => "unavailable",
         KeyState::Creating => "creating",
@@ -79,24 +103,30 @@ fn words(need: Need, state: KeyState) -> &'static str {
 mod tests {
     use super::*;
 
-    /// One row for each state; columns as in `Need`: use, switch, rotation, change, schedule, cancel.
+    /// One row for each state; columns as in `Need`.
     const TABLE: &[(KeyState, &str)] = &[
-        (KeyState::Enabled, "ok ok ok ok ok not-pending"),
-        (KeyState::Disabled, "disabled ok disabled ok ok not-pending"),
-        (KeyState::PendingDeletion, "invalid invalid invalid invalid invalid ok"),
-        (KeyState::PendingReplicaDeletion, "invalid invalid invalid invalid invalid ok"),
-        (KeyState::PendingImport, "invalid invalid unsupported ok ok not-pending"),
-        (KeyState::Unavailable, "invalid ok unsupported ok ok not-pending"),
-        (KeyState::Creating, "invalid invalid invalid ok ok not-pending"),
-        (KeyState::Updating, "ok invalid ok ok invalid not-pending"),
+        (KeyState::Enabled, "ok ok ok ok ok ok not-pending ok ok ok"),
+        (KeyState::Disabled, "disabled ok disabled disabled ok ok not-pending ok ok disabled"),
+        (KeyState::PendingDeletion, "invalid invalid invalid invalid invalid invalid ok invalid ok invalid"),
+        (
+            KeyState::PendingReplicaDeletion,
+            "invalid invalid invalid invalid invalid invalid ok invalid ok invalid",
+        ),
+        (KeyState::PendingImport, "invalid invalid unsupported ok ok ok not-pending ok ok invalid"),
+        (
+            KeyState::Unavailable,
+            "invalid ok unsupported unsupported ok ok not-pending unsupported unsupported invalid",
+        ),
+        (KeyState::Creating, "invalid invalid invalid invalid ok ok not-pending invalid invalid invalid"),
+        (KeyState::Updating, "ok invalid ok ok ok invalid not-pending ok invalid invalid"),
     ];
 
     #[test]
     fn the_state_table_is_the_one_of_the_developer_guide() {
-        let needs = [Need::Use, Need::Switch, Need::Rotation, Need::Change, Need::Schedule, Need::Cancel];
         assert_eq!(TABLE.len(), KeyState::ALL.len());
         for (state, row) in TABLE {
-            for (need, expected) in needs.iter().zip(row.split(' ')) {
+            assert_eq!(row.split(' ').count(), Need::ALL.len());
+            for (need, expected) in Need::ALL.iter().zip(row.split(' ')) {
                 let found = match check(*need, *state, "A") {
                     Ok(()) => "ok",
                     Err(e) if e.code == ErrorCode::DisabledException => "disabled",
@@ -115,6 +145,7 @@ mod tests {
         let message = |need, state| check(need, state, "ARN").unwrap_err().message;
         assert_eq!(message(Need::Use, KeyState::Disabled), "ARN is disabled.");
         assert_eq!(message(Need::Use, KeyState::PendingDeletion), "ARN is pending deletion.");
+        assert_eq!(message(Need::Use, KeyState::PendingReplicaDeletion), "ARN is pending replica deletion.");
         assert_eq!(message(Need::Use, KeyState::PendingImport), "ARN is pending import.");
         assert_eq!(message(Need::Switch, KeyState::Creating), "ARN is creating.");
     }

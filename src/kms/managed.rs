@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use crate::api::{KeyId, KeyManager, KmsError};
+use crate::api::{KeyId, KeyManager, KmsError, Origin};
 use crate::crypto::{MaterialBytes, random_array};
 
 use super::caller::root_arn;
@@ -80,6 +80,7 @@ impl Call<'_> {
         let new = NewKey {
             id: KeyId::from_random(random_array(), false),
             manager: KeyManager::Aws,
+            origin: Origin::AwsKms,
             description: String::from(
                 "Default key that protects my kmsfs volumes when no other key is defined",
             ),
@@ -90,8 +91,9 @@ impl Call<'_> {
         let next = self.now.plus_days(DEFAULT_PERIOD_DAYS);
         record.rotation = Some(Rotation { period_days: DEFAULT_PERIOD_DAYS, next });
         let alias = AliasRecord::new(self.home(), name.to_owned(), record.id, self.now);
-        let make =
-            || kms.insert_key(turn, record, policy, &MaterialBytes::take(&mut random_array()), vec![alias]);
+        let make = || {
+            kms.insert_key(turn, record, policy, Some(&MaterialBytes::take(&mut random_array())), vec![alias])
+        };
         kms.act_making(self.home(), self.now, make).map(Some)
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 use crate::api::{ErrorCode, KeyId, KeyState, KmsError};
-use crate::crypto::{Material, MaterialError};
+use crate::crypto::{Material, MaterialBytes, MaterialError};
 
 use super::authorise::Allowed;
 use super::kinds::material_kind;
@@ -49,13 +49,22 @@ impl Kms {
         Ok(material)
     }
 
+    /// The bytes of `version` of `key`, to be sealed again.
+    pub(super) fn open_bytes(&self, key: &Key, version: &Version) -> Result<MaterialBytes, KmsError> {
+        let internal = |error: &dyn std::fmt::Display| {
+            log::error!("material {} of {} does not open: {error}", version.id_hex, key.record.arn);
+            KmsError::new(ErrorCode::KMSInternalException, "")
+        };
+        let token = version.token.as_ref().ok_or_else(|| internal(&MaterialError))?;
+        self.root.open_material(aad(key, &version.id), token).map_err(|error| internal(&error))
+    }
+
     fn open_version(&self, key: &Key, version: &Version) -> Result<Material, KmsError> {
         let internal = |error: &dyn std::fmt::Display| {
             log::error!("material {} of {} does not open: {error}", version.id_hex, key.record.arn);
             KmsError::new(ErrorCode::KMSInternalException, "")
         };
-        let bytes = self.root.open_material(aad(key, &version.id), &version.token);
-        let bytes = bytes.map_err(|error| internal(&error))?;
+        let bytes = self.open_bytes(key, version)?;
         let kind =
             material_kind(key.record.spec, key.record.usage).ok_or_else(|| internal(&MaterialError))?;
         Material::open(kind, &bytes).map_err(|error| internal(&error))

@@ -6,8 +6,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::api::{
-    EncryptionAlgorithm, KeyId, KeyListEntry, KeyManager, KeyMetadata, KeySpec, KeyState, KeyUsage, Origin,
-    RotationType, Tag, Timestamp, hex, unhex,
+    EncryptionAlgorithm, ExpirationModel, KeyId, KeyListEntry, KeyManager, KeyMetadata, KeySpec, KeyState,
+    KeyUsage, Origin, RotationType, Tag, Timestamp, hex, unhex,
 };
 
 use super::blob::BlobHeader;
@@ -50,11 +50,75 @@ pub struct KeyRecord {
     pub rotation: Option<Rotation>,
     /// Rotations on demand so far.
     pub on_demand_rotations: u32,
-    /// Versions of the material, oldest first; the last one encrypts.
+    /// Versions of the material, oldest first; the last one that is not pending encrypts.
     pub materials: Vec<MaterialRecord>,
+    /// For a multi-Region key: the region of the primary key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub primary_region: Option<String>,
+    /// For a primary key that waits for its replicas to be destroyed: days it lives on after the last of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending_window_days: Option<i64>,
+    /// What a passing state ends in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settles: Option<Settles>,
+}
+
+/// The end of a passing state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settles {
+    /// When.
+    pub at: Timestamp,
+    /// In which state.
+    pub to: KeyState,
 }
 
 impl KeyRecord {
+    /// The place of the version that encrypts.
+    pub fn current_material(&self) -> Option<usize> {
+        self.materials.iter().rposition(|material| !material.is_pending())
+    }
+
+    /// Whether it has material, and none that was ever in use is away.
+    pub fn is_complete(&self) -> bool {
+        let mut used = self.materials.iter().filter(|material| !material.is_pending()).peekable();
+        used.peek().is_some() && used.all(MaterialRecord::is_present)
+    }
+
+    /// Its state from now on, or from the end of the passing state on in which it is.
+    pub fn set_state(&mut self, state: KeyState) {
+        match &mut self.settles {
+            Some(settles) => settles.to = state,
+            None => self.state = state,
+        }
+    }
+
+    /// The state that it has, or will have when the passing one ends.
+    pub fn lasting_state(&self) -> KeyState {
+        self.settles.map_or(self.state, |settles| settles.to)
+    }
+
+    /// Whether it is the primary key of a multi-Region key.
+    pub fn is_primary(&self) -> bool {
+        self.primary_region.as_ref() == Some(&self.region)
+    }
+
+    /// Whether it is a replica of a multi-Region key.
+    pub fn is_replica(&self) -> bool {
+        self.primary_region.is_some() && !self.is_primary()
+    }
+
+    /// When the first of the material in use expires.
+    fn valid_to(&self) -> Option<Timestamp> {
+        let used = self.materials.iter().filter(|material| !material.is_pending());
+        used.filter_map(|material| material.imported.as_ref()?.valid_to).min()
+    }
+
+    fn expiration_model(&self) -> Option<ExpirationModel> {
+        let known = self.origin == Origin::External && self.is_complete();
+        let expires = self.valid_to().is_some();
+        known.then_some(if expires { ExpirationModel::Expires } else { ExpirationModel::DoesNotExpire })
+    }
+
     /// Where it lives.
     pub fn home(&self) -> Home<'_> {
         Home::new(&self.account, &self.region)
@@ -79,6 +143,37 @@ pub struct MaterialRecord {
     pub since: Timestamp,
     /// What set the rotation off; nothing for the first version.
     pub rotation_type: Option<RotationType>,
+    /// What is known of material that a customer brought.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imported: Option<Imported>,
+}
+
+/// Material that a customer brought. It may be away: deleted or expired, and to be brought again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imported {
+    /// Whether it is here; if not, there is no row in table Material.
+    pub present: bool,
+    /// Whether it waits for a rotation to take over; it is the last version then.
+    #[serde(default)]
+    pub pending: bool,
+    /// When it expires, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_to: Option<Timestamp>,
+    /// For people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+}
+
+impl MaterialRecord {
+    /// Whether it waits for a rotation to take over.
+    pub fn is_pending(&self) -> bool {
+        self.imported.as_ref().is_some_and(|imported| imported.pending)
+    }
+
+    /// Whether it is here.
+    pub fn is_present(&self) -> bool {
+        self.imported.as_ref().is_none_or(|imported| imported.present)
+    }
 }
 
 /// One version in memory.
@@ -88,8 +183,8 @@ pub struct Version {
     pub id: [u8; 32],
     /// Its id, in hex.
     pub id_hex: String,
-    /// The material, sealed.
-    pub token: std::sync::Arc<[u8]>,
+    /// The material, sealed; nothing while it is away.
+    pub token: Option<std::sync::Arc<[u8]>>,
 }
 
 /// A key in memory.
@@ -106,7 +201,7 @@ pub struct Key {
 impl Key {
     /// The version that encrypts.
     pub fn current(&self) -> Option<&Version> {
-        self.versions.last()
+        self.record.current_material().and_then(|at| self.versions.get(at))
     }
 
     /// The version that a blob names by the first bytes of its id.
@@ -121,7 +216,13 @@ impl Key {
         BlobHeader { multi_region: self.record.id.multi_region, key_id: self.record.id.bytes, material }
     }
 
-    /// As `DescribeKey` shows it.
+    /// The same key with another record; `record` must have the same versions.
+    #[must_use]
+    pub fn with_record(&self, record: KeyRecord) -> Self {
+        Self { record, policy: self.policy.clone(), versions: self.versions.clone() }
+    }
+
+    /// As `DescribeKey` shows it, but for its relations.
     pub fn metadata(&self) -> KeyMetadata {
         let record = &self.record;
         let symmetric = record.spec == KeySpec::SymmetricDefault;
@@ -130,19 +231,21 @@ impl Key {
             key_id: record.id.to_string(),
             arn: record.arn.clone(),
             creation_date: record.created,
-            enabled: record.state == KeyState::Enabled,
+            enabled: matches!(record.state, KeyState::Enabled | KeyState::Updating),
             description: record.description.clone(),
             key_usage: record.usage,
             key_state: record.state,
             deletion_date: record.deletion_date,
-            valid_to: None,
+            valid_to: record.expiration_model().and_then(|_| record.valid_to()),
             origin: record.origin,
-            expiration_model: None,
+            expiration_model: record.expiration_model(),
             key_manager: record.manager,
             customer_master_key_spec: Some(record.spec),
             key_spec: record.spec,
             encryption_algorithms: symmetric.then(|| vec![EncryptionAlgorithm::SymmetricDefault]),
             multi_region: record.id.multi_region,
+            multi_region_configuration: None,
+            pending_deletion_window_in_days: record.pending_window_days,
             current_key_material_id: self.current().map(|version| version.id_hex.clone()),
         }
     }
@@ -155,9 +258,9 @@ impl Key {
 
 impl Version {
     /// From a record and its sealed material; `None` if the id is no id.
-    pub fn load(record: &MaterialRecord, token: Vec<u8>) -> Option<Self> {
+    pub fn load(record: &MaterialRecord, token: Option<Vec<u8>>) -> Option<Self> {
         let id: [u8; 32] = unhex(&record.id)?.try_into().ok()?;
-        Some(Self { id, id_hex: hex(&id), token: token.into() })
+        Some(Self { id, id_hex: hex(&id), token: token.map(Into::into) })
     }
 }
 

@@ -21,6 +21,8 @@ pub(super) enum OwnAct {
     DeleteKey,
     /// Automatic rotation.
     RotateKey,
+    /// The end of the time for which imported material is good.
+    DeleteExpiredKeyMaterial,
 }
 
 impl OwnAct {
@@ -29,6 +31,7 @@ impl OwnAct {
             Self::CreateKey => "CreateKey",
             Self::DeleteKey => "DeleteKey",
             Self::RotateKey => "RotateKey",
+            Self::DeleteExpiredKeyMaterial => "DeleteExpiredKeyMaterial",
         }
     }
 }

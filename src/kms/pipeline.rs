@@ -43,6 +43,8 @@ pub struct Settings {
     pub region: String,
     /// Further regions; [`ANY_REGION`](super::home::ANY_REGION) stands for all.
     pub further_regions: Vec<String>,
+    /// How long a new replica is `Creating` and a moved primary key `Updating`, in milliseconds.
+    pub settle_millis: i64,
 }
 
 /// What the daemon's core is made of.

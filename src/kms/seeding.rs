@@ -2,7 +2,7 @@
 //!
 //! Called at start, before the daemon listens. What is there already is left as it is.
 
-use crate::api::{ErrorCode, KeyId, KeyManager, KmsError, Tag};
+use crate::api::{ErrorCode, KeyId, KeyManager, KmsError, Origin, Tag};
 use crate::crypto::{MaterialBytes, random_array};
 
 use super::model::AliasRecord;
@@ -57,6 +57,7 @@ impl Kms {
         let new = NewKey {
             id,
             manager: KeyManager::Customer,
+            origin: Origin::AwsKms,
             description: seed.description,
             policy: text,
             tags: seed.tags,
@@ -65,7 +66,7 @@ impl Kms {
         let alias = |name: String| AliasRecord::new(home, name, id, now);
         let aliases = seed.aliases.into_iter().map(alias).collect();
         let material = seed.material.unwrap_or_else(|| MaterialBytes::take(&mut random_array()));
-        self.act_making(home, now, || self.insert_key(&turn, record, policy, &material, aliases))?;
+        self.act_making(home, now, || self.insert_key(&turn, record, policy, Some(&material), aliases))?;
         Ok(Seeded::Made(id))
     }
 }

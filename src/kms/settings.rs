@@ -50,7 +50,7 @@ impl Settings {
         };
         let further = known(FURTHER_REGIONS).unwrap_or_default();
         let further_regions = further.lines().map(str::to_owned).collect();
-        Ok(Self { account: text(ACCOUNT)?, region: text(REGION)?, further_regions })
+        Ok(Self { account: text(ACCOUNT)?, region: text(REGION)?, further_regions, settle_millis: 0 })
     }
 }
 
@@ -64,6 +64,7 @@ mod tests {
             account: "123456789012".into(),
             region: "local".into(),
             further_regions: further.iter().map(ToString::to_string).collect(),
+            settle_millis: 0,
         }
     }
 

@@ -139,6 +139,12 @@ impl State {
         })
     }
 
+    /// The keys `id` of `account` in every region, by region.
+    pub fn in_every_region(&self, account: &str, id: KeyId) -> Vec<Arc<Key>> {
+        let realms = self.realms.values().filter_map(|accounts| accounts.get(account));
+        realms.filter_map(|realm| realm.keys.get(&id)).cloned().collect()
+    }
+
     /// Every key of every home.
     pub fn all_keys(&self) -> impl Iterator<Item = &Arc<Key>> {
         self.realms.values().flat_map(BTreeMap::values).flat_map(|realm| realm.keys.values())
@@ -197,7 +203,9 @@ fn load_key(
     let mut versions = Vec::with_capacity(record.materials.len());
     for material in &record.materials {
         let token = tokens.remove(&material_row(row, &material.id));
-        let token = token.ok_or_else(|| format!("material {} is missing", material.id))?;
+        if token.is_some() != material.is_present() {
+            return Err(format!("material {} is missing, or there though it should not be", material.id));
+        }
         versions.push(Version::load(material, token).ok_or("a material id is no id")?);
     }
     Ok(Key { record, policy, versions })

@@ -42,7 +42,12 @@ pub fn over(store: Arc<dyn Store>, root: RootKey) -> Service {
     let audit = Arc::new(MemoryAudit::new());
     let root = Root::open(root, &*store).unwrap();
     let parts = Parts {
-        settings: Settings { account: ACCOUNT.into(), region: REGION.into(), further_regions: Vec::new() },
+        settings: Settings {
+            account: ACCOUNT.into(),
+            region: REGION.into(),
+            further_regions: vec!["*".into()],
+            settle_millis: 0,
+        },
         store: Arc::clone(&store),
         root,
         audit: audit.clone(),

@@ -60,11 +60,10 @@ fn kinds_that_do_not_go_together_or_are_not_served_are_refused() {
             "UnsupportedOperationException",
             "KeySpec RSA_2048 is not supported.",
         ),
-        (json!({"Origin": "EXTERNAL"}), "UnsupportedOperationException", "Origin EXTERNAL is not supported."),
         (
-            json!({"MultiRegion": true}),
+            json!({"Origin": "AWS_CLOUDHSM"}),
             "UnsupportedOperationException",
-            "Multi-Region keys are not supported.",
+            "Origin AWS_CLOUDHSM is not supported.",
         ),
     ] {
         assert_eq!(s.fails("CreateKey", body), failure(code, message));

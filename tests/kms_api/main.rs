@@ -9,6 +9,7 @@ mod crypto;
 mod grants;
 mod harness;
 mod iam;
+mod imports;
 mod keys;
 mod managed;
 mod record;

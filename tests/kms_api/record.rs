@@ -97,6 +97,7 @@ fn over_bad_log() -> (Kms, Arc<BadLog>, Arc<MemoryStore>) {
             account: "111122223333".into(),
             region: "local".into(),
             further_regions: Vec::new(),
+            settle_millis: 0,
         },
         root: Root::open(RootKey::random(), &*store).unwrap(),
         store: store.clone(),

@@ -26,6 +26,7 @@ mod rsa;
 mod signing;
 #[cfg(test)]
 mod tests;
+mod wrap;
 
 use zeroize::{Zeroize, Zeroizing};
 
@@ -39,6 +40,7 @@ pub use ml_kem::{MlKemKey, MlKemSet};
 pub use pair::{DataKeyPair, DataKeyPairKind};
 pub use rsa::{OaepHash, RsaBits, RsaDecrypter, RsaSigner};
 pub use signing::{SignInput, SignScheme};
+pub use wrap::{UnwrapError, Wrapping, WrappingKey};
 
 /// A hash function of the SHA-2 family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use crate::api::{
-    CancelKeyDeletionRequest, KeyIdResponse, KeyState, KmsError, ScheduleKeyDeletionRequest,
+    CancelKeyDeletionRequest, KeyIdResponse, KeyState, KmsError, Origin, ScheduleKeyDeletionRequest,
     ScheduleKeyDeletionResponse,
 };
 
@@ -38,15 +38,20 @@ impl Perform for ScheduleKeyDeletionRequest {
         }
         refuse_managed(key)?;
         lifecycle::check(Need::Schedule, key.record.state, &key.record.arn)?;
-        let date = call.now.plus_days(days);
+        // A primary key outlives its replicas.
+        let waits = key.record.is_primary() && !call.kms.replicas(&key.record).is_empty();
+        let date = (!waits).then(|| call.now.plus_days(days));
+        let state = if waits { KeyState::PendingReplicaDeletion } else { KeyState::PendingDeletion };
         call.kms.update_key(turn(call)?, key, |record| {
-            record.state = KeyState::PendingDeletion;
-            record.deletion_date = Some(date);
+            record.state = state;
+            record.settles = None;
+            record.deletion_date = date;
+            record.pending_window_days = waits.then_some(days);
         })?;
         let answer = ScheduleKeyDeletionResponse {
             key_id: key.record.arn.clone(),
             deletion_date: date,
-            key_state: KeyState::PendingDeletion,
+            key_state: state,
             pending_window_in_days: days,
         };
         Answer::of(&answer, 0)
@@ -62,8 +67,10 @@ impl Perform for CancelKeyDeletionRequest {
         let key = allowed.key()?;
         lifecycle::check(Need::Cancel, key.record.state, &key.record.arn)?;
         call.kms.update_key(turn(call)?, key, |record| {
-            record.state = KeyState::Disabled;
+            let lacks_material = record.origin == Origin::External && !record.is_complete();
+            record.state = if lacks_material { KeyState::PendingImport } else { KeyState::Disabled };
             record.deletion_date = None;
+            record.pending_window_days = None;
         })?;
         Answer::of(&KeyIdResponse { key_id: key.record.arn.clone() }, 0)
     }

@@ -8,12 +8,14 @@ use crate::api::{
     KeyMetadataResponse, KeySpec, KeyState, KeyUsage, KmsError, ListKeysRequest, ListKeysResponse, Origin,
     Tag, Timestamp, UpdateKeyDescriptionRequest,
 };
-use crate::crypto::{MaterialBytes, random_array};
+use crate::crypto::random_array;
 
 use super::super::authorise::{Allowed, Demand, Resource};
 use super::super::caller::root_arn;
+use super::super::change::fresh_material;
 use super::super::find::Aliases;
 use super::super::home::Home;
+use super::super::imports::first_state;
 use super::super::kinds::usages;
 use super::super::lifecycle::{self, Need};
 use super::super::model::{Key, KeyRecord};
@@ -32,6 +34,7 @@ const PAGE: Size = Size { default: 100, max: 1000 };
 pub(in super::super) struct NewKey {
     pub(in super::super) id: KeyId,
     pub(in super::super) manager: KeyManager,
+    pub(in super::super) origin: Origin,
     pub(in super::super) description: String,
     pub(in super::super) policy: String,
     pub(in super::super) tags: Vec<Tag>,
@@ -39,9 +42,15 @@ pub(in super::super) struct NewKey {
 
 impl NewKey {
     /// A customer's key with a fresh id.
-    pub(in super::super) fn of_customer(description: String, policy: String, tags: Vec<Tag>) -> Self {
-        let id = KeyId::from_random(random_array(), false);
-        Self { id, manager: KeyManager::Customer, description, policy, tags }
+    pub(in super::super) fn of_customer(
+        multi_region: bool,
+        origin: Origin,
+        description: String,
+        policy: String,
+        tags: Vec<Tag>,
+    ) -> Self {
+        let id = KeyId::from_random(random_array(), multi_region);
+        Self { id, manager: KeyManager::Customer, origin, description, policy, tags }
     }
 
     /// Its record, before it has material.
@@ -55,15 +64,18 @@ impl NewKey {
             description: self.description,
             spec: KeySpec::SymmetricDefault,
             usage: KeyUsage::EncryptDecrypt,
-            origin: Origin::AwsKms,
+            origin: self.origin,
             manager: self.manager,
-            state: KeyState::Enabled,
+            state: first_state(self.origin),
             deletion_date: None,
             policy: self.policy,
             tags: self.tags,
             rotation: None,
             on_demand_rotations: 0,
             materials: Vec::new(),
+            primary_region: self.id.multi_region.then(|| home.region.to_owned()),
+            pending_window_days: None,
+            settles: None,
         }
     }
 }
@@ -110,21 +122,19 @@ impl Perform for CreateKeyRequest {
         let is_provided = self.policy.is_some();
         let text = self.policy.unwrap_or_else(|| default_policy(&call.caller.account));
         let policy = compile_key_policy(&text)?;
-        let new = NewKey::of_customer(self.description.unwrap_or_default(), text, tags);
+        let origin = self.origin.unwrap_or(Origin::AwsKms);
+        let is_multi_region = self.multi_region == Some(true);
+        let new =
+            NewKey::of_customer(is_multi_region, origin, self.description.unwrap_or_default(), text, tags);
         let draft =
             Key { record: new.record(call.home(), call.now), policy: policy.clone(), versions: Vec::new() };
         if is_provided && self.bypass_policy_lockout_safety_check != Some(true) {
             check_lockout(call, &draft, &policy)?;
         }
-        let key = kms.insert_key(
-            turn(call)?,
-            draft.record,
-            policy,
-            &MaterialBytes::take(&mut random_array()),
-            Vec::new(),
-        )?;
+        let material = if origin == Origin::AwsKms { Some(fresh_material(&draft.record)?) } else { None };
+        let key = kms.insert_key(turn(call)?, draft.record, policy, material.as_ref(), Vec::new())?;
         notes.touched(&key);
-        Answer::of(&KeyMetadataResponse { key_metadata: key.metadata() }, 0)
+        Answer::of(&KeyMetadataResponse { key_metadata: kms.metadata(&key) }, 0)
     }
 }
 
@@ -154,12 +164,12 @@ fn check_kind(request: &CreateKeyRequest) -> Result<(), KmsError> {
         return Err(unsupported(format!("KeySpec {spec} is not supported.")));
     }
     match request.origin.unwrap_or(Origin::AwsKms) {
-        Origin::AwsKms if request.custom_key_store_id.is_none() && request.xks_key_id.is_none() => {}
-        Origin::AwsKms => return Err(unsupported("Custom key stores are not supported.")),
+        Origin::AwsKms | Origin::External
+            if request.custom_key_store_id.is_none() && request.xks_key_id.is_none() => {}
+        Origin::AwsKms | Origin::External => {
+            return Err(unsupported("Custom key stores are not supported."));
+        }
         other => return Err(unsupported(format!("Origin {other} is not supported."))),
-    }
-    if request.multi_region == Some(true) {
-        return Err(unsupported("Multi-Region keys are not supported."));
     }
     Ok(())
 }
@@ -172,8 +182,8 @@ impl Perform for DescribeKeyRequest {
         Ok(vec![Demand { request_alias: found.alias, ..demand }])
     }
 
-    fn perform(self, _: &Call<'_>, allowed: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
-        Answer::of(&KeyMetadataResponse { key_metadata: allowed.key()?.metadata() }, 0)
+    fn perform(self, call: &Call<'_>, allowed: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
+        Answer::of(&KeyMetadataResponse { key_metadata: call.kms.metadata(allowed.key()?) }, 0)
     }
 }
 

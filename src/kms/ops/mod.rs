@@ -9,9 +9,11 @@ mod crypto;
 mod data_keys;
 mod deletion;
 mod grants;
+mod import;
 mod keys;
 mod page;
 mod policies;
+mod replicas;
 mod rotation;
 mod tags;
 mod users;
@@ -93,6 +95,10 @@ pub(super) fn dispatch(
             CreateGrant: CreateGrantRequest, ListGrants: ListGrantsRequest,
             ListRetirableGrants: ListRetirableGrantsRequest,
             RetireGrant: RetireGrantRequest, RevokeGrant: RevokeGrantRequest,
+            GetParametersForImport: GetParametersForImportRequest,
+            ImportKeyMaterial: ImportKeyMaterialRequest,
+            DeleteImportedKeyMaterial: DeleteImportedKeyMaterialRequest,
+            ReplicateKey: ReplicateKeyRequest, UpdatePrimaryRegion: UpdatePrimaryRegionRequest,
             CreateUser: CreateUserRequest, DeleteUser: DeleteUserRequest, ListUsers: ListUsersRequest,
             PutUserPolicy: PutUserPolicyRequest, GetUserPolicy: GetUserPolicyRequest,
             DeleteUserPolicy: DeleteUserPolicyRequest, ListUserPolicies: ListUserPoliciesRequest,
@@ -104,8 +110,6 @@ pub(super) fn dispatch(
             DisconnectCustomKeyStore, UpdateCustomKeyStore,
             Decapsulate, Encapsulate, DeriveSharedSecret, GetPublicKey, Sign, Verify, GenerateMac, VerifyMac,
             GenerateDataKeyPair, GenerateDataKeyPairWithoutPlaintext, GetKeyLastUsage,
-            DeleteImportedKeyMaterial, GetParametersForImport, ImportKeyMaterial, ReplicateKey,
-            UpdatePrimaryRegion,
         }
     }
 }
@@ -125,6 +129,10 @@ fn usable(key: &Key, usage: KeyUsage, operation: Operation) -> Result<(), KmsErr
 fn turn<'a>(call: &Call<'a>) -> Result<&'a Turn<'a>, KmsError> {
     call.turn
         .ok_or_else(|| KmsError::new(ErrorCode::KMSInternalException, "the operation is not one that writes"))
+}
+
+fn internal() -> KmsError {
+    KmsError::new(ErrorCode::KMSInternalException, "")
 }
 
 fn unsupported(message: impl Into<String>) -> KmsError {

@@ -3,35 +3,49 @@
 use std::borrow::Cow;
 
 use crate::api::{
-    DisableKeyRotationRequest, EnableKeyRotationRequest, GetKeyRotationStatusRequest,
-    GetKeyRotationStatusResponse, IncludeKeyMaterial, KeyIdResponse, KeySpec, KeyState, KmsError,
-    ListKeyRotationsRequest, ListKeyRotationsResponse, MaterialState, Origin, RotateKeyOnDemandRequest,
-    RotationListEntry, RotationType,
+    DisableKeyRotationRequest, EnableKeyRotationRequest, ErrorCode, ExpirationModel,
+    GetKeyRotationStatusRequest, GetKeyRotationStatusResponse, ImportState, IncludeKeyMaterial,
+    KeyIdResponse, KeyState, KmsError, ListKeyRotationsRequest, ListKeyRotationsResponse, MaterialState,
+    Origin, RotateKeyOnDemandRequest, RotationListEntry, RotationType,
 };
 
 use super::super::authorise::{Allowed, Demand};
 use super::super::change::MaterialRotation;
+use super::super::imports::rotates;
 use super::super::lifecycle::{self, Need};
-use super::super::model::{Key, Rotation};
+use super::super::model::{Key, KeyRecord, MaterialRecord, Rotation};
 use super::super::pipeline::{Answer, Call, Notes};
 use super::keys::{plain_demand, refuse_managed};
 use super::page::{Size, page};
+use super::replicas::check_primary;
 use super::{Perform, limit_exceeded, turn, unsupported};
 
 /// Days between rotations where the request names none.
 pub(in super::super) const DEFAULT_PERIOD_DAYS: i64 = 365;
 /// Rotations on demand in a key's life.
 const MAX_ON_DEMAND: u32 = 25;
+/// How long before an automatic rotation none on demand can begin: 20 minutes.
+const CONFLICT_MILLIS: i64 = 20 * 60 * 1000;
 const PAGE: Size = Size { default: 100, max: 1000 };
 
-/// Only symmetric keys whose material was made here rotate.
-fn check_rotates(key: &Key) -> Result<(), KmsError> {
+/// Only symmetric keys rotate.
+fn check_spec(key: &Key) -> Result<(), KmsError> {
     let record = &key.record;
-    if record.spec != KeySpec::SymmetricDefault {
+    if !rotates(record) {
         return Err(unsupported(format!(
             "{} key spec is {} which is not valid for this operation.",
             record.arn, record.spec
         )));
+    }
+    Ok(())
+}
+
+/// Only symmetric keys whose material was made here rotate by themselves; of a multi-Region key the primary one.
+fn check_rotates(key: &Key) -> Result<(), KmsError> {
+    check_spec(key)?;
+    let record = &key.record;
+    if record.is_replica() {
+        check_primary(key)?;
     }
     if record.origin != Origin::AwsKms {
         return Err(unsupported(format!(
@@ -88,12 +102,14 @@ impl Perform for GetKeyRotationStatusRequest {
         plain_demand(call, &self.key_id, "kms:GetKeyRotationStatus", notes)
     }
 
-    fn perform(self, _: &Call<'_>, allowed: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
+    fn perform(self, call: &Call<'_>, allowed: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
         let key = allowed.key()?;
-        check_rotates(key)?;
+        check_spec(key)?;
         let record = &key.record;
-        // A key that waits for its end does not rotate.
-        let on = record.rotation.filter(|_| record.state != KeyState::PendingDeletion);
+        // Replicas rotate with their primary key. A key that waits for its end does not rotate.
+        let rotation = call.kms.primary(record).map_or(record.rotation, |primary| primary.record.rotation);
+        let is_ending = matches!(record.state, KeyState::PendingDeletion | KeyState::PendingReplicaDeletion);
+        let on = rotation.filter(|_| !is_ending);
         let answer = GetKeyRotationStatusResponse {
             key_rotation_enabled: on.is_some(),
             key_id: record.arn.clone(),
@@ -112,21 +128,53 @@ impl Perform for RotateKeyOnDemandRequest {
 
     fn perform(self, call: &Call<'_>, allowed: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
         let key = allowed.key()?;
-        check_rotates(key)?;
+        lifecycle::check(Need::RotateNow, key.record.state, &key.record.arn)?;
+        check_spec(key)?;
+        if key.record.is_replica() {
+            check_primary(key)?;
+        }
         refuse_managed(key)?;
-        lifecycle::check(Need::Rotation, key.record.state, &key.record.arn)?;
+        check_pending(call, key)?;
+        check_schedule(call, key)?;
         if key.record.on_demand_rotations >= MAX_ON_DEMAND {
             return Err(limit_exceeded(format!(
-                "{} has been rotated on demand {MAX_ON_DEMAND} times, which is the most a key can be.",
+                "The on-demand rotations limit has been reached for the given keyId. No more on-demand rotations can \
+                 be performed for this key: {}",
                 key.record.arn
             )));
         }
-        let mut record = key.record.clone();
-        record.on_demand_rotations += 1;
+        let record =
+            KeyRecord { on_demand_rotations: key.record.on_demand_rotations + 1, ..key.record.clone() };
         let rotation = MaterialRotation { since: call.now, rotation_type: RotationType::OnDemand };
-        call.kms.add_material(turn(call)?, key, record, rotation)?;
+        if key.record.origin == Origin::External {
+            call.kms.take_pending(turn(call)?, key, record, rotation)?;
+        } else {
+            call.kms.add_material(turn(call)?, key, record, rotation)?;
+        }
         Answer::of(&KeyIdResponse { key_id: key.record.arn.clone() }, 0)
     }
+}
+
+/// A key with imported material rotates to material that was imported for it, in every region.
+fn check_pending(call: &Call<'_>, key: &Key) -> Result<(), KmsError> {
+    if key.record.origin == Origin::External && !call.kms.pending_is_everywhere(&key.record) {
+        let message = format!("No available key material pending rotation for the key: {}.", key.record.arn);
+        return Err(KmsError::new(ErrorCode::KMSInvalidStateException, message));
+    }
+    if key.record.state == KeyState::PendingImport {
+        lifecycle::check(Need::Use, key.record.state, &key.record.arn)?;
+    }
+    Ok(())
+}
+
+/// A rotation on demand must not run into an automatic one.
+fn check_schedule(call: &Call<'_>, key: &Key) -> Result<(), KmsError> {
+    let soon = call.now.plus_millis(CONFLICT_MILLIS);
+    if key.record.rotation.is_some_and(|rotation| rotation.next <= soon) {
+        let message = format!("An automatic rotation of {} is under way or about to begin.", key.record.arn);
+        return Err(KmsError::new(ErrorCode::ConflictException, message));
+    }
+    Ok(())
 }
 
 impl Perform for ListKeyRotationsRequest {
@@ -134,12 +182,14 @@ impl Perform for ListKeyRotationsRequest {
         plain_demand(call, &self.key_id, "kms:ListKeyRotations", notes)
     }
 
-    fn perform(self, _: &Call<'_>, allowed: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
+    fn perform(self, call: &Call<'_>, allowed: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
         let key = allowed.key()?;
-        check_rotates(key)?;
+        check_spec(key)?;
         let all = self.include_key_material == Some(IncludeKeyMaterial::AllKeyMaterial);
-        let wanted =
-            entries(key).into_iter().enumerate().filter(|(_, entry)| all || entry.rotation_type.is_some());
+        let wanted = entries(call, key)
+            .into_iter()
+            .enumerate()
+            .filter(|(_, entry)| all || entry.rotation_type.is_some());
         let page = page(wanted, |(at, _)| format!("{at:08}"), PAGE, self.limit, self.marker.as_deref())?;
         let truncated = page.truncated();
         let rotations = page.items.into_iter().map(|(_, entry)| entry).collect();
@@ -147,12 +197,27 @@ impl Perform for ListKeyRotationsRequest {
     }
 }
 
-fn entries(key: &Key) -> Vec<RotationListEntry> {
-    let last = key.record.materials.len().saturating_sub(1);
-    let entry = |(at, material): (usize, &super::super::model::MaterialRecord)| RotationListEntry {
+fn entries(call: &Call<'_>, key: &Key) -> Vec<RotationListEntry> {
+    let current = key.record.current_material();
+    let state = |at: usize, material: &MaterialRecord| match material.is_pending() {
+        true if call.kms.pending_is_everywhere(&key.record) => MaterialState::PendingRotation,
+        true => MaterialState::PendingMultiRegionImport,
+        false if Some(at) == current => MaterialState::Current,
+        false => MaterialState::NonCurrent,
+    };
+    let entry = |(at, material): (usize, &MaterialRecord)| RotationListEntry {
         key_id: key.record.arn.clone(),
         key_material_id: Some(material.id.clone()),
-        key_material_state: Some(if at == last { MaterialState::Current } else { MaterialState::NonCurrent }),
+        key_material_description: material.imported.as_ref().and_then(|known| known.description.clone()),
+        import_state: material
+            .imported
+            .as_ref()
+            .map(|known| if known.present { ImportState::Imported } else { ImportState::PendingImport }),
+        expiration_model: material.imported.as_ref().filter(|known| known.present).map(|known| {
+            if known.valid_to.is_some() { ExpirationModel::Expires } else { ExpirationModel::DoesNotExpire }
+        }),
+        valid_to: material.imported.as_ref().and_then(|known| known.valid_to),
+        key_material_state: Some(state(at, material)),
         rotation_date: material.rotation_type.map(|_| material.since),
         rotation_type: material.rotation_type,
     };
