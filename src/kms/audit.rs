@@ -246,8 +246,8 @@ pub enum AuditError {
     Io(String),
     /// The record is larger than a line may be.
     TooLarge(usize),
-    /// An earlier write left the log in an unknown state; the daemon must be restarted.
-    Latched,
+    /// An earlier write or sync failed; tried again within a second.
+    Down,
     /// The log on disk does not continue the chain: cut, edited or replaced.
     Broken(String),
 }
@@ -257,7 +257,7 @@ impl std::fmt::Display for AuditError {
         match self {
             Self::Io(what) => write!(f, "the audit log cannot be written: {what}"),
             Self::TooLarge(len) => write!(f, "an audit record of {len} bytes is too large"),
-            Self::Latched => f.write_str("the audit log failed earlier; restart kmsd"),
+            Self::Down => f.write_str("the audit log cannot be written; it is tried again each second"),
             Self::Broken(what) => write!(f, "the audit log is not whole: {what}"),
         }
     }

@@ -10,6 +10,7 @@ use crate::api::{hex, unhex};
 use crate::crypto::sha256;
 
 use super::audit::AuditError;
+use super::audit_head::Head;
 use super::audit_log::MAX_LINE;
 
 /// Most segments a log may have.
@@ -62,15 +63,22 @@ pub struct Report {
 }
 
 /// Checks every line of the log in `dir`, and that it reaches `head` when that is known.
-pub fn verify(dir: &Path, head: Option<Link>) -> Result<Report, AuditError> {
-    let firsts = segments(dir)?;
-    let first_seq = firsts.first().copied().unwrap_or(1);
+pub fn verify(dir: &Path, head: Option<Head>) -> Result<Report, AuditError> {
+    let mut firsts = segments(dir)?;
+    let kept_from = head.map_or(1, |head| head.base.seq + 1);
+    // A pruning that was interrupted leaves older ones; the next start removes them.
+    firsts.retain(|first| *first >= kept_from);
+    let first_seq = firsts.first().copied().unwrap_or(kept_from);
     let mut report =
         Report { segments: firsts.len(), records: 0, first_seq, last_seq: first_seq - 1, torn: 0 };
-    if head.is_some() && first_seq != 1 {
-        return Err(AuditError::Broken(format!("records 1 to {} are missing", first_seq - 1)));
+    if head.is_some() && first_seq != kept_from {
+        return Err(AuditError::Broken(format!("records {kept_from} to {} are missing", first_seq - 1)));
     }
-    let mut before = (first_seq == 1).then_some(Link::START);
+    let mut before = match head {
+        Some(head) => Some(head.base),
+        None => (first_seq == 1).then_some(Link::START),
+    };
+    let head = head.map(|head| head.last);
     for first in firsts {
         let path = segment_path(dir, first);
         if report.torn > 0 {
@@ -172,13 +180,29 @@ fn rest_holds_a_record(input: &mut impl BufRead) -> std::io::Result<bool> {
     }
 }
 
-struct ChainedLink {
-    link: Link,
-    prev: [u8; 32],
+/// The record before the first one of the segment that begins with `first`, as that one names it.
+pub(super) fn link_named_by(dir: &Path, first: u64) -> Result<Link, AuditError> {
+    let path = segment_path(dir, first);
+    let mut line = Vec::new();
+    let file = File::open(&path).map_err(|e| AuditError::Io(format!("{}: {e}", path.display())))?;
+    BufReader::new(file)
+        .take(MAX_LINE as u64)
+        .read_until(b'\n', &mut line)
+        .map_err(|e| AuditError::Io(format!("{}: {e}", path.display())))?;
+    match parse_line(&line) {
+        Some(found) if found.link.seq == first => Ok(Link { seq: first - 1, hash: found.prev }),
+        _ => Err(broken(&path, "its first line is not its first record")),
+    }
+}
+
+/// A record's own link, and the hash of the one before it.
+pub(super) struct ChainedLink {
+    pub(super) link: Link,
+    pub(super) prev: [u8; 32],
 }
 
 /// The chain members of a whole line whose hash is right.
-fn parse_line(line: &[u8]) -> Option<ChainedLink> {
+pub(super) fn parse_line(line: &[u8]) -> Option<ChainedLink> {
     const HASH: &str = ",\"hash\":\"";
     const PREV: &str = ",\"prev\":\"";
     const SEQ: &str = ",\"seq\":";

@@ -1,16 +1,19 @@
-//! `kmsd audit`: follow the audit log, check it, start it anew.
+//! `kmsd audit`: follow the audit log, search it, check it, remove what is old, start it anew.
 //!
-//! Called by the command line. Reads only, but for `reset`, which moves a broken log aside.
+//! Called by the command line. Reads only, but for `prune`, and `reset`, which moves a broken log aside.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::Subcommand;
 
 use super::audit_chain::{Report, segment_path, segments, verify};
-use super::audit_log::{self, MAX_LINE};
+use super::audit_head::signed_head;
+use super::audit_log::{self, AuditLog, AuditSync, MAX_LINE};
+use super::audit_retention::{MIB, Retention, accept_missing};
+use super::audit_search::{Query, search};
 use super::daemon;
 use super::failure::Failure;
 use super::seal_source::SealSource;
@@ -42,6 +45,23 @@ pub enum AuditCommand {
         #[arg(short, long)]
         follow: bool,
     },
+    /// Print the records that fit, one JSON object a line
+    Search(Query),
+    /// Remove old segments, or accept that archived ones are gone (the daemon must be stopped)
+    Prune {
+        /// Remove segments whose last record is older
+        #[arg(long, value_name = "DAYS", required_unless_present_any = ["keep_mib", "accept_missing"])]
+        keep_days: Option<u32>,
+        /// Remove the oldest segments beyond this size
+        #[arg(long, value_name = "MIB")]
+        keep_mib: Option<u64>,
+        /// The oldest segments were moved away: check the rest, and sign that it begins there
+        #[arg(long, conflicts_with_all = ["keep_days", "keep_mib"])]
+        accept_missing: bool,
+        /// What unseals the root key
+        #[arg(long, value_name = "SOURCE")]
+        seal: Option<SealSource>,
+    },
     /// Move a broken log aside and start a new one (the daemon must be stopped)
     Reset {
         /// What unseals the root key
@@ -57,6 +77,11 @@ pub fn run(state: &StateDir, command: AuditCommand) -> Result<(), Failure> {
         AuditCommand::Tail { lines, follow } => {
             tail(state, lines as usize, follow).map_err(|e| Failure::System("the audit log".into(), e))
         }
+        AuditCommand::Search(query) => find(state, &query),
+        AuditCommand::Prune { keep_days, keep_mib, accept_missing, seal } => {
+            let keep = Retention { days: keep_days, bytes: keep_mib.map(|mib| mib * MIB) };
+            prune(state, seal.as_ref(), keep, accept_missing)
+        }
         AuditCommand::Reset { seal } => reset(state, seal.as_ref()),
     }
 }
@@ -68,7 +93,7 @@ fn check(state: &StateDir, seal: Option<&SealSource>, chain_only: bool) -> Resul
         None
     } else {
         let key = daemon::unseal(state, seal)?.audit_key();
-        Some(audit_log::signed_head(&dir, &key).map_err(Failure::Audit)?)
+        Some(signed_head(&dir, &key).map_err(Failure::Audit)?)
     };
     let Report { segments, records, first_seq, last_seq, torn } =
         verify(&dir, head).map_err(Failure::Audit)?;
@@ -77,8 +102,30 @@ fn check(state: &StateDir, seal: Option<&SealSource>, chain_only: bool) -> Resul
         println!("{torn} bytes of an unfinished record stand at the end");
     }
     if first_seq > 1 {
-        println!("records before {first_seq} are not here: archived, or removed");
+        println!("records before {first_seq} are no longer kept");
     }
+    Ok(())
+}
+
+fn find(state: &StateDir, query: &Query) -> Result<(), Failure> {
+    let failed = |e| Failure::System("the audit log".into(), e);
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    search(&state.audit_dir(), query, &mut out).map_err(failed)?;
+    out.flush().map_err(failed)
+}
+
+fn prune(state: &StateDir, seal: Option<&SealSource>, keep: Retention, accept: bool) -> Result<(), Failure> {
+    let _lock = daemon::lock(state)?;
+    let key = daemon::unseal(state, seal)?.audit_key();
+    let dir = state.audit_dir();
+    if accept {
+        let first = accept_missing(&dir, &key).map_err(Failure::Audit)?;
+        println!("the log begins with record {first}");
+        return Ok(());
+    }
+    let log = AuditLog::open(&dir, key, AuditSync::Second).map_err(Failure::Audit)?;
+    let gone = log.prune(keep, SystemTime::now()).map_err(Failure::Audit)?;
+    println!("{gone} segments removed");
     Ok(())
 }
 

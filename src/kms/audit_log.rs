@@ -7,9 +7,10 @@
 //! audit/audit-000000000001.jsonl    named after the first sequence number in it
 //!   line: { CloudTrail record, "eventID":"..", "seq":N, "prev":"<hash of line N-1>", "hash":"<64 hex>" } \n
 //!   hash = SHA-256(the line's bytes before `,"hash":`);  prev of the first line is 64 zeros
-//! audit/head    0 8 magic "KMSDAUDT" | 8 8 seq LE | 16 32 hash | 48 32 HMAC(audit key, bytes 0..48)
+//! audit/head    see `audit_head`
 //! ```
 //! The head is written when the log has been synced, at least each second: what it names cannot be cut off unseen.
+//! Old segments go when retention says so; the head then says from where on the log is kept.
 
 use std::cell::RefCell;
 use std::fmt::Write as _;
@@ -21,15 +22,13 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 
 use crate::api::hex;
-use crate::crypto::{AuditKey, constant_time_eq, random_array};
+use crate::crypto::{AuditKey, random_array};
 
 use super::audit::{Audit, AuditError, AuditRecord};
 use super::audit_chain::{Link, Segment, read_segment, segment_path, segments};
-use super::audit_writer::{Writer, new_segment};
+use super::audit_head::{Head, HeadFile};
+use super::audit_writer::{Position, Writer, new_segment};
 
-const HEAD_FILE: &str = "head";
-const HEAD_MAGIC: &[u8; 8] = b"KMSDAUDT";
-const HEAD_LEN: usize = 80;
 /// A segment is closed at this length.
 pub(super) const SEGMENT_BYTES: u64 = 32 * 1024 * 1024;
 /// Longest line.
@@ -48,17 +47,17 @@ pub enum AuditSync {
 
 /// The log in a state directory.
 pub struct AuditLog {
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
     key: AuditKey,
     sync: AuditSync,
-    writer: Mutex<Writer>,
+    pub(super) writer: Mutex<Writer>,
     /// What the head file says.
-    synced: Mutex<Synced>,
+    pub(super) synced: Mutex<Synced>,
 }
 
-struct Synced {
-    head_file: File,
-    last: Link,
+pub(super) struct Synced {
+    file: HeadFile,
+    pub(super) head: Head,
 }
 
 thread_local! {
@@ -74,19 +73,17 @@ impl std::fmt::Debug for AuditLog {
 /// Makes the directory of a new log, with an empty chain.
 pub fn create(dir: &Path, key: &AuditKey) -> Result<(), AuditError> {
     fs::DirBuilder::new().mode(0o700).create(dir).map_err(|e| io(&e))?;
-    let file = open_head(dir, true)?;
-    write_head(&file, key, Link::START)
+    HeadFile::open(dir, true)?.write(key, Head::START)
 }
 
 impl AuditLog {
     /// Opens the log in `dir` where it ended.
     pub fn open(dir: &Path, key: AuditKey, sync: AuditSync) -> Result<Self, AuditError> {
-        let head_file = open_head(dir, false)?;
-        let head = read_head(&head_file, &key)?;
-        let (file, segment) = open_last(dir, head)?;
-        let last = segment.last.unwrap_or(head);
-        let writer = Writer::new(dir, file, segment.whole_len, last);
-        let synced = Synced { head_file, last: head };
+        let file = HeadFile::open(dir, false)?;
+        let head = file.read(&key)?;
+        drop_unkept(dir, head)?;
+        let writer = open_last(dir, head)?;
+        let synced = Synced { file, head };
         let log =
             Self { dir: dir.to_owned(), key, sync, writer: Mutex::new(writer), synced: Mutex::new(synced) };
         log.sync()?;
@@ -96,28 +93,48 @@ impl AuditLog {
     /// Makes everything written so far durable, and signs it.
     pub fn sync(&self) -> Result<(), AuditError> {
         let mut synced = self.synced.lock();
-        let (file, last) = {
-            let writer = self.writer.lock();
-            if writer.latched {
-                return Err(AuditError::Latched);
-            }
-            (writer.file.try_clone().map_err(|e| io(&e))?, writer.last)
+        let (file, position) = {
+            let mut writer = self.writer.lock();
+            writer.ready()?;
+            (writer.file.try_clone().map_err(|e| io(&e))?, writer.position())
         };
-        if synced.last.seq == last.seq {
+        if synced.head.last.seq == position.last.seq {
             return Ok(());
         }
-        let done = file.sync_data().map_err(|e| io(&e));
-        let done = done.and_then(|()| write_head(&synced.head_file, &self.key, last));
-        if done.is_err() {
-            self.writer.lock().latched = true;
+        if let Err(error) = file.sync_data() {
+            self.writer.lock().lost_sync();
+            return Err(io(&error));
         }
-        done?;
-        synced.last = last;
+        self.writer.lock().is_synced_to(position);
+        let head = Head { last: position.last, ..synced.head };
+        self.sign(&mut synced, head)
+    }
+
+    /// Writes a new head.
+    pub(super) fn sign(&self, synced: &mut Synced, head: Head) -> Result<(), AuditError> {
+        synced.file.write(&self.key, head)?;
+        synced.head = head;
         Ok(())
     }
 
+    /// Whether records are made durable before each answer.
+    pub fn syncs_each(&self) -> bool {
+        self.sync == AuditSync::Each
+    }
+
+    /// Records that a power cut might take: those written since the last sync.
+    pub fn lag(&self) -> u64 {
+        let written = self.writer.lock().position().last.seq;
+        written.saturating_sub(self.synced.lock().head.last.seq)
+    }
+
+    /// Why no call can be recorded now, if so.
+    pub fn trouble(&self) -> Option<AuditError> {
+        self.writer.lock().trouble()
+    }
+
     fn sync_to(&self, seq: u64) -> Result<(), AuditError> {
-        if self.synced.lock().last.seq >= seq {
+        if self.synced.lock().head.last.seq >= seq {
             return Ok(());
         }
         self.sync()
@@ -168,24 +185,34 @@ fn push_event_id(line: &mut String) {
     );
 }
 
+/// Removes segments that the head no longer names: a pruning that was interrupted.
+fn drop_unkept(dir: &Path, head: Head) -> Result<(), AuditError> {
+    for first in segments(dir)?.into_iter().filter(|first| *first <= head.base.seq) {
+        fs::remove_file(segment_path(dir, first)).map_err(|e| io(&e))?;
+    }
+    Ok(())
+}
+
 /// The segment to go on in. Checks that it holds what the head names, and sets a torn tail aside.
-fn open_last(dir: &Path, head: Link) -> Result<(File, Segment), AuditError> {
+fn open_last(dir: &Path, head: Head) -> Result<Writer, AuditError> {
     let firsts = segments(dir)?;
     let Some(first) = firsts.last().copied() else {
-        if head.seq != 0 {
+        if head.last.seq != head.base.seq {
             return Err(AuditError::Broken("every segment is missing".into()));
         }
-        return Ok((new_segment(dir, 1)?, Segment::empty()));
+        let first = head.base.seq + 1;
+        let position = Position { first, len: 0, last: head.last };
+        return Ok(Writer::new(dir, new_segment(dir, first)?, position));
     };
     let path = segment_path(dir, first);
     let before = link_before(dir, &firsts, head)?;
     if before.seq + 1 != first {
         return Err(AuditError::Broken(format!("{} does not follow record {}", path.display(), before.seq)));
     }
-    let mut segment = read_segment(&path, Some(before), Some(head))?;
-    segment.last = segment.last.or(Some(before));
-    if segment.last.is_none_or(|last| last.seq < head.seq) {
-        return Err(AuditError::Broken(format!("{} ends before record {}", path.display(), head.seq)));
+    let segment = read_segment(&path, Some(before), Some(head.last))?;
+    let last = segment.last.unwrap_or(before);
+    if last.seq < head.last.seq {
+        return Err(AuditError::Broken(format!("{} ends before record {}", path.display(), head.last.seq)));
     }
     let file = OpenOptions::new().append(true).open(&path).map_err(|e| io(&e))?;
     if segment.torn > 0 {
@@ -197,17 +224,18 @@ fn open_last(dir: &Path, head: Link) -> Result<(File, Segment), AuditError> {
             path.with_extension("torn").display()
         );
     }
-    Ok((file, segment))
+    Ok(Writer::new(dir, file, Position { first, len: segment.whole_len, last }))
 }
 
 /// The record that the last segment continues: the last one of its predecessor.
-fn link_before(dir: &Path, firsts: &[u64], head: Link) -> Result<Link, AuditError> {
-    if firsts[0] != 1 {
-        return Err(AuditError::Broken(format!("records 1 to {} are missing", firsts[0] - 1)));
+fn link_before(dir: &Path, firsts: &[u64], head: Head) -> Result<Link, AuditError> {
+    let kept_from = head.base.seq + 1;
+    if firsts[0] != kept_from {
+        return Err(AuditError::Broken(format!("records {kept_from} to {} are missing", firsts[0] - 1)));
     }
-    let [.., previous, _] = firsts else { return Ok(Link::START) };
+    let [.., previous, _] = firsts else { return Ok(head.base) };
     let path = segment_path(dir, *previous);
-    let before = read_segment(&path, None, Some(head))?;
+    let before = read_segment(&path, None, Some(head.last))?;
     match before.last {
         Some(last) if before.torn == 0 => Ok(last),
         _ => Err(AuditError::Broken(format!("{} is empty or torn", path.display()))),
@@ -229,52 +257,19 @@ fn set_aside(path: &Path, segment: &Segment) -> Result<(), AuditError> {
     torn.write_all(&tail).and_then(|()| torn.sync_all()).map_err(|e| io(&e))
 }
 
-fn open_head(dir: &Path, create: bool) -> Result<File, AuditError> {
-    let mut options = OpenOptions::new();
-    let file = options.read(true).write(true).create(create).mode(0o600).open(dir.join(HEAD_FILE));
-    file.map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => AuditError::Broken("its head file is missing".into()),
-        _ => io(&error),
-    })
-}
-
-fn write_head(file: &File, key: &AuditKey, last: Link) -> Result<(), AuditError> {
-    let mut bytes = [0; HEAD_LEN];
-    bytes[..8].copy_from_slice(HEAD_MAGIC);
-    bytes[8..16].copy_from_slice(&last.seq.to_le_bytes());
-    bytes[16..48].copy_from_slice(&last.hash);
-    let mac = key.sign(&[&bytes[..48]]);
-    bytes[48..].copy_from_slice(&mac);
-    file.write_all_at(&bytes, 0).and_then(|()| file.sync_data()).map_err(|e| io(&e))
-}
-
-fn read_head(file: &File, key: &AuditKey) -> Result<Link, AuditError> {
-    let mut bytes = [0; HEAD_LEN];
-    let whole = file.read_exact_at(&mut bytes, 0).is_ok();
-    if !whole || &bytes[..8] != HEAD_MAGIC || !constant_time_eq(&key.sign(&[&bytes[..48]]), &bytes[48..]) {
-        return Err(AuditError::Broken("its head file does not belong to this store".into()));
-    }
-    let seq = u64::from_le_bytes(bytes[8..16].try_into().expect("eight bytes"));
-    Ok(Link { seq, hash: bytes[16..48].try_into().expect("32 bytes") })
-}
-
-/// Reads what the signed head of the log in `dir` names.
-pub fn signed_head(dir: &Path, key: &AuditKey) -> Result<Link, AuditError> {
-    read_head(&open_head(dir, false)?, key)
-}
-
 pub(super) fn io(error: &std::io::Error) -> AuditError {
     AuditError::Io(error.to_string())
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::audit::{Identity, JsonText};
     use super::super::audit_chain::verify;
+    use super::super::audit_head::signed_head;
     use super::*;
     use crate::crypto::RootKey;
 
-    struct Scratch(PathBuf);
+    pub(in super::super) struct Scratch(pub(in super::super) PathBuf);
 
     impl Scratch {
         fn new() -> Self {
@@ -283,7 +278,7 @@ mod tests {
             Self(dir)
         }
 
-        fn open(&self) -> Result<AuditLog, AuditError> {
+        pub(in super::super) fn open(&self) -> Result<AuditLog, AuditError> {
             AuditLog::open(&self.0, key(), AuditSync::Second)
         }
 
@@ -291,7 +286,7 @@ mod tests {
             segment_path(&self.0, 1)
         }
 
-        fn with_records(count: usize) -> Self {
+        pub(in super::super) fn with_records(count: usize) -> Self {
             let scratch = Self::new();
             let log = scratch.open().unwrap();
             (0..count).for_each(|_| write(&log).unwrap());
@@ -305,11 +300,11 @@ mod tests {
         }
     }
 
-    fn key() -> AuditKey {
+    pub(in super::super) fn key() -> AuditKey {
         RootKey::of_bytes([7; 32]).audit_key()
     }
 
-    fn write(log: &dyn Audit) -> Result<(), AuditError> {
+    pub(in super::super) fn write(log: &dyn Audit) -> Result<(), AuditError> {
         log.reserve()?;
         write_kept(log)
     }
@@ -347,7 +342,8 @@ mod tests {
             let path = std::env::temp_dir().join(format!("kmsd-line-{}", hex(&random_array::<8>())));
             (File::create_new(&path).unwrap(), path)
         };
-        let mut writer = Writer::new(Path::new("/"), file, 0, Link { seq: 4, hash: [0xab; 32] });
+        let last = Link { seq: 4, hash: [0xab; 32] };
+        let mut writer = Writer::new(Path::new("/"), file, Position { first: 5, len: 0, last });
         writer.append(&mut "{\"eventName\":\"X\"".to_owned()).unwrap();
         let line = fs::read_to_string(&path).unwrap();
         fs::remove_file(path).unwrap();
@@ -421,17 +417,37 @@ mod tests {
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
         let good = std::mem::replace(&mut log.writer.lock().file, full);
         assert!(matches!(write_kept(&log), Err(AuditError::Io(_))));
-        // No length can be set on a device, so what is there is unknown.
-        assert_eq!(log.reserve(), Err(AuditError::Latched));
-        log.writer.lock().latched = false;
-        assert!(matches!(log.reserve(), Err(AuditError::Io(_))));
+        // No length can be set on a device, so what is there is unknown, and nothing begins.
+        assert!(log.reserve().is_err() && log.trouble().is_some());
         let mut writer = log.writer.lock();
-        (writer.file, writer.latched) = (good, false);
+        writer.file = good;
+        writer.forget_pause();
         drop(writer);
+        // The disk is back: the log goes on by itself.
         log.reserve().unwrap();
+        assert_eq!(log.trouble(), None);
         write_kept(&log).unwrap();
         drop(log);
         assert_eq!(verify(&scratch.0, None).unwrap().records, 3);
+    }
+
+    #[test]
+    fn records_whose_sync_failed_are_written_again_before_anything_goes_on() {
+        let scratch = Scratch::with_records(1);
+        let log = scratch.open().unwrap();
+        (0..3).for_each(|_| write(&log).unwrap());
+        log.writer.lock().lost_sync();
+        log.reserve().unwrap();
+        write_kept(&log).unwrap();
+        // What the kernel lost and shows no more is not signed as if it were there.
+        write(&log).unwrap();
+        let mut text = fs::read(scratch.only_segment()).unwrap();
+        let end = text.len();
+        text[end - 100] ^= 1;
+        fs::write(scratch.only_segment(), &text).unwrap();
+        log.writer.lock().lost_sync();
+        assert!(matches!(log.reserve(), Err(AuditError::Broken(_))));
+        assert!(log.sync().is_err());
     }
 
     #[test]
@@ -511,6 +527,6 @@ mod tests {
         let scratch = Scratch::new();
         let log = AuditLog::open(&scratch.0, key(), AuditSync::Each).unwrap();
         write(&log).unwrap();
-        assert_eq!(signed_head(&scratch.0, &key()).unwrap().seq, 1);
+        assert_eq!(signed_head(&scratch.0, &key()).unwrap().last.seq, 1);
     }
 }

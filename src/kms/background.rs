@@ -11,11 +11,14 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::audit_log::AuditSync;
+use super::audit_retention::MIB;
 use super::daemon::{self, ServePlan};
 use super::failure::Failure;
+use super::keeper::Bounds;
 use super::seal_source::SealSource;
 
 const READY: &str = "ready";
@@ -119,10 +122,30 @@ fn arguments(plan: &ServePlan) -> Vec<OsString> {
     if plan.audit_sync == AuditSync::Each {
         option("--audit-sync", "each".into());
     }
+    add_bounds(plan, &mut option);
     if log::max_level() >= log::LevelFilter::Info {
         out.push("-v".into());
     }
     out
+}
+
+fn add_bounds(plan: &ServePlan, option: &mut impl FnMut(&str, OsString)) {
+    if let Some(address) = plan.metrics {
+        option("--metrics", address.to_string().into());
+    }
+    let Bounds { quotas, faults, retention } = &plan.bounds;
+    if let Some(profile) = quotas.to_possible_value() {
+        option("--quota-profile", profile.get_name().into());
+    }
+    for fault in faults {
+        option("--inject", fault.to_string().into());
+    }
+    if let Some(days) = retention.days {
+        option("--audit-keep-days", days.to_string().into());
+    }
+    if let Some(bytes) = retention.bytes {
+        option("--audit-keep-mib", (bytes / MIB).to_string().into());
+    }
 }
 
 /// The child's line; `None` when it ended without one, or took too long.

@@ -11,11 +11,15 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::admin::{self, IamCommand};
 use super::audit_command::{self, AuditCommand};
 use super::audit_log::AuditSync;
+use super::audit_retention::{MIB, Retention};
 use super::background;
 use super::bench::{self, BenchOperation, BenchPlan};
 use super::daemon::{self, InitPlan, ServePlan};
 use super::failure::{EXIT_CODES, Failure};
+use super::faults::Fault;
 use super::home::{ANY_REGION, is_region};
+use super::keeper::Bounds;
+use super::quota::QuotaProfile;
 use super::seal_source::SealSource;
 use super::state_dir::StateDir;
 use super::tls::TlsFiles;
@@ -44,6 +48,10 @@ enum Command {
     Stop(StateArguments),
     /// Tell whether a daemon runs on a state directory, and where it answers
     Status(StateArguments),
+    /// Tell whether the daemon of a state directory is well (JSON)
+    Health(StateArguments),
+    /// Print the counters of the daemon of a state directory (Prometheus text)
+    Metrics(StateArguments),
     /// Manage users, their policies and access keys
     Iam(IamArguments),
     /// Look at the audit log, and check it
@@ -109,6 +117,22 @@ struct ServeArguments {
     /// When an audit record is on disk
     #[arg(long, value_enum, default_value_t = SyncArgument::Second)]
     audit_sync: SyncArgument,
+    /// Remove audit segments whose last record is older
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..))]
+    audit_keep_days: Option<u32>,
+    /// Remove the oldest audit segments beyond this size
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(64..))]
+    audit_keep_mib: Option<u64>,
+    /// Request quotas
+    #[arg(long, value_enum, default_value_t)]
+    quota_profile: QuotaProfile,
+    /// Let calls fail or wait on purpose, to test clients: OPERATION:FAULT:SHARE, e.g. Decrypt:ThrottlingException:10%
+    /// or *:delay=50ms:1%; may be repeated
+    #[arg(long, value_name = "FAULT")]
+    inject: Vec<Fault>,
+    /// Give metrics and health over HTTP at this address as well, e.g. 127.0.0.1:9464
+    #[arg(long, value_name = "HOST:PORT")]
+    metrics: Option<SocketAddr>,
     /// Threads that answer; as many as there are processors where absent
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
     workers: Option<u16>,
@@ -207,6 +231,8 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Serve(arguments) => serve(arguments),
         Command::Stop(state) => daemon::stop(&state_dir(&state.dir)?),
         Command::Status(state) => daemon::status(&state_dir(&state.dir)?),
+        Command::Health(state) => daemon::ask(&state_dir(&state.dir)?, "health"),
+        Command::Metrics(state) => daemon::ask(&state_dir(&state.dir)?, "metrics"),
         Command::Iam(arguments) => admin::run(&socket(&arguments.endpoint)?, arguments.command),
         Command::Audit(arguments) => audit_command::run(&state_dir(&arguments.state.dir)?, arguments.command),
         Command::Bench(arguments) => bench(arguments),
@@ -233,6 +259,15 @@ fn serve(arguments: ServeArguments) -> Result<(), Failure> {
         audit_sync: match arguments.audit_sync {
             SyncArgument::Second => AuditSync::Second,
             SyncArgument::Each => AuditSync::Each,
+        },
+        metrics: arguments.metrics,
+        bounds: Bounds {
+            quotas: arguments.quota_profile,
+            faults: arguments.inject,
+            retention: Retention {
+                days: arguments.audit_keep_days,
+                bytes: arguments.audit_keep_mib.map(|mib| mib * MIB),
+            },
         },
         workers: arguments.workers.map(usize::from),
         notify: std::env::var_os("NOTIFY_SOCKET"),

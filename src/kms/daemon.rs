@@ -13,19 +13,23 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
 use crate::crypto::RootKey;
 use crate::sys::harden;
 
+use super::admin_socket::{self, AdminDesk, AdminSocket};
 use super::audit_log::{self, AuditLog, AuditSync};
 use super::background;
 use super::failure::Failure;
 use super::home::ANY_REGION;
 use super::http::Front;
-use super::keeper::Keeper;
+use super::keeper::{Bounds, Keeper};
+use super::listen::{ListenError, bind_tcp};
 use super::notify;
 use super::peer::PeerMap;
 use super::pipeline::Settings;
+use super::places::Places;
 use super::root::{Root, RootError};
 use super::seal_source::SealSource;
 use super::sealed::{self, SealedError};
@@ -78,6 +82,10 @@ pub struct ServePlan {
     pub seed: Option<PathBuf>,
     /// Map file.
     pub map: Option<PathBuf>,
+    /// TCP address for metrics.
+    pub metrics: Option<SocketAddr>,
+    /// Quotas, faults, retention.
+    pub bounds: Bounds,
     /// When audit records are on disk.
     pub audit_sync: AuditSync,
     /// Threads.
@@ -165,7 +173,7 @@ fn open(plan: &ServePlan, root: RootKey) -> Result<Arc<Keeper>, Failure> {
     if let Some(path) = &plan.map {
         peers = peers.with_file(path).map_err(|e| Failure::File(path.clone(), e.to_string()))?;
     }
-    let keeper = Keeper::open(settings, store, root, Arc::new(audit), peers)?;
+    let keeper = Keeper::open(settings, store, root, Arc::new(audit), peers, plan.bounds.clone())?;
     if let Some(path) = &plan.seed {
         let apply = Seed::read(path).and_then(|seed| keeper.apply(&seed));
         apply.map_err(|what| Failure::File(path.clone(), what.to_string()))?;
@@ -187,7 +195,7 @@ async fn answer(
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("signals"))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(system("signals"))?;
     let tls = plan.tls.clone().map(Tls::load).transpose().map_err(Failure::Tls)?.map(Arc::new);
-    warn_of_clear_text(plan);
+    warn_of_risks(plan);
     let listeners = Listeners::bind(&plan.socket, plan.socket_mode, plan.listen, tls.clone());
     let listeners = listeners.await.map_err(Failure::Listen)?;
     lock.announce(&plan.socket).map_err(system("the lock file"))?;
@@ -195,7 +203,9 @@ async fn answer(
     let front = Front::new(Arc::clone(&keeper) as _, limits.body_timeout);
     let (stop, stopped) = watch::channel(false);
     let address = listeners.tcp_address();
-    let serving = tokio::spawn(listeners.serve(Arc::new(front), limits, stopped));
+    let places = Places::new(limits.connections);
+    let desk = open_desk(plan, AdminDesk::new(Arc::clone(&keeper), Arc::clone(&places))).await?;
+    let serving = tokio::spawn(listeners.serve(Arc::new(front), places, limits, stopped));
     say_ready(plan, address);
     loop {
         tokio::select! {
@@ -210,9 +220,28 @@ async fn answer(
     if let Ok(Err(error)) = serving.await {
         log::error!("the server did not end in order: {error}");
     }
+    desk.iter().for_each(AbortHandle::abort);
     worker.stop();
     keeper.sync_audit();
     Ok(())
+}
+
+/// Opens the operator's socket, and the address for scrapers where asked.
+async fn open_desk(plan: &ServePlan, desk: Arc<AdminDesk>) -> Result<Vec<AbortHandle>, Failure> {
+    let mut tasks = Vec::new();
+    match AdminSocket::bind(&plan.state.admin_socket()) {
+        Ok(socket) => tasks.push(tokio::spawn(Arc::clone(&desk).serve_unix(socket)).abort_handle()),
+        // The kernel takes paths of 107 bytes; a daemon without this socket still serves its callers.
+        Err(ListenError::Io(path, error)) if error.kind() == std::io::ErrorKind::InvalidInput => {
+            log::warn!("no operator's socket: {path}: {error}");
+        }
+        Err(error) => return Err(Failure::Listen(error)),
+    }
+    if let Some(address) = plan.metrics {
+        let listener = bind_tcp(address).await.map_err(Failure::Listen)?;
+        tasks.push(tokio::spawn(desk.serve_tcp(listener)).abort_handle());
+    }
+    Ok(tasks)
 }
 
 /// On SIGHUP: a renewed certificate takes over for new connections.
@@ -224,7 +253,10 @@ fn reload(tls: Option<&Tls>) {
     }
 }
 
-fn warn_of_clear_text(plan: &ServePlan) {
+fn warn_of_risks(plan: &ServePlan) {
+    for fault in &plan.bounds.faults {
+        log::warn!("calls fail on purpose: --inject {fault}");
+    }
     if let Some(address) = plan.listen.filter(|address| plan.tls.is_none() && !address.ip().is_loopback()) {
         log::warn!(
             "listening on {address}, which is not a loopback address, without TLS: calls are signed, but plaintexts \
@@ -331,6 +363,16 @@ pub fn status(state: &StateDir) -> Result<(), Failure> {
     let Running { pid, socket } = running(state)?;
     println!("kmsd (process {pid}) runs on {} and answers at {}", state.path().display(), socket.display());
     Ok(())
+}
+
+/// Prints what the daemon of `state` says of its health, or of its work; fails when it is not well.
+pub fn ask(state: &StateDir, what: &str) -> Result<(), Failure> {
+    running(state)?;
+    let path = state.admin_socket();
+    let (status, text) =
+        admin_socket::ask(&path, what).map_err(|e| Failure::System(path.display().to_string(), e))?;
+    print!("{text}");
+    if status == 200 { Ok(()) } else { Err(Failure::Refused("kmsd is not well".into())) }
 }
 
 fn harden() -> Result<(), Failure> {

@@ -112,7 +112,8 @@ impl fmt::Display for Failure {
             Self::Audit(error @ AuditError::Broken(_)) => {
                 write!(
                     f,
-                    "{error}; look at it with `kmsd audit verify`, move it aside and start anew with `kmsd audit reset`"
+                    "{error}; look at it with `kmsd audit verify`; if its oldest segments were archived, say so with `kmsd audit \
+                     prune --accept-missing`; otherwise move it aside and start anew with `kmsd audit reset`"
                 )
             }
             Self::Audit(error) => error.fmt(f),

@@ -3,6 +3,7 @@
 //! Made by the daemon. Turns a call of the server into a [`Caller`] and a target; decides nothing.
 
 use std::sync::Arc;
+use std::time::{Instant, SystemTime};
 
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
@@ -11,12 +12,16 @@ use crate::api::{Blob, ErrorCode, KeyId, KmsError, Operation, Tag};
 use crate::crypto::MaterialBytes;
 
 use super::audit_log::AuditLog;
+use super::audit_retention::Retention;
 use super::caller::{Caller, Source};
 use super::clock::{Clock, SystemClock};
 use super::failure::Failure;
+use super::faults::Fault;
 use super::http::{Answer, Call, Origin, Service};
+use super::metrics::{Gauges, Metrics};
 use super::peer::PeerMap;
 use super::pipeline::{Kms, Parts, Reply, Settings};
+use super::quota::{QuotaProfile, Quotas};
 use super::root::Root;
 use super::seed::{Seed, SeedUser};
 use super::seeding::{SeedKey, Seeded};
@@ -32,6 +37,19 @@ pub struct Keeper {
     settings: Settings,
     audit: Arc<AuditLog>,
     peers: PeerMap,
+    metrics: Metrics,
+    bounds: Bounds,
+}
+
+/// What the command line says about how much callers get, and how long records are kept.
+#[derive(Debug, Clone, Default)]
+pub struct Bounds {
+    /// Request quotas.
+    pub quotas: QuotaProfile,
+    /// Faults on demand.
+    pub faults: Vec<Fault>,
+    /// How long the audit log is kept.
+    pub retention: Retention,
 }
 
 impl Keeper {
@@ -42,6 +60,7 @@ impl Keeper {
         root: Root,
         audit: Arc<AuditLog>,
         peers: PeerMap,
+        bounds: Bounds,
     ) -> Result<Self, Failure> {
         let parts = Parts {
             settings: settings.clone(),
@@ -54,7 +73,8 @@ impl Keeper {
             LoadError::Store(error) => Failure::Store(error),
             error @ LoadError::Record { .. } => Failure::Store(StoreError::Tampered(error.to_string())),
         })?;
-        Ok(Self { kms, settings, audit, peers })
+        let kms = kms.bounded_by(Quotas::new(bounds.quotas), bounds.faults.clone());
+        Ok(Self { kms, settings, audit, peers, metrics: Metrics::default(), bounds })
     }
 
     /// Does what has come due: deletions, rotations.
@@ -68,6 +88,33 @@ impl Keeper {
                 done.expired
             );
         }
+    }
+
+    /// Removes what the audit log no longer has to keep.
+    pub fn prune_audit(&self) {
+        if let Err(error) = self.audit.prune(self.bounds.retention, SystemTime::now()) {
+            log::error!("old audit segments could not be removed: {error}");
+        }
+    }
+
+    /// The counters.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// What is so at this moment.
+    pub fn gauges(&self, connections: usize) -> Gauges {
+        Gauges {
+            keys: self.kms.key_count(),
+            connections,
+            audit_lag: self.audit.lag(),
+            audit_up: self.trouble().is_none(),
+        }
+    }
+
+    /// Why calls fail now, if they all do.
+    pub fn trouble(&self) -> Option<String> {
+        self.audit.trouble().map(|error| error.to_string())
     }
 
     /// Makes the audit log durable up to here.
@@ -192,7 +239,9 @@ impl Service for Keeper {
             let request_id = crate::api::uuid_text(crate::crypto::random_array());
             return Answer { status: error.code.status(), body: error.body().into(), request_id };
         };
-        let Reply { status, body, request_id, .. } = self.kms.handle(&caller, call.target, call.body);
+        let begin = Instant::now();
+        let Reply { status, body, request_id, error } = self.kms.handle(&caller, call.target, call.body);
+        self.metrics.count(Operation::from_target(call.target), error, begin.elapsed());
         Answer { status, body, request_id }
     }
 
@@ -205,10 +254,17 @@ impl Service for Keeper {
     }
 
     fn blocks(&self, target: &str) -> bool {
-        Operation::from_target(target).is_some_and(|operation| {
-            // Making a wrapping key takes as long as a disk.
-            !operation.is_read_only() || operation == Operation::GetParametersForImport
-        })
+        let slow = |operation: Operation| {
+            !operation.is_read_only()
+                || matches!(
+                    operation,
+                    Operation::GenerateDataKeyPair
+                        | Operation::GenerateDataKeyPairWithoutPlaintext
+                        | Operation::GetParametersForImport
+                )
+                || self.bounds.faults.iter().any(|fault| fault.delays() && fault.may_hit(operation))
+        };
+        self.audit.syncs_each() || Operation::from_target(target).is_some_and(slow)
     }
 }
 

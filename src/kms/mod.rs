@@ -8,10 +8,14 @@
 //! `daemon` start and stop all of this; `worker` does what comes due.
 
 mod admin;
+mod admin_socket;
 pub mod audit;
 pub mod audit_chain;
 mod audit_command;
+pub mod audit_head;
 pub mod audit_log;
+mod audit_retention;
+mod audit_search;
 mod audit_writer;
 pub mod authorise;
 mod background;
@@ -25,6 +29,7 @@ mod connection;
 mod daemon;
 pub mod decision;
 mod failure;
+pub mod faults;
 mod find;
 pub mod grants;
 mod guarded;
@@ -40,6 +45,7 @@ mod listen;
 pub mod maintenance;
 mod managed;
 pub mod materials;
+mod metrics;
 pub mod model;
 mod notify;
 mod ops;
@@ -48,6 +54,7 @@ pub mod peer;
 pub mod pipeline;
 mod places;
 pub mod policy;
+pub mod quota;
 mod related;
 pub mod root;
 mod seal_source;

@@ -15,14 +15,16 @@ use crate::crypto::random_array;
 use crate::logging::RateLimit;
 
 use super::audit::{Audit, AuditError, AuditRecord, Identity, JsonText, PeerFacts, Resource};
-use super::authorise::{Asker, authorise};
+use super::authorise::{Asker, Demand, authorise};
 use super::caller::{Caller, Source};
 use super::clock::Clock;
 use super::decision::{Basis, Denial};
+use super::faults::{self, Fault};
 use super::iam;
 use super::materials::Materials;
 use super::model::Key;
 use super::ops::{Perform, dispatch};
+use super::quota::Quotas;
 use super::root::Root;
 use super::state::{LoadError, State};
 use super::store::Store;
@@ -31,6 +33,8 @@ use super::store::Store;
 const MAX_BODY: usize = 1024 * 1024;
 /// Longest part of an unknown target that a record shows.
 const MAX_SHOWN_TARGET: usize = 64;
+/// The condition key that tells which data key pair is asked for.
+const PAIR_SPEC: &str = "kms:datakeypairspec";
 /// What an answer is expected to take beside its blobs.
 const ANSWER_CAPACITY: usize = 512;
 
@@ -71,6 +75,8 @@ pub struct Kms {
     pub(super) state: RwLock<State>,
     pub(super) materials: Materials,
     writer: Mutex<()>,
+    quotas: Quotas,
+    faults: Vec<Fault>,
 }
 
 impl std::fmt::Debug for Kms {
@@ -192,7 +198,20 @@ impl Kms {
             state: RwLock::new(state),
             materials: Materials::default(),
             writer: Mutex::new(()),
+            quotas: Quotas::default(),
+            faults: Vec::new(),
         })
+    }
+
+    /// How many keys there are, of all accounts and regions.
+    pub fn key_count(&self) -> usize {
+        self.state.read().key_count()
+    }
+
+    /// With these quotas, and with faults on demand.
+    #[must_use]
+    pub fn bounded_by(self, quotas: Quotas, faults: Vec<Fault>) -> Self {
+        Self { quotas, faults, ..self }
     }
 
     /// Serves one call.
@@ -232,6 +251,9 @@ impl Kms {
         notes: &mut Notes,
     ) -> Result<Answer, KmsError> {
         admit(body)?;
+        if !matches!(caller.source, Source::Internal) {
+            faults::strike(&self.faults, R::OPERATION)?;
+        }
         let request: R = api::parse(body)?;
         let mut shown = String::new();
         if request.show(&mut shown) {
@@ -240,6 +262,7 @@ impl Kms {
         let turn = (!R::OPERATION.is_read_only()).then(|| self.turn());
         let call = Call { kms: self, caller, now, turn: turn.as_ref() };
         let demands = request.demands(&call, notes)?;
+        self.throttle(&call, R::OPERATION, &demands, notes)?;
         self.check_grant_tokens(request.grant_tokens())?;
         let identity = self.identity_of(caller);
         let allowed = authorise(&call.asker(identity.as_deref()), &demands).map_err(|denied| {
@@ -249,6 +272,22 @@ impl Kms {
         drop(demands);
         notes.decided = allowed.bases().to_vec();
         request.perform(&call, &allowed, notes)
+    }
+
+    /// Takes the call's token. What the daemon does by itself has none.
+    fn throttle(
+        &self,
+        call: &Call<'_>,
+        operation: Operation,
+        demands: &[Demand<'_>],
+        notes: &Notes,
+    ) -> Result<(), KmsError> {
+        if matches!(call.caller.source, Source::Internal) {
+            return Ok(());
+        }
+        let pair = demands.iter().flat_map(|demand| &demand.facts).find(|(name, _)| *name == PAIR_SPEC);
+        let spec = notes.keys.first().map(|key| key.record.spec);
+        self.quotas.take(call.home(), operation, spec, pair.map(|(_, value)| &**value))
     }
 
     /// Waits for the right to change records.

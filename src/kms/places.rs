@@ -16,7 +16,7 @@ const SHARE: usize = 4;
 
 /// The connections in use.
 #[derive(Debug)]
-pub(super) struct Places {
+pub struct Places {
     all: usize,
     held: Mutex<Held>,
 }
@@ -43,7 +43,7 @@ enum Holder {
 
 impl Places {
     /// `all` connections, none in use.
-    pub(super) fn new(all: usize) -> Arc<Self> {
+    pub fn new(all: usize) -> Arc<Self> {
         Arc::new(Self { all, held: Mutex::default() })
     }
 
@@ -66,7 +66,7 @@ impl Places {
     }
 
     /// How many are in use.
-    pub(super) fn in_use(&self) -> usize {
+    pub fn in_use(&self) -> usize {
         self.held.lock().total
     }
 }

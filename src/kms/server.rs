@@ -100,14 +100,14 @@ impl Listeners {
         self.tcp.as_ref().and_then(|tcp| tcp.local_addr().ok())
     }
 
-    /// Serves until `stop` turns true, then lets what is in flight finish.
+    /// Serves until `stop` turns true, then lets what is in flight finish. Connections are counted in `places`.
     pub async fn serve(
         self,
         front: Arc<Front>,
+        places: Arc<Places>,
         limits: Limits,
         stop: watch::Receiver<bool>,
     ) -> io::Result<()> {
-        let places = Places::new(limits.connections);
         let (end, ended) = watch::channel(false);
         let hub = Arc::new(Hub { front, limits, stop: stop.clone(), ended, tls: self.tls });
         let loops = Loops::start(&hub)?;
@@ -424,7 +424,9 @@ mod tests {
             let listeners = runtime.block_on(Listeners::bind(&path, 0o600, None, None)).unwrap();
             let front = Arc::new(Front::new(Arc::new(Echo), limits.body_timeout));
             let thread = std::thread::spawn(move || {
-                runtime.block_on(listeners.serve(front, limits, stopped)).unwrap()
+                runtime
+                    .block_on(listeners.serve(front, Places::new(limits.connections), limits, stopped))
+                    .unwrap()
             });
             Self { path, stop, thread: Some(thread) }
         }

@@ -74,6 +74,11 @@ impl StateDir {
         self.0.join("audit")
     }
 
+    /// The operator's socket of a running daemon.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.0.join("admin.sock")
+    }
+
     /// Where a background daemon logs.
     pub fn log_file(&self) -> PathBuf {
         self.0.join("kmsd.log")

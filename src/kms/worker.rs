@@ -48,6 +48,7 @@ fn work(keeper: &Keeper, sign: &(Mutex<bool>, Condvar)) {
     loop {
         if Instant::now() >= next_due {
             keeper.do_due();
+            keeper.prune_audit();
             next_due = Instant::now() + DUE_EVERY;
         }
         keeper.sync_audit();

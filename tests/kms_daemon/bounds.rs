@@ -16,7 +16,7 @@ fn on_tcp() -> (Kmsd, SocketAddr) {
     (daemon, address)
 }
 
-fn dial(address: SocketAddr) -> Http<TcpStream> {
+pub fn dial(address: SocketAddr) -> Http<TcpStream> {
     let stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     Http { stream: std::io::BufReader::new(stream) }

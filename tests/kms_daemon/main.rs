@@ -5,5 +5,8 @@
 #[path = "../kmsd_support/mod.rs"]
 mod kmsd_support;
 
+mod audit;
 mod bounds;
+mod operations;
 mod store;
+mod tls;

@@ -1,0 +1,197 @@
+//! Counts of what the daemon does, and their text for Prometheus.
+//!
+//! Written on every call by relaxed atomics, read by the admin socket. Names no key, no principal and no address.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::api::{ErrorCode, Operation};
+
+/// Upper bounds of the latency buckets, in microseconds; the last one is open.
+const BOUNDS_US: [u64; 12] = [25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 50_000, 250_000, 1_000_000];
+
+/// The text format's version, as scrapers want it announced.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+#[derive(Debug, Default)]
+struct PerOperation {
+    calls: AtomicU64,
+    micros: AtomicU64,
+    buckets: [AtomicU64; BOUNDS_US.len()],
+    errors: Vec<AtomicU64>,
+}
+
+/// All counters.
+#[derive(Debug)]
+pub struct Metrics {
+    /// By operation; the last one stands for unknown ones.
+    operations: Vec<PerOperation>,
+}
+
+/// What is read at the moment of asking.
+#[derive(Debug, Clone, Copy)]
+pub struct Gauges {
+    /// Keys in the store.
+    pub keys: usize,
+    /// Connections.
+    pub connections: usize,
+    /// Audit records that are not synced yet.
+    pub audit_lag: u64,
+    /// Whether calls can be recorded.
+    pub audit_up: bool,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let one = || PerOperation {
+            errors: ErrorCode::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
+            ..PerOperation::default()
+        };
+        Self { operations: (0..=Operation::ALL.len()).map(|_| one()).collect() }
+    }
+}
+
+impl Metrics {
+    /// Counts one call.
+    pub fn count(&self, operation: Option<Operation>, error: Option<ErrorCode>, took: Duration) {
+        let place = operation.map_or(Operation::ALL.len(), |operation| operation as usize);
+        let entry = &self.operations[place];
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        add(&entry.calls, 1);
+        add(&entry.micros, micros);
+        if let Some(bucket) = BOUNDS_US.iter().position(|bound| micros <= *bound) {
+            add(&entry.buckets[bucket], 1);
+        }
+        if let Some(code) = error {
+            add(&entry.errors[code as usize], 1);
+        }
+    }
+
+    /// The text for a scraper.
+    pub fn text(&self, gauges: Gauges) -> String {
+        let mut out = String::with_capacity(16 * 1024);
+        write_gauges(&mut out, gauges);
+        let names = Operation::ALL.iter().map(|operation| operation.name()).chain(["unknown"]);
+        let used: Vec<(&str, &PerOperation)> =
+            names.zip(&self.operations).filter(|(_, entry)| read(&entry.calls) > 0).collect();
+        head(&mut out, "kmsd_errors_total", "counter", "Calls that failed, by operation and error.");
+        for (name, entry) in &used {
+            for (code, count) in ErrorCode::ALL.iter().zip(&entry.errors).filter(|(_, count)| read(count) > 0)
+            {
+                let _ = writeln!(
+                    out,
+                    "kmsd_errors_total{{operation=\"{name}\",error=\"{code}\"}} {}",
+                    read(count)
+                );
+            }
+        }
+        self.write_total(
+            &mut out,
+            "kmsd_denied_total",
+            "Calls that no policy or grant allowed.",
+            ErrorCode::AccessDeniedException,
+        );
+        self.write_total(
+            &mut out,
+            "kmsd_throttled_total",
+            "Calls beyond their quota.",
+            ErrorCode::ThrottlingException,
+        );
+        head(
+            &mut out,
+            "kmsd_call_duration_seconds",
+            "histogram",
+            "Time from request to answer, the audit record included.",
+        );
+        for (name, entry) in &used {
+            write_histogram(&mut out, name, entry);
+        }
+        out
+    }
+
+    fn write_total(&self, out: &mut String, name: &str, help: &str, code: ErrorCode) {
+        let total: u64 = self.operations.iter().map(|entry| read(&entry.errors[code as usize])).sum();
+        head(out, name, "counter", help);
+        let _ = writeln!(out, "{name} {total}");
+    }
+}
+
+fn write_gauges(out: &mut String, gauges: Gauges) {
+    for (name, help, value) in [
+        ("kmsd_keys", "Keys in the store.", gauges.keys as u64),
+        ("kmsd_connections", "Open connections.", gauges.connections as u64),
+        ("kmsd_audit_lag_records", "Audit records written but not synced to disk.", gauges.audit_lag),
+        (
+            "kmsd_audit_up",
+            "1 while calls can be recorded; every call fails otherwise.",
+            gauges.audit_up.into(),
+        ),
+    ] {
+        head(out, name, "gauge", help);
+        let _ = writeln!(out, "{name} {value}");
+    }
+}
+
+fn write_histogram(out: &mut String, name: &str, entry: &PerOperation) {
+    let mut sum = 0;
+    for (bound, bucket) in BOUNDS_US.iter().zip(&entry.buckets) {
+        sum += read(bucket);
+        let seconds = *bound as f64 / 1e6;
+        let _ =
+            writeln!(out, "kmsd_call_duration_seconds_bucket{{operation=\"{name}\",le=\"{seconds}\"}} {sum}");
+    }
+    // A call that is being counted at this moment may be in one number and not yet in the other.
+    let calls = read(&entry.calls).max(sum);
+    let total = read(&entry.micros) as f64 / 1e6;
+    let _ = writeln!(out, "kmsd_call_duration_seconds_bucket{{operation=\"{name}\",le=\"+Inf\"}} {calls}");
+    let _ = writeln!(out, "kmsd_call_duration_seconds_sum{{operation=\"{name}\"}} {total}");
+    let _ = writeln!(out, "kmsd_call_duration_seconds_count{{operation=\"{name}\"}} {calls}");
+}
+
+fn head(out: &mut String, name: &str, kind: &str, help: &str) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+fn add(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
+}
+
+fn read(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GAUGES: Gauges = Gauges { keys: 7, connections: 3, audit_lag: 2, audit_up: true };
+
+    #[test]
+    fn every_line_is_of_the_text_format_and_sums_are_right() {
+        let metrics = Metrics::default();
+        for (micros, error) in
+            [(20, None), (20, Some(ErrorCode::AccessDeniedException)), (300, None), (9_000_000, None)]
+        {
+            metrics.count(Some(Operation::Decrypt), error, Duration::from_micros(micros));
+        }
+        metrics.count(None, Some(ErrorCode::UnknownOperationException), Duration::ZERO);
+        metrics.count(Some(Operation::Encrypt), Some(ErrorCode::ThrottlingException), Duration::ZERO);
+        let text = metrics.text(GAUGES);
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            assert!(value.parse::<f64>().is_ok() && name.starts_with("kmsd_"), "{line}");
+        }
+        let has = |line: &str| assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        has("kmsd_keys 7");
+        has("kmsd_errors_total{operation=\"Decrypt\",error=\"AccessDeniedException\"} 1");
+        has("kmsd_errors_total{operation=\"unknown\",error=\"UnknownOperationException\"} 1");
+        has("kmsd_denied_total 1");
+        has("kmsd_throttled_total 1");
+        has("kmsd_call_duration_seconds_bucket{operation=\"Decrypt\",le=\"0.000025\"} 2");
+        has("kmsd_call_duration_seconds_bucket{operation=\"Decrypt\",le=\"0.0005\"} 3");
+        has("kmsd_call_duration_seconds_bucket{operation=\"Decrypt\",le=\"+Inf\"} 4");
+        has("kmsd_call_duration_seconds_count{operation=\"Decrypt\"} 4");
+        assert!(!text.contains("operation=\"Sign\""), "what was not called does not fill the page");
+    }
+}
