@@ -58,6 +58,13 @@ pub enum Command {
     /// Master keys
     #[command(subcommand)]
     Key(KeyCommand),
+    /// The audit log of a local kmsd: verify, tail, search (runs `kmsd audit`)
+    #[command(disable_help_flag = true)]
+    Audit {
+        /// As for `kmsd audit`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<std::ffi::OsString>,
+    },
 }
 
 /// Arguments of `init`.

@@ -3,6 +3,7 @@
 //! Called by `bin/kmsfs.rs`. Translates and shows; what is done stands in `volume`, `client` and `fuse`.
 
 mod args;
+mod audit;
 mod control;
 mod error;
 mod key_args;
@@ -54,6 +55,7 @@ pub fn run() -> ExitCode {
         Command::Lock(args) => mounts::lock(&args).map(done),
         Command::Umount(args) => mounts::umount(&args).map(done),
         Command::Speed => speed::run().map(done),
+        Command::Audit { arguments } => audit::run(&arguments).map(done),
         Command::Mount(args) => mount::mount(&args, kms, cli.verbose).map(done),
     };
     outcome.unwrap_or_else(|e| {

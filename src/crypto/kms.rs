@@ -24,6 +24,7 @@ mod label {
     pub const TERM: &[u8] = b"kmsd/1 store digest term";
     pub const HEAD: &[u8] = b"kmsd/1 store head";
     pub const AUDIT: &[u8] = b"kmsd/1 audit head";
+    pub const BACKUP: &[u8] = b"kmsd/1 backup";
     pub const MATERIAL_ID: &[u8] = b"kmsd/1 material id";
     pub const BLOB: &[u8] = b"kmsd/1 ciphertext blob";
 }
@@ -153,10 +154,46 @@ impl RootKey {
         StoreKeys { row: mac(label::ROW), term: mac(label::TERM), head: mac(label::HEAD) }
     }
 
+    /// What seals the backup that `salt` names.
+    pub fn backup_key(&self, salt: &[u8; SALT_LEN]) -> BackupKey {
+        let key = Secret::<32>::new_with(|out| expand(Some(salt), self.0.expose(), label::BACKUP, b"", out));
+        BackupKey(Aead::new(key.expose()))
+    }
+
     /// What signs the head of the audit log.
     pub fn audit_key(&self) -> AuditKey {
         AuditKey(Hmac256::new(derive(&self.0, label::AUDIT).expose()))
     }
+}
+
+/// Seals one backup.
+#[derive(Debug)]
+pub struct BackupKey(Aead);
+
+impl BackupKey {
+    /// Seals part `number`; `is_last` ends the backup. A number must not be used twice.
+    pub fn seal(&self, number: u64, is_last: bool, plain: &[u8]) -> Vec<u8> {
+        let mut out = plain.to_vec();
+        let tag = self.0.seal(&part_nonce(number), &[u8::from(is_last)], &mut out);
+        out.extend_from_slice(&tag);
+        out
+    }
+
+    /// Opens what `seal` made with the same arguments.
+    pub fn open(&self, number: u64, is_last: bool, sealed: &[u8]) -> Result<Vec<u8>, OpenError> {
+        let body_len = sealed.len().checked_sub(TAG_LEN).ok_or(OpenError)?;
+        let (body, tag) = sealed.split_at(body_len);
+        let tag = tag.try_into().expect("the rest of a part is its tag");
+        let mut out = vec![0; body.len()];
+        self.0.open(&part_nonce(number), &[u8::from(is_last)], body, tag, &mut out)?;
+        Ok(out)
+    }
+}
+
+fn part_nonce(number: u64) -> Nonce {
+    let mut nonce = [0; super::NONCE_LEN];
+    nonce[..8].copy_from_slice(&number.to_le_bytes());
+    nonce
 }
 
 /// Authenticates the rows of the store and its head.

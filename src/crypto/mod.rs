@@ -18,8 +18,8 @@ pub use hash::{Hmac256, constant_time_eq, hmac_sha256, sha256};
 pub use keys::{DataKey, DirKey, FileKeys, RecordKey, VolumeKey};
 #[cfg(feature = "kms")]
 pub use kms::{
-    AuditKey, BackingKey, CostError, DomainKey, DomainWrap, MATERIAL_LEN, PassphraseCost, RootKey, SALT_LEN,
-    SEALED_KEY_LEN, SealKey, StoreKeys,
+    AuditKey, BackingKey, BackupKey, CostError, DomainKey, DomainWrap, MATERIAL_LEN, PassphraseCost, RootKey,
+    SALT_LEN, SEALED_KEY_LEN, SealKey, StoreKeys,
 };
 #[cfg(feature = "kms")]
 pub use material::{

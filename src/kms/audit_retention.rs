@@ -59,7 +59,13 @@ impl AuditLog {
             return Ok(0);
         }
         let kept_from = closed.get(gone).map_or(*current, |segment| segment.first);
-        let base = link_named_by(&self.dir, kept_from)?;
+        let end = self.writer.lock().position();
+        // A segment that was just begun names nobody yet.
+        let base = if end.first == kept_from && end.len == 0 {
+            end.last
+        } else {
+            link_named_by(&self.dir, kept_from)?
+        };
         self.sync()?;
         let mut synced = self.synced.lock();
         let head = Head { base, ..synced.head };

@@ -14,7 +14,7 @@ use super::grants::GrantRecord;
 use super::home::Home;
 use super::kinds::material_kind;
 use super::materials;
-use super::model::{AliasRecord, Key, KeyRecord, MaterialRecord, Version, material_row};
+use super::model::{AliasRecord, Key, KeyRecord, MaterialRecord, Tombstone, Version, material_row};
 use super::pipeline::{Kms, Turn};
 use super::policy::Policy;
 use super::store::{Change, Table};
@@ -158,6 +158,8 @@ impl Kms {
         let grants: Vec<String> =
             self.state.read().grants.of_key(&key.record.arn).map(|grant| grant.id.clone()).collect();
         changes.extend(grants.into_iter().map(|id| Change::Delete { table: Table::Grant, id }));
+        let tombstone = Tombstone { arn: key.record.arn.clone(), destroyed: self.clock.now() };
+        changes.push(put(Table::Tombstone, row.clone(), &tombstone)?);
         changes.push(Change::Delete { table: Table::Key, id: row });
         let primary = self.primary_without(key, now);
         if let Some(primary) = &primary {
@@ -174,6 +176,7 @@ impl Kms {
             realm.aliases.remove(&alias.name);
         }
         state.grants.remove_key(&key.record.arn);
+        state.destroyed.insert(tombstone.arn);
         drop(state);
         self.materials.forget(id);
         Ok(())

@@ -13,6 +13,7 @@ use super::audit_command::{self, AuditCommand};
 use super::audit_log::AuditSync;
 use super::audit_retention::{MIB, Retention};
 use super::background;
+use super::backup_command;
 use super::bench::{self, BenchOperation, BenchPlan};
 use super::daemon::{self, InitPlan, ServePlan};
 use super::failure::{EXIT_CODES, Failure};
@@ -52,6 +53,10 @@ enum Command {
     Health(StateArguments),
     /// Print the counters of the daemon of a state directory (Prometheus text)
     Metrics(StateArguments),
+    /// Write everything in the key store, sealed, into one file; the daemon may run. The audit log is not in it
+    Backup(BackupArguments),
+    /// Make a state directory from a backup
+    Restore(RestoreArguments),
     /// Manage users, their policies and access keys
     Iam(IamArguments),
     /// Look at the audit log, and check it
@@ -156,6 +161,30 @@ enum SyncArgument {
 }
 
 #[derive(Debug, Args)]
+struct BackupArguments {
+    #[command(flatten)]
+    state: StateArguments,
+    /// The file to write; it must not be there
+    #[arg(long, value_name = "FILE")]
+    to: PathBuf,
+    /// What unseals the root key, needed when no daemon runs
+    #[arg(long, value_name = "SOURCE")]
+    seal: Option<SealSource>,
+}
+
+#[derive(Debug, Args)]
+struct RestoreArguments {
+    #[command(flatten)]
+    state: StateArguments,
+    /// The backup
+    #[arg(long, value_name = "FILE")]
+    from: PathBuf,
+    /// What unseals the root key of the backup; found in it where it can be
+    #[arg(long, value_name = "SOURCE")]
+    seal: Option<SealSource>,
+}
+
+#[derive(Debug, Args)]
 struct EndpointArguments {
     /// Path of the daemon's Unix socket
     #[arg(long, global = true, conflicts_with = "dir")]
@@ -233,6 +262,12 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Status(state) => daemon::status(&state_dir(&state.dir)?),
         Command::Health(state) => daemon::ask(&state_dir(&state.dir)?, "health"),
         Command::Metrics(state) => daemon::ask(&state_dir(&state.dir)?, "metrics"),
+        Command::Backup(BackupArguments { state, to, seal }) => {
+            backup_command::backup(&state_dir(&state.dir)?, &absolute(&to)?, seal.as_ref())
+        }
+        Command::Restore(RestoreArguments { state, from, seal }) => {
+            backup_command::restore(&state_dir(&state.dir)?, &absolute(&from)?, seal.as_ref())
+        }
         Command::Iam(arguments) => admin::run(&socket(&arguments.endpoint)?, arguments.command),
         Command::Audit(arguments) => audit_command::run(&state_dir(&arguments.state.dir)?, arguments.command),
         Command::Bench(arguments) => bench(arguments),

@@ -127,7 +127,7 @@ fn new_settings(plan: &InitPlan) -> Settings {
 }
 
 /// Removes what an interrupted init left; without a root file nobody can ever read it.
-fn forget_unfinished(state: &StateDir) -> Result<(), Failure> {
+pub(super) fn forget_unfinished(state: &StateDir) -> Result<(), Failure> {
     let gone = |outcome: std::io::Result<()>, path: &Path| match outcome {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(Failure::System(path.display().to_string(), error))
@@ -204,7 +204,8 @@ async fn answer(
     let (stop, stopped) = watch::channel(false);
     let address = listeners.tcp_address();
     let places = Places::new(limits.connections);
-    let desk = open_desk(plan, AdminDesk::new(Arc::clone(&keeper), Arc::clone(&places))).await?;
+    let desk = AdminDesk::new(Arc::clone(&keeper), plan.state.root_file(), Arc::clone(&places));
+    let desk = open_desk(plan, desk).await?;
     let serving = tokio::spawn(listeners.serve(Arc::new(front), places, limits, stopped));
     say_ready(plan, address);
     loop {
@@ -369,24 +370,25 @@ pub fn status(state: &StateDir) -> Result<(), Failure> {
 pub fn ask(state: &StateDir, what: &str) -> Result<(), Failure> {
     running(state)?;
     let path = state.admin_socket();
-    let (status, text) =
-        admin_socket::ask(&path, what).map_err(|e| Failure::System(path.display().to_string(), e))?;
-    print!("{text}");
+    let (status, body) =
+        admin_socket::ask(&path, "GET", what).map_err(|e| Failure::System(path.display().to_string(), e))?;
+    print!("{}", String::from_utf8_lossy(&body));
     if status == 200 { Ok(()) } else { Err(Failure::Refused("kmsd is not well".into())) }
 }
 
-fn harden() -> Result<(), Failure> {
+/// Before secrets are read: no dumps, no new privileges, files for us alone.
+pub(super) fn harden() -> Result<(), Failure> {
     harden::private_umask();
     harden::forbid_dumps()
         .and_then(|()| harden::no_new_privileges())
         .map_err(|e| Failure::System("the process cannot be hardened".into(), e))
 }
 
-fn seal_failure(state: &StateDir, error: SealedError) -> Failure {
+pub(super) fn seal_failure(state: &StateDir, error: SealedError) -> Failure {
     Failure::Seal(state.path().to_owned(), error)
 }
 
-fn root_failure(error: RootError) -> Failure {
+pub(super) fn root_failure(error: RootError) -> Failure {
     match error {
         RootError::Store(error) => Failure::Store(error),
         error => Failure::Store(super::store::StoreError::Tampered(error.to_string())),

@@ -97,6 +97,11 @@ impl Keeper {
         }
     }
 
+    /// Everything in the store, sealed for `kmsd restore`. `root_file` is the sealed root file as it stands.
+    pub fn back_up(&self, root_file: &[u8]) -> Result<Vec<u8>, Failure> {
+        self.kms.back_up(root_file).map_err(Failure::Store)
+    }
+
     /// The counters.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
@@ -176,6 +181,10 @@ impl Keeper {
         let made = match seeded.map_err(wrong)? {
             Seeded::Made(id) => id,
             Seeded::Present(_) => return Ok(()),
+            Seeded::Destroyed(id) => {
+                log::warn!("key {id} of the seed was destroyed and is not made again");
+                return Ok(());
+            }
         };
         let Some(days) = key.rotation_days else { return Ok(()) };
         let request = json!({ "KeyId": made.to_string(), "RotationPeriodInDays": days });

@@ -19,6 +19,8 @@ mod audit_search;
 mod audit_writer;
 pub mod authorise;
 mod background;
+mod backup;
+mod backup_command;
 mod bench;
 pub mod blob;
 pub mod caller;

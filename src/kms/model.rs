@@ -300,3 +300,12 @@ impl AliasRecord {
         Home::new(&self.account, &self.region)
     }
 }
+
+/// What is left of a destroyed key (table Tombstone, row id = that of the key): its id is never given out again.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Tombstone {
+    /// ARN of the key.
+    pub arn: String,
+    /// When it was destroyed.
+    pub destroyed: Timestamp,
+}

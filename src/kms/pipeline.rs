@@ -16,6 +16,7 @@ use crate::logging::RateLimit;
 
 use super::audit::{Audit, AuditError, AuditRecord, Identity, JsonText, PeerFacts, Resource};
 use super::authorise::{Asker, Demand, authorise};
+use super::backup;
 use super::caller::{Caller, Source};
 use super::clock::Clock;
 use super::decision::{Basis, Denial};
@@ -27,7 +28,7 @@ use super::ops::{Perform, dispatch};
 use super::quota::Quotas;
 use super::root::Root;
 use super::state::{LoadError, State};
-use super::store::Store;
+use super::store::{Store, StoreError};
 
 /// Longest body of any call.
 const MAX_BODY: usize = 1024 * 1024;
@@ -206,6 +207,12 @@ impl Kms {
     /// How many keys there are, of all accounts and regions.
     pub fn key_count(&self) -> usize {
         self.state.read().key_count()
+    }
+
+    /// Everything in the store at one moment, sealed.
+    pub fn back_up(&self, root_file: &[u8]) -> Result<Vec<u8>, StoreError> {
+        let _turn = self.turn();
+        backup::write(&*self.store, &self.root, root_file)
     }
 
     /// With these quotas, and with faults on demand.

@@ -20,7 +20,8 @@ use std::collections::BTreeMap;
 use zeroize::Zeroizing;
 
 use crate::crypto::{
-    AuditKey, DomainKey, MaterialBytes, NONCE_LEN, Nonce, RootKey, SEALED_KEY_LEN, random_array,
+    AuditKey, BackupKey, DomainKey, MaterialBytes, NONCE_LEN, Nonce, RootKey, SALT_LEN, SEALED_KEY_LEN,
+    random_array,
 };
 
 use super::store::{Change, Store, StoreError, Table};
@@ -120,6 +121,11 @@ impl Root {
     /// The key that signs the head of the audit log.
     pub fn audit_key(&self) -> AuditKey {
         self.key.audit_key()
+    }
+
+    /// The key that seals the backup that `salt` names.
+    pub fn backup_key(&self, salt: &[u8; SALT_LEN]) -> BackupKey {
+        self.key.backup_key(salt)
     }
 
     /// Seals key material into a token bound to `aad`.

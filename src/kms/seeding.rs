@@ -33,6 +33,8 @@ pub enum Seeded {
     Made(KeyId),
     /// A key of that id, or the first of its aliases, was there.
     Present(KeyId),
+    /// A key of that id was there and was destroyed: it does not come back.
+    Destroyed(KeyId),
 }
 
 impl Kms {
@@ -43,6 +45,11 @@ impl Kms {
             && self.key(home, id).is_some()
         {
             return Ok(Seeded::Present(id));
+        }
+        if let Some(id) = seed.id
+            && self.state.read().destroyed.contains(&home.key_arn(&id))
+        {
+            return Ok(Seeded::Destroyed(id));
         }
         let by_alias = seed.aliases.first().and_then(|name| self.state.read().alias_target(home, name));
         if let Some(key) = by_alias {

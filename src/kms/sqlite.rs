@@ -6,6 +6,7 @@
 //! ```text
 //! table row:  tbl INTEGER, id TEXT, body BLOB, mac BLOB(32)
 //!             mac  = HMAC(row key,  tbl u8 || len(id) u32 LE || id || body)
+//! table latest: tbl, id, mac of every row as it was last written; not authenticated, it only names what was put back
 //! table head: one row: counter, rows, mac BLOB(32)
 //!             term = HMAC(term key, tbl u8 || id || mac of the row), kept secret
 //!             mac  = HMAC(head key, "db" || counter u64 LE || rows u64 LE || XOR of all terms)
@@ -24,10 +25,11 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
 
 use crate::crypto::{StoreKeys, constant_time_eq};
 
-use super::sqlite_check::{check_identity, check_rows, check_schema};
+use super::sqlite_check::{check_identity, check_rows, check_schema, migrate};
 use super::store::{Change, Row, Store, StoreError, Table, check_size};
 
-pub(super) const FORMAT: u32 = 1;
+/// Version 2 added the table `latest`.
+pub(super) const FORMAT: u32 = 2;
 /// `kmsd` in ASCII; tells our file from any other SQLite file.
 pub(super) const APPLICATION_ID: i32 = 0x6b6d_7364;
 const DATABASE: &str = "store.db";
@@ -42,6 +44,10 @@ pub(super) const SCHEMA: &str = "
     CREATE TABLE head (
         one INTEGER PRIMARY KEY CHECK (one = 1), counter INTEGER NOT NULL, rows INTEGER NOT NULL, mac BLOB NOT NULL
     ) STRICT;";
+pub(super) const SCHEMA_LATEST: &str = "
+    CREATE TABLE latest (
+        tbl INTEGER NOT NULL, id TEXT NOT NULL, mac BLOB NOT NULL, PRIMARY KEY (tbl, id)
+    ) STRICT, WITHOUT ROWID;";
 
 pub(super) type Mac = [u8; 32];
 
@@ -87,7 +93,7 @@ impl SqliteStore {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
         let database = connect(dir, flags)?;
         let head = Head { counter: 1, rows: 0, digest: [0; 32] };
-        database.execute_batch(SCHEMA).map_err(io)?;
+        database.execute_batch(SCHEMA).and_then(|()| database.execute_batch(SCHEMA_LATEST)).map_err(io)?;
         database.pragma_update(None, "application_id", APPLICATION_ID).map_err(io)?;
         database.pragma_update(None, "user_version", FORMAT).map_err(io)?;
         let values = params![head.counter as i64, head.rows as i64, head_mac(&keys, &head)];
@@ -104,9 +110,10 @@ impl SqliteStore {
     /// Opens the store in `dir` and checks every row.
     pub fn open(dir: &Path, keys: StoreKeys) -> Result<Self, StoreError> {
         let database = connect(dir, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        check_identity(&database)?;
-        check_schema(&database)?;
-        let head = check_rows(&database, &keys)?;
+        let format = check_identity(&database)?;
+        check_schema(&database, format)?;
+        let head = check_rows(&database, &keys, format)?;
+        migrate(&database, format)?;
         let head_file = head_file(dir, false)?;
         let mut inner = Inner { database, keys, head, head_file, latched: false, due: Due::default() };
         if inner.read_head_file()? > inner.head.counter {
@@ -299,8 +306,14 @@ fn apply(
         head.rows = head.rows.checked_sub(1).ok_or_else(|| StoreError::Tampered("row count".into()))?;
     }
     let Change::Put { body, .. } = change else {
-        let mut delete = step.prepare_cached("DELETE FROM row WHERE tbl = ?1 AND id = ?2").map_err(io)?;
-        return delete.execute(params![table, id]).map(|_| ()).map_err(io);
+        for text in
+            ["DELETE FROM row WHERE tbl = ?1 AND id = ?2", "DELETE FROM latest WHERE tbl = ?1 AND id = ?2"]
+        {
+            step.prepare_cached(text)
+                .and_then(|mut delete| delete.execute(params![table, id]))
+                .map_err(io)?;
+        }
+        return Ok(());
     };
     let mac = row_mac(keys, table, id, body);
     mix(&mut head.digest, &term(keys, table, id, &mac));
@@ -308,7 +321,11 @@ fn apply(
     let mut put = step
         .prepare_cached("INSERT OR REPLACE INTO row (tbl, id, body, mac) VALUES (?1, ?2, ?3, ?4)")
         .map_err(io)?;
-    put.execute(params![table, id, body, mac]).map(|_| ()).map_err(io)
+    put.execute(params![table, id, body, mac]).map_err(io)?;
+    let mut latest = step
+        .prepare_cached("INSERT OR REPLACE INTO latest (tbl, id, mac) VALUES (?1, ?2, ?3)")
+        .map_err(io)?;
+    latest.execute(params![table, id, mac]).map(|_| ()).map_err(io)
 }
 
 fn destroys(change: &Change) -> bool {
@@ -337,7 +354,15 @@ pub(super) fn check_mac(
     if constant_time_eq(&row_mac(keys, table, id, body), mac) {
         return Ok(());
     }
-    Err(StoreError::Tampered(format!("row {id:?} of table {table}")))
+    Err(StoreError::Tampered(format!("{} was edited", row_name(table, id))))
+}
+
+/// What messages call a row.
+pub(super) fn row_name(table: u8, id: &str) -> String {
+    match Table::ALL.iter().find(|known| known.number() == table) {
+        Some(known) => format!("row {id:?} of table {known:?}"),
+        None => format!("row {id:?} of table {table}"),
+    }
 }
 
 pub(super) fn mix(digest: &mut Mac, term: &Mac) {
@@ -460,7 +485,26 @@ mod tests {
         scratch.meddle(&format!("{attach} CREATE TABLE other.kept AS SELECT * FROM row WHERE id = 'b'"));
         scratch.open().unwrap().commit(&[put(Table::Key, "b", b"newer")]).unwrap();
         scratch.meddle(&format!("{attach} REPLACE INTO row SELECT * FROM other.kept"));
+        let told = scratch.open().unwrap_err().to_string();
+        assert!(told.contains("row \"b\" of table Key was put back to an older state"), "{told}");
+        // With the note of it gone as well, only the name is lost.
+        scratch.meddle("DELETE FROM latest; INSERT INTO latest SELECT tbl, id, mac FROM row");
         assert!(matches!(scratch.open(), Err(StoreError::Tampered(_))));
+    }
+
+    #[test]
+    fn a_removed_and_an_added_row_are_named() {
+        let scratch = filled();
+        scratch.meddle("DELETE FROM row WHERE id = 'b'");
+        let told = scratch.open().unwrap_err().to_string();
+        assert!(told.contains("row \"b\" of table Key was removed"), "{told}");
+        let scratch = filled();
+        let attach = format!("ATTACH '{}' AS other;", scratch.0.join("kept.db").display());
+        scratch.meddle(&format!("{attach} CREATE TABLE other.kept AS SELECT * FROM row WHERE id = 'b'"));
+        scratch.open().unwrap().commit(&[Change::Delete { table: Table::Key, id: "b".into() }]).unwrap();
+        scratch.meddle(&format!("{attach} INSERT INTO row SELECT * FROM other.kept"));
+        let told = scratch.open().unwrap_err().to_string();
+        assert!(told.contains("row \"b\" of table Key was added"), "{told}");
     }
 
     #[test]
@@ -479,8 +523,8 @@ mod tests {
     fn a_store_of_another_root_or_a_newer_format_does_not_open() {
         let scratch = filled();
         assert!(matches!(SqliteStore::open(&scratch.0, keys(2)), Err(StoreError::Tampered(_))));
-        scratch.meddle("PRAGMA user_version = 2");
-        assert_eq!(scratch.open().unwrap_err(), StoreError::Newer(2));
+        scratch.meddle("PRAGMA user_version = 3");
+        assert_eq!(scratch.open().unwrap_err(), StoreError::Newer(3));
         std::fs::write(scratch.0.join(DATABASE), b"not a database, but long enough to be read as one....")
             .unwrap();
         assert!(matches!(scratch.open(), Err(StoreError::Tampered(_))));

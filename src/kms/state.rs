@@ -2,7 +2,7 @@
 //!
 //! Read by every call under a short shared lock; records are handed out as `Arc`s and never copied.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
@@ -12,7 +12,7 @@ use crate::api::KeyId;
 use super::grants::Grants;
 use super::home::Home;
 use super::iam::{AccessKeyRecord, Directory, EntityRecord};
-use super::model::{AliasRecord, Key, KeyRecord, Version, material_row};
+use super::model::{AliasRecord, Key, KeyRecord, Tombstone, Version, material_row};
 use super::policy::Policy;
 use super::store::{Row, Store, StoreError, Table};
 
@@ -25,6 +25,8 @@ pub struct State {
     pub iam: Directory,
     /// Grants.
     pub grants: Grants,
+    /// ARNs of keys that were destroyed.
+    pub destroyed: BTreeSet<String>,
 }
 
 /// What lives in one home.
@@ -95,6 +97,10 @@ impl State {
         state.iam = load_iam(store, own)?;
         for row in store.load(Table::Grant)? {
             state.grants.insert(record(Table::Grant, &row)?);
+        }
+        for row in store.load(Table::Tombstone)? {
+            let tombstone: Tombstone = record(Table::Tombstone, &row)?;
+            state.destroyed.insert(tombstone.arn);
         }
         Ok(state)
     }

@@ -29,11 +29,13 @@ pub enum Table {
     Grant = 8,
     /// Managed policies.
     Policy = 9,
+    /// Keys that were destroyed.
+    Tombstone = 20,
 }
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Setting,
         Self::Domain,
         Self::Key,
@@ -43,6 +45,7 @@ impl Table {
         Self::AccessKey,
         Self::Grant,
         Self::Policy,
+        Self::Tombstone,
     ];
 
     /// The number stored.

@@ -194,6 +194,9 @@ fn what_the_daemon_does_by_itself_is_recorded_too() {
     s.clock.advance_days(7);
     assert_eq!(s.kms.run_due(s.clock.now()).deleted, 1);
     of_itself("DeleteKey", &arn(&id.to_string()));
+    // Its id is not given out again, not even by the seed that made it.
+    let again = SeedKey { id: Some(id), ..SeedKey::default() };
+    assert_eq!(s.kms.seed_key(again).unwrap(), Seeded::Destroyed(id));
 }
 
 /// A store that panics on the next commit.

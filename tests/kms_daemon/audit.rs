@@ -16,7 +16,11 @@ fn audit(daemon: &Kmsd, arguments: &[&str]) -> std::process::Output {
 fn found(daemon: &Kmsd, arguments: &[&str]) -> Vec<Value> {
     let output = audit(daemon, &[&["search"], arguments].concat());
     assert_ok(&output);
-    String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    String::from_utf8(output.stdout)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
 }
 
 #[test]
@@ -35,13 +39,14 @@ fn records_are_found_by_key_operation_error_and_time() {
     assert!(found(&daemon, &["--principal", "user/nobody"]).is_empty());
     assert_eq!(found(&daemon, &["--since", "1h"]).len(), found(&daemon, &[]).len());
     assert!(found(&daemon, &["--until", "1h"]).is_empty());
-    assert_fails(&audit(&daemon, &["search", "--since", "yesterday"]), 2, "2026-01-31");
+    let wrong = audit(&daemon, &["search", "--since", "yesterday"]);
+    assert!(wrong.status.code() == Some(2) && String::from_utf8_lossy(&wrong.stderr).contains("2026-01-31"));
 }
 
 #[test]
 fn archived_segments_are_accepted_when_the_operator_says_so() {
     let daemon = Kmsd::running();
-    daemon.create_key();
+    (0..3).for_each(|_| drop(daemon.create_key()));
     assert_ok(&daemon.stop());
     // Two segments: the first is closed by its size.
     let dir = daemon.state().join("audit");

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::kmsd_support::{Kmsd, assert_ok};
+use crate::kmsd_support::{Kmsd, assert_fails, assert_ok, kmsd};
 
 /// A state directory as the first version left it: keys in several states, aliases, a user, an audit log.
 const STORE_1: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/store-1");
@@ -67,4 +67,70 @@ fn a_store_of_the_first_version_opens_with_all_that_is_in_it() {
     assert_ok(&daemon.stop());
     daemon.start();
     assert_eq!(open(&expected["after"]), json!("YWZ0ZXIgcm90YXRpb24="));
+}
+
+#[test]
+fn a_backup_of_a_running_daemon_restores_elsewhere() {
+    let daemon = Kmsd::running();
+    let key = daemon.create_key();
+    daemon.ok("CreateAlias", &json!({"AliasName": "alias/kept", "TargetKeyId": key}));
+    let sealed = daemon.ok("Encrypt", &json!({"KeyId": key, "Plaintext": "aGVsbG8="}));
+    let (state, file) = (daemon.state(), daemon.base.join("backup"));
+    let (state, path) = (state.to_str().unwrap(), file.to_str().unwrap());
+    let backup = || kmsd(&["backup", "--dir", state, "--to", path], None);
+    assert_ok(&backup());
+    assert_fails(&backup(), 9, "exists");
+    daemon.ok("DeleteAlias", &json!({"AliasName": "alias/kept"}));
+    let bytes = fs::read(&file).unwrap();
+    assert!(!bytes.windows(10).any(|window| window == b"alias/kept"), "what is in it cannot be read");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+
+    let other = Kmsd::bare();
+    let target = other.state();
+    let restore = |from: &Path| {
+        kmsd(&["restore", "--dir", target.to_str().unwrap(), "--from", from.to_str().unwrap()], None)
+    };
+    let mut bad = bytes.clone();
+    *bad.last_mut().unwrap() ^= 1;
+    let damaged = other.base.join("damaged");
+    fs::write(&damaged, bad).unwrap();
+    assert_fails(&restore(&damaged), 8, "not a backup of kmsd, cut short, or changed");
+    assert_ok(&restore(&file));
+    assert_fails(&restore(&file), 3, "initialised already");
+    other.start();
+    let opened = other.ok("Decrypt", &json!({"CiphertextBlob": sealed["CiphertextBlob"]}));
+    assert_eq!(opened["Plaintext"], json!("aGVsbG8="));
+    other.ok("DescribeKey", &json!({"KeyId": "alias/kept"}));
+
+    assert_ok(&daemon.stop());
+    fs::remove_file(&file).unwrap();
+    assert_ok(&backup());
+    assert!(fs::metadata(&file).unwrap().len() > 0);
+}
+
+#[test]
+fn a_row_put_back_in_the_database_is_named_at_the_next_start() {
+    let daemon = Kmsd::running();
+    let key = daemon.create_key();
+    assert_ok(&daemon.stop());
+    let path = daemon.state().join("store.db");
+    let row = |database: &rusqlite::Connection| -> (Vec<u8>, Vec<u8>) {
+        let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
+        database.query_row("SELECT body, mac FROM row WHERE tbl = 3", [], read).unwrap()
+    };
+    let enabled = row(&rusqlite::Connection::open(&path).unwrap());
+    daemon.start();
+    daemon.ok("DisableKey", &json!({"KeyId": key}));
+    assert_ok(&daemon.stop());
+    let database = rusqlite::Connection::open(&path).unwrap();
+    let (body, mac) = enabled;
+    database
+        .execute("UPDATE row SET body = ?1, mac = ?2 WHERE tbl = 3", rusqlite::params![body, mac])
+        .unwrap();
+    drop(database);
+    assert_fails(
+        &daemon.serve(&[], None),
+        7,
+        &format!("row \"{key}\" of table Key was put back to an older state"),
+    );
 }
