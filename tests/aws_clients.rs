@@ -1,6 +1,6 @@
-//! The AWS clients that people have, unchanged, against `kmsd serve --listen`: boto3, and the AWS
-//! command line in versions 1 (PyPI) and 2 (Debian). The cases are in `tests/aws_clients/suite.py`;
-//! this file starts the daemon. `scripts/test` installs the clients; a missing one fails the test.
+//! The AWS clients that people have, unchanged, against `kmsd serve --listen`: boto3, the AWS command line in versions
+//! 1 (PyPI) and 2 (Debian), and the AWS Encryption SDK. The cases are in `tests/aws_clients/`; this file starts the
+//! daemon. `scripts/test` installs the clients; a missing one fails the test.
 
 #![cfg(feature = "kms")]
 
@@ -8,10 +8,12 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 const ACCOUNT: &str = "111122223333";
 const REGION: &str = "local";
 const KEY_ID: &str = "0a1b2c3d-1111-4222-8333-444455556666";
+const OTHER_KEY_ID: &str = "0a1b2c3d-1111-4222-8333-444455557777";
 const USER: (&str, &str) = ("AKIAUSER234567ABCDEF", "user-secret-user-secret-user-secret-abcd");
 const READER: (&str, &str) = ("AKIAREADER234567ABCD", "reader-secret-reader-secret-reader-abcde");
 
@@ -23,7 +25,9 @@ struct Daemon {
 
 impl Daemon {
     fn start() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
         let dir = std::env::temp_dir().join(format!("kmsfs-aws-clients-{}", std::process::id()));
+        let dir = dir.with_extension(NUMBER.fetch_add(1, Ordering::Relaxed).to_string());
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir).expect("the temporary directory is writable");
         let port = free_port();
@@ -96,6 +100,9 @@ Statement = [{{ Effect = "Allow", Action = ["kms:DescribeKey", "kms:List*"], Res
 [[keys]]
 id = "{KEY_ID}"
 aliases = ["alias/seeded"]
+
+[[keys]]
+id = "{OTHER_KEY_ID}"
 "#,
         USER.0, USER.1, READER.0, READER.1
     )
@@ -132,4 +139,25 @@ fn boto3_and_both_command_lines_work_unchanged() {
     let ran = said.lines().filter(|line| line.ends_with("... ok")).count();
     assert!(ran > 20, "only {ran} cases ran:\n{said}");
     assert!(!said.contains("skipped"), "a case was skipped:\n{said}");
+}
+
+#[test]
+fn the_encryption_sdk_works_unchanged() {
+    let python = python();
+    let daemon = Daemon::start();
+    let suite = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/aws_clients/encryption_sdk.py");
+    let arn = |id: &str| format!("arn:aws:kms:{REGION}:{ACCOUNT}:key/{id}");
+    let done = Command::new(&python)
+        .arg(suite)
+        .env("AWS_ENDPOINT_URL_KMS", format!("http://127.0.0.1:{}", daemon.port))
+        .env("AWS_ACCESS_KEY_ID", USER.0)
+        .env("AWS_SECRET_ACCESS_KEY", USER.1)
+        .env("KMSD_ARN", arn(KEY_ID))
+        .env("KMSD_OTHER_ARN", arn(OTHER_KEY_ID))
+        .stdin(Stdio::null())
+        .output()
+        .expect("the interpreter runs");
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{said}\n{}", String::from_utf8_lossy(&done.stdout));
+    assert!(said.contains("Ran 7 tests"), "{said}");
 }
