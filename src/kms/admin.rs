@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::api::{AccessKeyStatus, Operation};
 
-use super::connection::Connection;
+use super::connection::{Connection, Target};
 use super::failure::Failure;
 
 /// Longest policy file read.
@@ -118,9 +118,19 @@ fn show_secret(answer: &mut Value) {
 
 /// Makes one call; an error of the daemon is a failure.
 pub fn call(socket: &Path, operation: Operation, request: &Value) -> Result<Value, Failure> {
-    let unreachable =
-        |error: std::io::Error| Failure::System(format!("no kmsd answers at {}", socket.display()), error);
-    let mut connection = Connection::open(socket).map_err(unreachable)?;
+    call_at(&Target::Unix(socket.to_owned()), operation, request)
+}
+
+/// Makes one call to `target`.
+pub fn call_at(target: &Target, operation: Operation, request: &Value) -> Result<Value, Failure> {
+    let unreachable = |error: std::io::Error| {
+        let place = match target {
+            Target::Unix(path) => path.display().to_string(),
+            Target::Tcp(address, _) => address.to_string(),
+        };
+        Failure::System(format!("no kmsd answers at {place}"), error)
+    };
+    let mut connection = Connection::to(target).map_err(unreachable)?;
     let mut out = Vec::new();
     let status =
         connection.call(operation.target(), request.to_string().as_bytes(), &mut out).map_err(unreachable)?;

@@ -1,19 +1,22 @@
 //! `kmsd bench`: how many calls a second a running daemon answers, and how long each takes.
 //!
-//! Called by the command line. One thread and one connection each, one call in flight on each.
+//! Called by the command line. Few threads wait for many connections, as an event-driven client does: a thread for
+//! each connection would measure the scheduler. One call is in flight on each connection.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
+use rustix::buffer::spare_capacity;
+use rustix::event::{Timespec, epoll};
 use serde_json::{Value, json};
 
 use crate::api::Operation;
 
 use super::admin;
-use super::connection::Connection;
+use super::connection::{Stream, Target};
 use super::failure::Failure;
 
 /// Most latencies kept a connection; beyond it every further one is only counted.
@@ -41,10 +44,14 @@ pub enum BenchOperation {
 /// A measurement.
 #[derive(Debug)]
 pub struct BenchPlan {
-    /// The daemon's socket.
-    pub socket: PathBuf,
+    /// Who is measured.
+    pub target: Target,
     /// Connections.
     pub connections: usize,
+    /// Threads that share them.
+    pub threads: usize,
+    /// Calls a second on all connections together; as many as go where absent.
+    pub rate: Option<u32>,
     /// Duration.
     pub seconds: u64,
     /// What to call.
@@ -57,24 +64,24 @@ pub struct BenchPlan {
 
 /// Measures and prints.
 pub fn run(plan: &BenchPlan) -> Result<(), Failure> {
-    let key = plan.key.clone().map_or_else(|| make_key(&plan.socket), Ok)?;
+    let key = plan.key.clone().map_or_else(|| make_key(&plan.target), Ok)?;
     let outcome = prepare(plan, &key).and_then(|(operation, body)| measure(plan, operation, &body));
     if plan.key.is_none() {
-        forget_key(&plan.socket, &key)?;
+        forget_key(&plan.target, &key)?;
     }
     print(plan, &outcome?);
     Ok(())
 }
 
-fn make_key(socket: &Path) -> Result<String, Failure> {
-    let answer = admin::call(socket, Operation::CreateKey, &json!({ "Description": "kmsd bench" }))?;
+fn make_key(target: &Target) -> Result<String, Failure> {
+    let answer = admin::call_at(target, Operation::CreateKey, &json!({ "Description": "kmsd bench" }))?;
     let id = answer["KeyMetadata"]["KeyId"].as_str();
     id.map(str::to_owned).ok_or_else(|| Failure::Refused("the daemon's answer names no key".into()))
 }
 
-fn forget_key(socket: &Path, key: &str) -> Result<(), Failure> {
+fn forget_key(target: &Target, key: &str) -> Result<(), Failure> {
     let request = json!({ "KeyId": key, "PendingWindowInDays": 7 });
-    admin::call(socket, Operation::ScheduleKeyDeletion, &request).map(|_| ())
+    admin::call_at(target, Operation::ScheduleKeyDeletion, &request).map(|_| ())
 }
 
 fn context() -> Value {
@@ -86,7 +93,7 @@ fn prepare(plan: &BenchPlan, key: &str) -> Result<(Operation, String), Failure> 
     let (operation, request) = match plan.operation {
         BenchOperation::GenerateDataKey => (Operation::GenerateDataKey, data_key),
         BenchOperation::Decrypt => {
-            let made = admin::call(&plan.socket, Operation::GenerateDataKeyWithoutPlaintext, &data_key)?;
+            let made = admin::call_at(&plan.target, Operation::GenerateDataKeyWithoutPlaintext, &data_key)?;
             let request = json!({ "CiphertextBlob": made["CiphertextBlob"], "EncryptionContext": context() });
             (Operation::Decrypt, request)
         }
@@ -109,11 +116,16 @@ struct Tally {
 }
 
 fn measure(plan: &BenchPlan, operation: Operation, body: &str) -> Result<Tally, Failure> {
-    let barrier = Barrier::new(plan.connections);
-    let length = Duration::from_secs(plan.seconds);
+    let threads = plan.threads.clamp(1, plan.connections);
+    let barrier = Barrier::new(threads);
     let outcomes: Vec<io::Result<Tally>> = std::thread::scope(|scope| {
-        let one = || scope.spawn(|| drive(&plan.socket, operation, body, length, &barrier));
-        let threads: Vec<_> = (0..plan.connections).map(|_| one()).collect();
+        let one = |number: usize| {
+            let (count, barrier) = (share(plan.connections, threads, number), &barrier);
+            scope.spawn(move || {
+                Driver::open(plan, operation, body, count).and_then(|driver| driver.run(plan, barrier))
+            })
+        };
+        let threads: Vec<_> = (0..threads).map(one).collect();
         threads
             .into_iter()
             .map(|thread| {
@@ -132,41 +144,147 @@ fn measure(plan: &BenchPlan, operation: Operation, body: &str) -> Result<Tally, 
     Ok(total)
 }
 
-fn drive(
-    socket: &Path,
-    operation: Operation,
-    body: &str,
-    length: Duration,
-    barrier: &Barrier,
-) -> io::Result<Tally> {
-    // Every thread meets at the barrier, or the others would wait for ever.
-    let opened = Connection::open(socket);
-    barrier.wait();
-    let (mut connection, mut out, mut tally) = (opened?, Vec::new(), Tally::default());
-    let warm = Instant::now() + WARM_UP;
-    while Instant::now() < warm {
-        expect_ok(connection.call(operation.target(), body.as_bytes(), &mut out)?, &out)?;
-    }
-    let start = Instant::now();
-    let mut now = start;
-    while now.duration_since(start) < length {
-        expect_ok(connection.call(operation.target(), body.as_bytes(), &mut out)?, &out)?;
-        let after = Instant::now();
-        tally.calls += 1;
-        if tally.latencies.len() < MAX_SAMPLES {
-            tally.latencies.push(u32::try_from((after - now).as_nanos()).unwrap_or(u32::MAX));
-        }
-        now = after;
-    }
-    tally.elapsed = now.duration_since(start);
-    Ok(tally)
+/// How many of `all` fall to thread `number` of `threads`.
+fn share(all: usize, threads: usize, number: usize) -> usize {
+    all / threads + usize::from(number < all % threads)
 }
 
-fn expect_ok(status: u16, body: &[u8]) -> io::Result<()> {
+/// The connections of one thread.
+struct Driver<'a> {
+    lanes: Vec<Lane>,
+    poll: OwnedFd,
+    target: &'a Target,
+    operation: Operation,
+    body: &'a str,
+    request: Vec<u8>,
+    /// When the request was written: a signature is good for a while.
+    written: Instant,
+    /// Time between two calls of one lane.
+    interval: Duration,
+}
+
+/// One connection.
+struct Lane {
+    stream: Stream,
+    got: Vec<u8>,
+    sent: Instant,
+    /// When the next call may begin; nothing while one is in flight.
+    due: Option<Instant>,
+}
+
+impl<'a> Driver<'a> {
+    fn open(plan: &'a BenchPlan, operation: Operation, body: &'a str, count: usize) -> io::Result<Self> {
+        let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let now = Instant::now();
+        let mut lanes = Vec::with_capacity(count);
+        for number in 0..count {
+            let stream = plan.target.dial()?;
+            stream.set_nonblocking()?;
+            epoll::add(&poll, &stream, epoll::EventData::new_u64(number as u64), epoll::EventFlags::IN)?;
+            lanes.push(Lane { stream, got: Vec::with_capacity(8192), sent: now, due: Some(now) });
+        }
+        let interval = plan.rate.map_or(Duration::ZERO, |rate| {
+            Duration::from_secs_f64(plan.connections as f64 / f64::from(rate.max(1)))
+        });
+        // Calls at a rate are spread over the interval.
+        for (number, lane) in lanes.iter_mut().enumerate() {
+            lane.due = Some(now + interval.mul_f64(number as f64 / count as f64));
+        }
+        let mut request = Vec::new();
+        plan.target.write_request(operation.target(), body.as_bytes(), &mut request)?;
+        Ok(Self { lanes, poll, target: &plan.target, operation, body, request, written: now, interval })
+    }
+
+    fn run(mut self, plan: &BenchPlan, barrier: &Barrier) -> io::Result<Tally> {
+        barrier.wait();
+        self.pass(WARM_UP, &mut Tally::default())?;
+        let mut tally = Tally::default();
+        let start = Instant::now();
+        self.pass(Duration::from_secs(plan.seconds), &mut tally)?;
+        tally.elapsed = start.elapsed();
+        Ok(tally)
+    }
+
+    /// Calls for `length`.
+    fn pass(&mut self, length: Duration, tally: &mut Tally) -> io::Result<()> {
+        let end = Instant::now() + length;
+        let mut events = Vec::with_capacity(self.lanes.len());
+        while Instant::now() < end {
+            let wait = self.begin_due()?.min(end.saturating_duration_since(Instant::now()));
+            let timeout = Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) };
+            events.clear();
+            epoll::wait(&self.poll, spare_capacity(&mut events), Some(&timeout))?;
+            for event in &events {
+                self.receive(event.data.u64() as usize, tally)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins the calls that are due; returns how long there is nothing to begin.
+    fn begin_due(&mut self) -> io::Result<Duration> {
+        let now = Instant::now();
+        if now.duration_since(self.written) > Duration::from_secs(1) {
+            self.target.write_request(self.operation.target(), self.body.as_bytes(), &mut self.request)?;
+            self.written = now;
+        }
+        let mut next = Duration::from_secs(1);
+        for lane in &mut self.lanes {
+            match lane.due {
+                Some(due) if due <= now => {
+                    (lane.due, lane.sent) = (None, Instant::now());
+                    // A request is far smaller than what a socket buffers.
+                    lane.stream.write_all(&self.request)?;
+                }
+                Some(due) => next = next.min(due - now),
+                None => {}
+            }
+        }
+        Ok(next)
+    }
+
+    fn receive(&mut self, number: usize, tally: &mut Tally) -> io::Result<()> {
+        let lane = &mut self.lanes[number];
+        let mut space = [0; 8192];
+        match lane.stream.read(&mut space) {
+            Ok(0) => return Err(io::Error::other("the daemon closed the connection")),
+            Ok(read) => lane.got.extend_from_slice(&space[..read]),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        let Some(status) = whole_response(&lane.got)? else { return Ok(()) };
+        expect_ok(status, &lane.got)?;
+        lane.got.clear();
+        let now = Instant::now();
+        tally.calls += 1;
+        if tally.latencies.len() < MAX_SAMPLES {
+            let nanos = now.duration_since(lane.sent).as_nanos();
+            tally.latencies.push(u32::try_from(nanos).unwrap_or(u32::MAX));
+        }
+        lane.due = Some((lane.sent + self.interval).max(now.checked_sub(self.interval).unwrap_or(now)));
+        Ok(())
+    }
+}
+
+/// The status of the response in `got` when it is there whole.
+fn whole_response(got: &[u8]) -> io::Result<Option<u16>> {
+    let Some(end) = got.windows(4).position(|four| four == b"\r\n\r\n") else { return Ok(None) };
+    let garbled = || io::Error::new(ErrorKind::InvalidData, "the answer is not HTTP with a length");
+    let head = std::str::from_utf8(&got[..end]).map_err(|_| garbled())?;
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(garbled)?;
+    let length = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
+    });
+    let length = length.ok_or_else(garbled)?;
+    Ok((got.len() >= end + 4 + length).then_some(status))
+}
+
+fn expect_ok(status: u16, answer: &[u8]) -> io::Result<()> {
     if status == 200 {
         return Ok(());
     }
-    Err(io::Error::other(format!("the daemon answered {status}: {}", String::from_utf8_lossy(body))))
+    Err(io::Error::other(format!("the daemon answered {status}: {}", String::from_utf8_lossy(answer))))
 }
 
 fn print(plan: &BenchPlan, tally: &Tally) {

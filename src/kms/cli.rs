@@ -15,6 +15,7 @@ use super::audit_retention::{MIB, Retention};
 use super::background;
 use super::backup_command;
 use super::bench::{self, BenchOperation, BenchPlan};
+use super::connection::{AccessKey, Target};
 use super::daemon::{self, InitPlan, ServePlan};
 use super::failure::{EXIT_CODES, Failure};
 use super::faults::Fault;
@@ -217,6 +218,18 @@ struct BenchArguments {
     /// Connections, each with one call in flight
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     connections: u16,
+    /// Threads of the client
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    threads: u16,
+    /// Calls a second on all connections together, to see latencies below full load
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
+    /// Measure over TCP, with signed calls; the access key is in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY
+    #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["socket", "dir"])]
+    tcp: Option<SocketAddr>,
+    /// Region that calls over TCP are signed for
+    #[arg(long, default_value = "local")]
+    region: String,
     /// Duration
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=3600))]
     seconds: u16,
@@ -313,14 +326,27 @@ fn serve(arguments: ServeArguments) -> Result<(), Failure> {
 }
 
 fn bench(arguments: BenchArguments) -> Result<(), Failure> {
+    let target = match arguments.tcp {
+        Some(address) => Target::Tcp(address, access_key(arguments.region)?),
+        None => Target::Unix(socket(&arguments.endpoint)?),
+    };
     bench::run(&BenchPlan {
-        socket: socket(&arguments.endpoint)?,
+        target,
         connections: usize::from(arguments.connections),
+        threads: usize::from(arguments.threads),
+        rate: arguments.rate,
         seconds: u64::from(arguments.seconds),
         operation: arguments.op,
         key: arguments.key,
         json: arguments.json,
     })
+}
+
+fn access_key(region: String) -> Result<AccessKey, Failure> {
+    let variable = |name: &str| {
+        std::env::var(name).map_err(|_| Failure::Secret(format!("calls over TCP are signed: set {name}")))
+    };
+    Ok(AccessKey { id: variable("AWS_ACCESS_KEY_ID")?, secret: variable("AWS_SECRET_ACCESS_KEY")?, region })
 }
 
 fn tls_files(certificate: Option<&Path>, key: Option<&Path>) -> Result<Option<TlsFiles>, Failure> {
