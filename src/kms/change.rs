@@ -158,7 +158,7 @@ impl Kms {
         let grants: Vec<String> =
             self.state.read().grants.of_key(&key.record.arn).map(|grant| grant.id.clone()).collect();
         changes.extend(grants.into_iter().map(|id| Change::Delete { table: Table::Grant, id }));
-        let tombstone = Tombstone { arn: key.record.arn.clone(), destroyed: self.clock.now() };
+        let tombstone = Tombstone { arn: key.record.arn.clone(), destroyed: now };
         changes.push(put(Table::Tombstone, row.clone(), &tombstone)?);
         changes.push(Change::Delete { table: Table::Key, id: row });
         let primary = self.primary_without(key, now);

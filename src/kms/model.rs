@@ -301,7 +301,7 @@ impl AliasRecord {
     }
 }
 
-/// What is left of a destroyed key (table Tombstone, row id = that of the key): its id is never given out again.
+/// What is left of a destroyed key (table Tombstone, row id = that of the key): a seed does not make it again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Tombstone {
     /// ARN of the key.
