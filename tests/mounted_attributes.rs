@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -386,5 +386,48 @@ fn statfs_tells_the_lower_filesystems_figures() {
         (rustix::fs::statvfs(&mount.path).unwrap(), rustix::fs::statvfs(volume.lower()).unwrap());
     assert_eq!(upper.f_blocks * upper.f_frsize, lower.f_blocks * lower.f_frsize);
     assert_eq!(upper.f_namemax, 255);
+    mount.unmount();
+}
+
+#[test]
+fn inode_flags_are_those_of_the_lower_file() {
+    use rustix::fs::IFlags;
+    let volume = Volume::new("flags");
+    let probe = File::create(volume.root.join("probe")).unwrap();
+    if !is_root() || rustix::fs::ioctl_getflags(&probe).is_err() {
+        eprintln!("skipped: needs root, and inode flags in the temporary directory");
+        return;
+    }
+    drop(probe);
+    let mount = volume.mount();
+    let path = mount.join("file");
+    fs::write(&path, "content").unwrap();
+    fs::create_dir(mount.join("dir")).unwrap();
+    let change = |path: &Path, on: IFlags, off: IFlags| {
+        let file = File::open(path).unwrap();
+        let flags = rustix::fs::ioctl_getflags(&file).unwrap();
+        rustix::fs::ioctl_setflags(&file, (flags | on) - off)
+    };
+    let none = IFlags::empty();
+    change(&path, IFlags::NODUMP | IFlags::IMMUTABLE, none).unwrap();
+    let flags = rustix::fs::ioctl_getflags(File::open(&path).unwrap()).unwrap();
+    assert!(flags.contains(IFlags::NODUMP | IFlags::IMMUTABLE), "{flags:?}");
+    let denied = |outcome: std::io::Result<()>| outcome.unwrap_err().raw_os_error() == Some(libc::EPERM);
+    assert!(denied(OpenOptions::new().write(true).open(&path).map(drop)));
+    assert!(denied(fs::remove_file(&path)));
+    assert!(denied(fs::rename(&path, mount.join("other"))));
+    assert_eq!(fs::read(&path).unwrap(), b"content");
+    mount.unmount();
+    let mount = volume.mount();
+    assert_eq!(fs::read(&path).unwrap(), b"content");
+    change(&path, none, IFlags::IMMUTABLE).unwrap();
+    let writer = OpenOptions::new().write(true).open(&path).unwrap();
+    assert_eq!(change(&path, IFlags::IMMUTABLE, none).unwrap_err(), rustix::io::Errno::BUSY);
+    drop(writer);
+    assert_eq!(change(&path, IFlags::APPEND, none).unwrap_err(), rustix::io::Errno::OPNOTSUPP);
+    change(&mount.join("dir"), IFlags::IMMUTABLE, none).unwrap();
+    assert!(denied(fs::write(mount.join("dir/new"), "x")));
+    change(&mount.join("dir"), none, IFlags::IMMUTABLE).unwrap();
+    fs::write(mount.join("dir/new"), "x").unwrap();
     mount.unmount();
 }

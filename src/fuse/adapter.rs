@@ -23,6 +23,7 @@ use fuser::{
 use super::attr::{decode_device, file_attr, file_type, set_time};
 use super::errno::report;
 use super::handles::Streams;
+use super::ioctl;
 use super::reply::{
     absent_entry, allocation, nameless, open_flags, reply_attr, reply_data, reply_empty, reply_entry,
     reply_sized, reply_written,
@@ -532,15 +533,15 @@ impl Filesystem for Adapter {
     fn ioctl(
         &self,
         _request: &Request,
-        _id: INodeNo,
+        id: INodeNo,
         _handle: FileHandle,
         _flags: IoctlFlags,
-        _command: u32,
-        _data: &[u8],
+        command: u32,
+        data: &[u8],
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        reply.error(Errno::ENOTTY);
+        ioctl::answer(&self.server, id, command, data, reply);
     }
 
     fn fallocate(

@@ -6,6 +6,7 @@ mod adapter;
 mod attr;
 mod errno;
 mod handles;
+mod ioctl;
 mod mount;
 mod reply;
 mod seeker;

@@ -9,6 +9,7 @@ mod dir;
 mod dir_record;
 mod error;
 pub mod file;
+mod flags;
 mod key_source;
 mod list;
 mod namespace;
