@@ -92,6 +92,7 @@ fn arguments(plan: &ServePlan) -> Vec<OsString> {
     if let Some(address) = plan.listen {
         option("--listen", address.to_string().into());
     }
+    option("--settle", plan.settle_millis.to_string().into());
     for region in &plan.regions {
         option("--region", region.into());
     }

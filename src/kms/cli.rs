@@ -102,6 +102,9 @@ struct ServeArguments {
     /// A further region to serve; may be given again, * for every one
     #[arg(long = "region", value_name = "REGION", value_parser = region)]
     regions: Vec<String>,
+    /// How long a new replica is Creating and a moved primary key Updating, in milliseconds; AWS takes seconds
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=600_000))]
+    settle: u32,
     /// Listen on TCP as well, e.g. 127.0.0.1:4599; calls there must be signed (Signature Version 4)
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<SocketAddr>,
@@ -300,6 +303,7 @@ fn serve(arguments: ServeArguments) -> Result<(), Failure> {
         socket: absolute(&arguments.socket)?,
         socket_mode: arguments.socket_mode,
         regions: arguments.regions,
+        settle_millis: arguments.settle,
         listen: arguments.listen,
         tls: tls_files(arguments.tls_cert.as_deref(), arguments.tls_key.as_deref())?,
         seed: arguments.seed.as_deref().map(absolute).transpose()?,

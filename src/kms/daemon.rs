@@ -74,6 +74,8 @@ pub struct ServePlan {
     pub socket_mode: u32,
     /// Regions beside those of the store.
     pub regions: Vec<String>,
+    /// How long a new replica is `Creating` and a moved primary key `Updating`.
+    pub settle_millis: u32,
     /// TCP address.
     pub listen: Option<SocketAddr>,
     /// Certificate and key, for TLS on TCP.
@@ -166,6 +168,7 @@ fn open(plan: &ServePlan, root: RootKey) -> Result<Arc<Keeper>, Failure> {
     let store: Arc<dyn Store> = Arc::new(store);
     let mut settings = Settings::load(&*store).map_err(Failure::Store)?;
     settings.further_regions.extend(plan.regions.iter().cloned());
+    settings.settle_millis = plan.settle_millis.into();
     let audit =
         AuditLog::open(&state.audit_dir(), root.audit_key(), plan.audit_sync).map_err(Failure::Audit)?;
     let root = Root::open(root, &*store).map_err(root_failure)?;

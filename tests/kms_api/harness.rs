@@ -37,7 +37,16 @@ pub fn service() -> Service {
     over(Arc::new(MemoryStore::new()), RootKey::random())
 }
 
+/// A service where new replicas and moved primary keys take `millis` to settle.
+pub fn settling(millis: i64) -> Service {
+    build(Arc::new(MemoryStore::new()), RootKey::random(), millis)
+}
+
 pub fn over(store: Arc<dyn Store>, root: RootKey) -> Service {
+    build(store, root, 0)
+}
+
+fn build(store: Arc<dyn Store>, root: RootKey, settle_millis: i64) -> Service {
     let clock = Arc::new(SettableClock::new(START));
     let audit = Arc::new(MemoryAudit::new());
     let root = Root::open(root, &*store).unwrap();
@@ -46,7 +55,7 @@ pub fn over(store: Arc<dyn Store>, root: RootKey) -> Service {
             account: ACCOUNT.into(),
             region: REGION.into(),
             further_regions: vec!["*".into()],
-            settle_millis: 0,
+            settle_millis,
         },
         store: Arc::clone(&store),
         root,

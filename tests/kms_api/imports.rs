@@ -4,10 +4,10 @@ use aws_lc_rs::key_wrap::{AES_256, AesKek, KeyWrapPadded};
 use aws_lc_rs::rsa::{
     OAEP_SHA1_MGF1SHA1, OAEP_SHA256_MGF1SHA256, OaepAlgorithm, OaepPublicEncryptingKey, PublicEncryptingKey,
 };
-use kmsfs::kms::Clock;
+use kmsfs::kms::{Caller, Clock};
 use serde_json::{Value, json};
 
-use crate::harness::{START, Service, arn, b64, failure, service, unb64};
+use crate::harness::{START, Service, arn, b64, failure, root, service, unb64};
 
 /// The wrapping key and the token of a new import.
 pub struct Import {
@@ -18,8 +18,12 @@ pub struct Import {
 
 impl Import {
     pub fn begin(s: &Service, key: &str, algorithm: &str, spec: &str) -> Self {
+        Self::begin_as(s, &root(), key, algorithm, spec)
+    }
+
+    pub fn begin_as(s: &Service, caller: &Caller, key: &str, algorithm: &str, spec: &str) -> Self {
         let request = json!({"KeyId": key, "WrappingAlgorithm": algorithm, "WrappingKeySpec": spec});
-        let answer = s.ok("GetParametersForImport", request);
+        let answer = s.ok_as(caller, "GetParametersForImport", request);
         assert_eq!(answer["ParametersValidTo"], json!(s.clock.now().plus_days(1)));
         let public = PublicEncryptingKey::from_der(&unb64(&answer["PublicKey"])).unwrap();
         let key = OaepPublicEncryptingKey::new(public).unwrap();

@@ -14,6 +14,8 @@ mod keys;
 mod managed;
 mod record;
 mod regions;
+mod replicas;
 mod rotation;
+mod states;
 mod tags_and_policies;
 mod validation;
