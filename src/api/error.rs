@@ -37,6 +37,7 @@ codes! {
     DisabledException = 400,
     DryRunOperationException = 400,
     ExpiredImportTokenException = 400,
+    ExpiredTokenException = 400,
     IncompleteSignature = 400,
     IncorrectKeyException = 400,
     IncorrectKeyMaterialException = 400,

@@ -2,7 +2,7 @@
 
 /// Namespace of the KMS operations in `X-Amz-Target`.
 pub const TARGET_PREFIX: &str = "TrentService.";
-/// Namespace of the daemon's own administration: users, access keys and their policies.
+/// Namespace of the daemon's own operations.
 pub const TARGET_PREFIX_ADMIN: &str = "KmsdAdmin.";
 
 /// Which namespace an operation belongs to.
@@ -127,17 +127,7 @@ operations! {
         VerifyMac reads,
     }
     Admin {
-        CreateUser writes,
-        DeleteUser writes,
-        ListUsers reads,
-        PutUserPolicy writes,
-        GetUserPolicy reads,
-        DeleteUserPolicy writes,
-        ListUserPolicies reads,
-        CreateAccessKey writes,
-        UpdateAccessKey writes,
-        DeleteAccessKey writes,
-        ListAccessKeys reads,
+        Explain reads,
     }
 }
 

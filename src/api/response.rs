@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AccessKeyStatus, Blob, EncryptionAlgorithm, ExpirationModel, ImportState, KeyManager, KeySpec, KeyState,
-    KeyUsage, MaterialState, MultiRegionConfiguration, Origin, RotationType, SecretBlob, Tag, Timestamp,
+    Blob, EncryptionAlgorithm, ExpirationModel, ImportState, KeyManager, KeySpec, KeyState, KeyUsage,
+    MaterialState, MultiRegionConfiguration, Origin, RotationType, SecretBlob, Tag, Timestamp,
 };
 
 macro_rules! answers {
@@ -315,86 +315,4 @@ answers! {
 
     /// Answer of operations that say nothing: no body at all.
     EmptyResponse {}
-
-    /// A user.
-    UserEntry {
-        /// Its name.
-        user_name: String,
-        /// Its ARN.
-        arn: String,
-        /// When it was made.
-        create_date: Timestamp,
-    }
-
-    /// Answer of `CreateUser`.
-    UserResponse {
-        /// The user.
-        user: UserEntry,
-    }
-
-    /// Answer of `ListUsers`.
-    ListUsersResponse {
-        /// The page.
-        users: Vec<UserEntry>,
-        /// Where it ended.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        next_marker: Option<String>,
-        /// Whether there is more.
-        #[serde(default)]
-        truncated: bool,
-    }
-
-    /// Answer of `GetUserPolicy`.
-    GetUserPolicyResponse {
-        /// The user.
-        user_name: String,
-        /// The policy's name.
-        policy_name: String,
-        /// The document, as it was put.
-        policy_document: String,
-    }
-
-    /// Answer of `ListUserPolicies`.
-    ListUserPoliciesResponse {
-        /// All of them.
-        policy_names: Vec<String>,
-    }
-
-    /// An access key with its secret, shown once.
-    NewAccessKey {
-        /// The user.
-        user_name: String,
-        /// Its id.
-        access_key_id: String,
-        /// Whether it may sign.
-        status: AccessKeyStatus,
-        /// The secret text, base64 over the wire like every secret.
-        secret_access_key: SecretBlob,
-        /// When it was made.
-        create_date: Timestamp,
-    }
-
-    /// Answer of `CreateAccessKey`.
-    AccessKeyResponse {
-        /// The access key.
-        access_key: NewAccessKey,
-    }
-
-    /// An access key.
-    AccessKeyEntry {
-        /// The user.
-        user_name: String,
-        /// Its id.
-        access_key_id: String,
-        /// Whether it may sign.
-        status: AccessKeyStatus,
-        /// When it was made.
-        create_date: Timestamp,
-    }
-
-    /// Answer of `ListAccessKeys`.
-    ListAccessKeysResponse {
-        /// All of them.
-        access_key_metadata: Vec<AccessKeyEntry>,
-    }
 }

@@ -114,21 +114,6 @@ pub static REGION: Pattern = Pattern {
     },
 };
 
-/// Names of users and of their policies.
-pub static IAM_NAME: Pattern = Pattern {
-    text: "[\\w+=,.@-]+",
-    matches: |text| {
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b"_+=,.@-".contains(&b);
-        !text.is_empty() && text.bytes().all(plain)
-    },
-};
-
-/// Ids of access keys.
-pub static ACCESS_KEY_ID: Pattern = Pattern {
-    text: "[\\w]+",
-    matches: |text| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'),
-};
-
 impl Rule {
     /// The sentence for each constraint in this rule, upper bound first.
     pub(super) fn sentences(&self) -> Vec<String> {
@@ -173,7 +158,9 @@ mod tests {
             (&KEY_MATERIAL_ID, vec!["0af"], vec!["", "AF", "g"]),
             (&KEY_MATERIAL_DESCRIPTION, vec!["a b", "A:/_.-9"], vec!["", "é", "a+b"]),
             (&REGION, vec!["eu-west-1", "local"], vec!["", "EU", "a_b"]),
-            (&IAM_NAME, vec!["alice.b+c@d-e_f=,"], vec!["", "a/b", "a b", "é"]),
+            (&PRINCIPAL, vec!["arn:aws:iam::1:user/a-b"], vec!["", "a b", "a*"]),
+            (&SERVICE_PRINCIPAL, vec!["a.amazonaws.com"], vec!["a.b", "a..b.c", ""]),
+            (&SOURCE_ARN, vec!["arn:aws:rds:eu-1:111122223333:db:x"], vec!["arn:aws:rds:eu:1:x", "x"]),
         ] {
             assert!(yes.iter().all(|text| (pattern.matches)(text)), "{}", pattern.text);
             assert!(!no.iter().any(|text| (pattern.matches)(text)), "{}", pattern.text);

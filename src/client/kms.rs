@@ -346,8 +346,6 @@ fn makes_anew(operation: Operation) -> bool {
         Operation::CreateKey
             | Operation::CreateAlias
             | Operation::CreateGrant
-            | Operation::CreateAccessKey
-            | Operation::CreateUser
             | Operation::RotateKeyOnDemand
             | Operation::DeleteAlias
             | Operation::ScheduleKeyDeletion

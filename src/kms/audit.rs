@@ -82,6 +82,8 @@ impl JsonText {
 pub struct AuditRecord<'a> {
     /// Milliseconds since the epoch.
     pub time_ms: u64,
+    /// The service, e.g. `kms.amazonaws.com`.
+    pub event_source: &'a str,
     /// The operation, e.g. `Decrypt`.
     pub event_name: &'a str,
     /// Region of the daemon.
@@ -116,7 +118,7 @@ impl AuditRecord<'_> {
         out.push_str("{\"eventVersion\":\"1.11\",\"userIdentity\":");
         self.write_identity(out);
         text(out, ",\"eventTime\":", &time_text(self.time_ms));
-        out.push_str(",\"eventSource\":\"kms.amazonaws.com\"");
+        text(out, ",\"eventSource\":", self.event_source);
         text(out, ",\"eventName\":", self.event_name);
         text(out, ",\"awsRegion\":", self.region);
         text(out, ",\"sourceIPAddress\":", self.source);
@@ -330,6 +332,7 @@ mod tests {
         let many = JsonText::of(&vec!["\u{1}\""; 100_000]);
         let mut record = AuditRecord {
             time_ms: 0,
+            event_source: &long,
             event_name: &long,
             region: &long,
             identity: Identity {

@@ -314,6 +314,7 @@ pub(super) mod tests {
         let (arn, null) = ("arn:aws:iam::000000000000:root", JsonText::null());
         log.record(&AuditRecord {
             time_ms: 1_000,
+            event_source: "kms.amazonaws.com",
             event_name: "Decrypt",
             region: "local",
             identity: Identity {

@@ -58,7 +58,7 @@ enum Command {
     Backup(BackupArguments),
     /// Make a state directory from a backup
     Restore(RestoreArguments),
-    /// Manage users, their policies and access keys
+    /// Manage users, roles, groups, policies and access keys
     Iam(IamArguments),
     /// Look at the audit log, and check it
     Audit(AuditArguments),
@@ -202,7 +202,7 @@ struct EndpointArguments {
 struct IamArguments {
     #[command(flatten)]
     endpoint: EndpointArguments,
-    #[command(subcommand)]
+    #[command(flatten)]
     command: IamCommand,
 }
 
@@ -284,7 +284,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Restore(RestoreArguments { state, from, seal }) => {
             backup_command::restore(&state_dir(&state.dir)?, &absolute(&from)?, seal.as_ref())
         }
-        Command::Iam(arguments) => admin::run(&socket(&arguments.endpoint)?, arguments.command),
+        Command::Iam(arguments) => admin::run(&socket(&arguments.endpoint)?, &arguments.command),
         Command::Audit(arguments) => audit_command::run(&state_dir(&arguments.state.dir)?, arguments.command),
         Command::Bench(arguments) => bench(arguments),
     }

@@ -195,6 +195,28 @@ impl Connection {
     /// Sends one call; returns the status and puts the response's body into `out`.
     pub fn call(&mut self, target: &str, body: &[u8], out: &mut Vec<u8>) -> io::Result<u16> {
         self.target.write_request(target, body, &mut self.request)?;
+        self.exchange(out)
+    }
+
+    /// Sends one call to IAM or STS over a Unix socket, in the name of `account` where given; the answer is JSON.
+    pub fn form(&mut self, body: &[u8], account: Option<&str>, out: &mut Vec<u8>) -> io::Result<u16> {
+        self.request.clear();
+        write!(
+            self.request,
+            "POST / HTTP/1.1\r\nhost: kmsd\r\ncontent-type: application/x-www-form-urlencoded\r\n\
+             accept: application/json\r\nuser-agent: kmsd/{}\r\ncontent-length: {}\r\n",
+            env!("CARGO_PKG_VERSION"),
+            body.len()
+        )?;
+        if let Some(account) = account {
+            write!(self.request, "x-kms-account: {account}\r\n")?;
+        }
+        self.request.extend_from_slice(b"\r\n");
+        self.request.extend_from_slice(body);
+        self.exchange(out)
+    }
+
+    fn exchange(&mut self, out: &mut Vec<u8>) -> io::Result<u16> {
         self.stream.get_mut().write_all(&self.request)?;
         let (status, length) = self.read_head()?;
         out.clear();

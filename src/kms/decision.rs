@@ -38,6 +38,24 @@ pub enum Refusal {
     NoSessionPolicy,
 }
 
+impl Refusal {
+    /// What is missing, or what denies, in few words.
+    pub fn missing(self) -> String {
+        String::from(match self {
+            Self::DeniedByKeyPolicy => "the key policy denies it",
+            Self::DeniedByIdentity => "a policy of the caller denies it",
+            Self::DeniedByBoundary => "the permissions boundary denies it",
+            Self::DeniedBySession => "a session policy denies it",
+            Self::NoKeyPolicy => "no statement of the key policy allows it, and no grant does",
+            Self::NoIdentityPolicy => {
+                "the key policy leaves it to the account, and no policy of the caller allows it"
+            }
+            Self::NoBoundary => "the permissions boundary does not allow it",
+            Self::NoSessionPolicy => "no session policy allows it",
+        })
+    }
+}
+
 /// What decided.
 #[derive(Debug, Clone)]
 pub enum Basis {

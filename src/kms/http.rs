@@ -17,7 +17,8 @@ use crate::api::{ErrorCode, KmsError, hex};
 use crate::crypto::random_array;
 use crate::logging::RateLimit;
 
-use super::sigv4::{AccessKeySecret, SignatureError, SignedRequest, Verifier};
+use super::sigv4::{AccessKeySecret, SERVICE, SignatureError, SignedRequest, Verifier};
+use super::wire::Wire;
 
 /// Longest body of an ordinary call.
 pub const MAX_BODY: usize = 64 * 1024;
@@ -32,11 +33,14 @@ const BODY_UNIT: usize = 1024;
 /// Longest text of a header that is looked at.
 const MAX_HEADER_TEXT: usize = 8 * 1024;
 
-const JSON: HeaderValue = HeaderValue::from_static("application/x-amz-json-1.1");
 const REQUEST_ID: &str = "x-amzn-requestid";
 const VIA_SERVICE: &str = "x-kms-via-service";
 /// The region of an unsigned call; a signed one tells it in its scope.
 const ASKED_REGION: &str = "x-kms-region";
+/// The account in whose name the operator calls, unsigned.
+const ASKED_ACCOUNT: &str = "x-kms-account";
+/// Longest form of a call to IAM or STS: a policy with each byte escaped, and some more.
+const MAX_FORM: usize = 128 * 1024;
 
 /// Where a connection comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +72,12 @@ pub struct Call<'a> {
     pub access_key_id: Option<&'a str>,
     /// The region it is for, which is one that is served; `None` for an unsigned call that names none.
     pub region: Option<&'a str>,
+    /// The token of temporary credentials.
+    pub session_token: Option<&'a str>,
+    /// The account in whose name an operator calls, unsigned.
+    pub account: Option<&'a str>,
+    /// The protocol.
+    pub wire: Wire,
     /// `X-Amz-Target`.
     pub target: &'a str,
     /// `User-Agent`.
@@ -97,8 +107,8 @@ pub trait Service: Send + Sync + 'static {
     /// Whether callers may ask in `region`.
     fn serves(&self, region: &str) -> bool;
 
-    /// The secret of an active access key.
-    fn secret_of(&self, access_key_id: &str) -> Option<AccessKeySecret>;
+    /// The secret of an active access key, or of temporary credentials with their token.
+    fn secret_of(&self, access_key_id: &str, token: Option<&str>) -> Result<AccessKeySecret, SignatureError>;
 
     /// Whether `target` waits for a disk: such calls must not hold up the others.
     fn blocks(&self, target: &str) -> bool;
@@ -108,6 +118,7 @@ pub trait Service: Send + Sync + 'static {
 struct Signer {
     access_key_id: String,
     region: String,
+    session_token: Option<String>,
 }
 
 /// Turns requests into calls.
@@ -139,29 +150,30 @@ impl Front {
     /// Answers one request.
     pub async fn answer(&self, origin: &Origin, request: Request<Incoming>) -> HttpResponse {
         let (head, body) = request.into_parts();
+        let wire = Wire::of(&head.headers);
         if head.method != Method::POST || head.uri.path() != "/" {
             let error = KmsError::new(ErrorCode::UnknownOperationException, "");
-            return refusal(&error, StatusCode::NOT_FOUND, false);
+            return refusal(Wire::Target, &error, Some(StatusCode::NOT_FOUND), false);
         }
         let target = text(&head.headers, "x-amz-target").unwrap_or_default();
-        let (length, limit) = (announced(&head.headers, &body), body_limit(target));
+        let (length, limit) = (announced(&head.headers, &body), body_limit(wire, target));
         if length.is_some_and(|length| length > limit as u64) {
-            return refusal_of(&too_large(limit), true);
+            return refusal_of(wire, &too_large(limit), true);
         }
         // Nobody's bytes are taken in before it is clear that somebody may be behind them.
         if let Err(error) = self.precheck(origin, &head, length) {
             log_refusal(origin, &error);
-            return refusal_of(&signature_error(&error), true);
+            return refusal_of(wire, &signature_error(&error), true);
         }
         let (body, _memory) = match self.read_body(origin, length, limit, body).await {
             Ok(read) => read,
-            Err(error) => return refusal_of(&error, true),
+            Err(error) => return refusal_of(wire, &error, true),
         };
         let signer = match self.identify(origin, &head, &body) {
             Ok(signer) => signer,
             Err(error) => {
                 log_refusal(origin, &error);
-                return refusal_of(&signature_error(&error), false);
+                return refusal_of(wire, &signature_error(&error), false);
             }
         };
         self.call(origin, signer, target, &head.headers, body).await
@@ -180,24 +192,37 @@ impl Front {
             Origin::Unix { .. } => text(headers, VIA_SERVICE),
             Origin::Tcp { .. } => None,
         };
+        let wire = Wire::of(headers);
         let region = match &signer {
-            Some(signer) => Some(signer.region.as_str()),
+            // Identities belong to no region, and clients sign for one of AWS.
+            Some(signer) => Some(signer.region.as_str()).filter(|_| wire == Wire::Target),
             None => text(headers, ASKED_REGION),
         };
         if let Some(region) = region.filter(|region| !self.service.serves(region)) {
             let message = format!("Region '{region}' is not served here.");
-            return refusal_of(&KmsError::new(ErrorCode::ValidationException, message), false);
+            return refusal_of(wire, &KmsError::new(ErrorCode::ValidationException, message), false);
         }
         let user_agent = text(headers, "user-agent").unwrap_or_default();
         let access_key_id = signer.as_ref().map(|signer| signer.access_key_id.as_str());
-        let call = Call { origin, access_key_id, region, target, user_agent, via_service, body: &body };
-        if !self.service.blocks(target) {
-            return respond(self.service.call(&call));
+        let call = Call {
+            origin,
+            access_key_id,
+            region,
+            session_token: signer.as_ref().and_then(|signer| signer.session_token.as_deref()),
+            account: if signer.is_none() { text(headers, ASKED_ACCOUNT) } else { None },
+            wire,
+            target,
+            user_agent,
+            via_service,
+            body: &body,
+        };
+        if wire == Wire::Target && !self.service.blocks(target) {
+            return respond(wire, self.service.call(&call));
         }
         let (service, owned) = (Arc::clone(&self.service), OwnedCall::of(&call, body.clone()));
         match tokio::task::spawn_blocking(move || service.call(&owned.as_call())).await {
-            Ok(answer) => respond(answer),
-            Err(_) => refusal_of(&KmsError::new(ErrorCode::KMSInternalException, ""), false),
+            Ok(answer) => respond(wire, answer),
+            Err(_) => refusal_of(wire, &KmsError::new(ErrorCode::KMSInternalException, ""), false),
         }
     }
 
@@ -214,8 +239,8 @@ impl Front {
         }
         let headers = header_texts(&head.headers);
         let request = signed_request(head, &headers, &[]);
-        let serves = |region: &str| self.service.serves(region);
-        self.verifier.precheck(&request, now_seconds(), serves, |id| self.service.secret_of(id))
+        let serves = |region: &str| request.services != [SERVICE] || self.service.serves(region);
+        self.verifier.precheck(&request, now_seconds(), serves, |id, token| self.service.secret_of(id, token))
     }
 
     /// The body, and the memory that it is counted against.
@@ -261,10 +286,14 @@ impl Front {
         }
         let headers = header_texts(&head.headers);
         let request = signed_request(head, &headers, body);
-        let serves = |region: &str| self.service.serves(region);
-        let signed =
-            self.verifier.verify(&request, now_seconds(), serves, |id| self.service.secret_of(id))?;
-        Ok(Some(Signer { access_key_id: signed.access_key_id.to_owned(), region: signed.region.to_owned() }))
+        let serves = |region: &str| request.services != [SERVICE] || self.service.serves(region);
+        let secret_of = |id: &str, token: Option<&str>| self.service.secret_of(id, token);
+        let signed = self.verifier.verify(&request, now_seconds(), serves, secret_of)?;
+        Ok(Some(Signer {
+            access_key_id: signed.access_key_id.to_owned(),
+            region: signed.region.to_owned(),
+            session_token: signed.session_token.map(str::to_owned),
+        }))
     }
 }
 
@@ -273,6 +302,9 @@ struct OwnedCall {
     origin: Origin,
     access_key_id: Option<String>,
     region: Option<String>,
+    session_token: Option<String>,
+    account: Option<String>,
+    wire: Wire,
     target: String,
     user_agent: String,
     via_service: Option<String>,
@@ -285,6 +317,9 @@ impl OwnedCall {
             origin: call.origin.clone(),
             access_key_id: call.access_key_id.map(str::to_owned),
             region: call.region.map(str::to_owned),
+            session_token: call.session_token.map(str::to_owned),
+            account: call.account.map(str::to_owned),
+            wire: call.wire,
             target: call.target.to_owned(),
             user_agent: call.user_agent.to_owned(),
             via_service: call.via_service.map(str::to_owned),
@@ -297,6 +332,9 @@ impl OwnedCall {
             origin: &self.origin,
             access_key_id: self.access_key_id.as_deref(),
             region: self.region.as_deref(),
+            session_token: self.session_token.as_deref(),
+            account: self.account.as_deref(),
+            wire: self.wire,
             target: &self.target,
             user_agent: &self.user_agent,
             via_service: self.via_service.as_deref(),
@@ -320,6 +358,7 @@ fn signed_request<'a>(
         query: head.uri.query().unwrap_or_default(),
         headers,
         body,
+        services: Wire::of(&head.headers).services(),
     }
 }
 
@@ -337,9 +376,12 @@ pub const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: appl
     content-length: 99\r\nconnection: close\r\n\r\n\
     {\"__type\":\"ServiceUnavailableException\",\"message\":\"Too many connections to kmsd; try again later.\"}";
 
-fn body_limit(target: &str) -> usize {
+fn body_limit(wire: Wire, target: &str) -> usize {
+    if wire != Wire::Target {
+        return MAX_FORM;
+    }
     match target.rsplit('.').next() {
-        Some("CreateKey" | "PutKeyPolicy" | "PutUserPolicy" | "ReplicateKey") => MAX_POLICY_BODY,
+        Some("CreateKey" | "PutKeyPolicy" | "ReplicateKey") => MAX_POLICY_BODY,
         _ => MAX_BODY,
     }
 }
@@ -353,28 +395,30 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok().filter(|text| text.len() <= MAX_HEADER_TEXT)
 }
 
-fn respond(answer: Answer) -> HttpResponse {
+fn respond(wire: Wire, answer: Answer) -> HttpResponse {
     let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    build(status, Bytes::from_owner(answer.body), &answer.request_id)
+    build(wire, status, Bytes::from_owner(answer.body), &answer.request_id)
 }
 
-fn refusal_of(error: &KmsError, close: bool) -> HttpResponse {
-    let status = StatusCode::from_u16(error.code.status()).unwrap_or(StatusCode::BAD_REQUEST);
-    refusal(error, status, close)
+fn refusal_of(wire: Wire, error: &KmsError, close: bool) -> HttpResponse {
+    refusal(wire, error, None, close)
 }
 
-fn refusal(error: &KmsError, status: StatusCode, close: bool) -> HttpResponse {
-    let mut response = build(status, Bytes::from(error.body()), &request_id());
+fn refusal(wire: Wire, error: &KmsError, status: Option<StatusCode>, close: bool) -> HttpResponse {
+    let id = request_id();
+    let (own, body) = wire.error(error, &id);
+    let status = status.or(StatusCode::from_u16(own).ok()).unwrap_or(StatusCode::BAD_REQUEST);
+    let mut response = build(wire, status, Bytes::from_owner(body), &id);
     if close {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
 
-fn build(status: StatusCode, body: Bytes, request_id: &str) -> HttpResponse {
+fn build(wire: Wire, status: StatusCode, body: Bytes, request_id: &str) -> HttpResponse {
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, JSON);
+    response.headers_mut().insert(CONTENT_TYPE, wire.content_type());
     if let Ok(id) = HeaderValue::from_str(request_id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
@@ -389,13 +433,14 @@ fn request_id() -> String {
 /// The one table from signature errors to codes of the protocol.
 fn signature_error(error: &SignatureError) -> KmsError {
     use SignatureError::{
-        BadDate, BodyHash, Expired, Incomplete, Mismatch, Missing, NoDate, NotYet, Region, ScopeDate,
-        Service, UnknownKey, Unsigned,
+        BadDate, BodyHash, Expired, ExpiredToken, Incomplete, Mismatch, Missing, NoDate, NotYet, Region,
+        ScopeDate, Service, UnknownKey, Unsigned,
     };
     let code = match error {
         Missing => ErrorCode::MissingAuthenticationTokenException,
         Incomplete(_) | NoDate | BadDate(_) => ErrorCode::IncompleteSignature,
         UnknownKey => ErrorCode::UnrecognizedClientException,
+        ExpiredToken => ErrorCode::ExpiredTokenException,
         ScopeDate { .. }
         | Region(_)
         | Service

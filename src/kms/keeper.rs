@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use crate::api::{Blob, ErrorCode, KeyId, KmsError, Operation, Tag};
+use crate::api::{ErrorCode, KeyId, KmsError, Operation, Tag};
 use crate::crypto::MaterialBytes;
 
 use super::audit_log::AuditLog;
@@ -18,17 +18,19 @@ use super::clock::{Clock, SystemClock};
 use super::failure::Failure;
 use super::faults::Fault;
 use super::http::{Answer, Call, Origin, Service};
+use super::iam::{IamReply, Signer};
 use super::metrics::{Gauges, Metrics};
 use super::peer::PeerMap;
 use super::pipeline::{Kms, Parts, Reply, Settings};
 use super::quota::{QuotaProfile, Quotas};
 use super::root::Root;
-use super::seed::{Seed, SeedUser};
+use super::seed::Seed;
 use super::seeding::{SeedKey, Seeded};
-use super::sigv4::AccessKeySecret;
+use super::sigv4::{AccessKeySecret, SignatureError};
 use super::state::LoadError;
 use super::store::{Store, StoreError};
 use super::toml_file::TomlError;
+use super::wire::Wire;
 
 /// The key service and what surrounds it.
 #[derive(Debug)]
@@ -142,25 +144,8 @@ impl Keeper {
                 return Err(TomlError::Contradiction(message));
             }
         }
-        seed.users.iter().try_for_each(|user| self.seed_user(user))?;
+        self.kms.seed_identities(seed, self.settings.home())?;
         seed.keys.iter().try_for_each(|key| self.seed_key(key))
-    }
-
-    fn seed_user(&self, user: &SeedUser) -> Result<(), TomlError> {
-        let wrong = |error| contradiction(&format!("user {}", user.name), &error);
-        let is_new = self.make(Operation::CreateUser, &json!({ "UserName": user.name })).map_err(wrong)?;
-        // Policies belong to the user: one that was taken away since stays away.
-        for (name, document) in user.policies.iter().filter(|_| is_new) {
-            let request =
-                json!({ "UserName": user.name, "PolicyName": name, "PolicyDocument": document.text() });
-            self.make(Operation::PutUserPolicy, &request).map_err(wrong)?;
-        }
-        for key in &user.access_keys {
-            let secret = Blob(key.secret.expose().as_bytes().to_vec());
-            let request = json!({ "UserName": user.name, "AccessKeyId": key.id, "SecretAccessKey": secret });
-            self.make(Operation::CreateAccessKey, &request).map_err(wrong)?;
-        }
-        Ok(())
     }
 
     fn seed_key(&self, key: &super::seed::SeedKey) -> Result<(), TomlError> {
@@ -209,17 +194,12 @@ impl Keeper {
 
     /// Who makes `call`; `None` for a Unix user whom the map refuses.
     fn caller(&self, call: &Call<'_>) -> Option<Caller> {
-        let (principal_arn, account, is_root) = match (call.access_key_id, call.origin) {
-            (Some(id), _) => {
-                let owner = self.kms.access_key_owner(id)?;
-                (owner.principal_arn, self.settings.account.clone(), owner.is_root)
-            }
-            (None, Origin::Unix { uid, .. }) => {
-                let principal = self.peers.principal_of(*uid)?;
-                (principal.arn.clone(), principal.account.clone(), principal.is_root)
-            }
+        let signer = match (call.access_key_id, call.origin) {
+            (Some(id), _) => self.kms.signer(id, call.session_token).ok()?,
+            (None, Origin::Unix { uid, .. }) => self.peers.principal_of(*uid)?.in_account(call.account),
             (None, Origin::Tcp { .. }) => return None,
         };
+        let Signer { principal_arn, account, is_root, session } = signer;
         let region = call.region.unwrap_or(&self.settings.region);
         let source = match *call.origin {
             Origin::Unix { uid, gid, pid } => Source::Unix { uid, gid, pid },
@@ -232,7 +212,7 @@ impl Keeper {
             is_root,
             access_key_id: call.access_key_id.map(str::to_owned),
             secure_transport: !matches!(call.origin, Origin::Tcp { is_tls: false, .. }),
-            session: None,
+            session,
             source,
             user_agent: call.user_agent.to_owned(),
             via_service: call.via_service.map(|name| format!("{name}.{region}.amazonaws.com")),
@@ -246,8 +226,13 @@ impl Service for Keeper {
             let error =
                 KmsError::new(ErrorCode::MissingAuthenticationTokenException, "Missing Authentication Token");
             let request_id = crate::api::uuid_text(crate::crypto::random_array());
-            return Answer { status: error.code.status(), body: error.body().into(), request_id };
+            let (status, body) = call.wire.error(&error, &request_id);
+            return Answer { status, body, request_id };
         };
+        if let Wire::Query { json } = call.wire {
+            let IamReply { status, body, request_id } = self.kms.handle_iam(&caller, call.body, json);
+            return Answer { status, body, request_id };
+        }
         let begin = Instant::now();
         let Reply { status, body, request_id, error } = self.kms.handle(&caller, call.target, call.body);
         self.metrics.count(Operation::from_target(call.target), error, begin.elapsed());
@@ -258,8 +243,8 @@ impl Service for Keeper {
         self.settings.serves(region)
     }
 
-    fn secret_of(&self, access_key_id: &str) -> Option<AccessKeySecret> {
-        self.kms.access_key_secret(access_key_id).map(AccessKeySecret::new)
+    fn secret_of(&self, id: &str, token: Option<&str>) -> Result<AccessKeySecret, SignatureError> {
+        self.kms.signing_secret(id, token).map(AccessKeySecret::new)
     }
 
     fn blocks(&self, target: &str) -> bool {

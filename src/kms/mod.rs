@@ -73,11 +73,11 @@ pub mod state_dir;
 pub mod store;
 mod tls;
 pub mod toml_file;
+mod wire;
 mod worker;
 
 pub use caller::{Caller, Session, Source, root_arn, user_arn};
 pub use cli::run;
 pub use clock::{Clock, SettableClock, SystemClock};
 pub use managed::MANAGED_ALIAS;
-pub use ops::AccessKeyOwner;
 pub use pipeline::{Kms, Parts, Reply, Settings};

@@ -78,6 +78,7 @@ impl Kms {
         let resource = key.map(|key| Resource { arn: &key.record.arn, account: &key.record.account });
         let record = AuditRecord {
             time_ms: u64::try_from(now.millis()).unwrap_or(0),
+            event_source: super::pipeline::KMS_SOURCE,
             event_name: act.event_name(),
             region: home.region,
             identity: Identity {

@@ -1,12 +1,16 @@
 //! Who a Unix peer is: from the kernel's user id to a principal ARN.
 //!
 //! Called by the server once per connection. The user id is frozen at connect and sound; the process id is only an
-//! observation for the audit record. User 0 and the daemon's own user are the account root unless the map says else.
+//! observation for the audit record.
 //!
-//! The map file is TOML: names or numbers of users on the left, principals on the right.
+//! Without a rule, user 0 and the daemon's own user are the account root, and any other user is
+//! `arn:aws:iam::ACCOUNT:user/unix/uid-NUMBER`: a principal that key policies and grants can name, and that is never one
+//! of IAM's users, whatever its login name. Who shall act as an IAM user or role needs a rule in the map file, TOML with
+//! names or numbers of users on the left and principals on the right:
 //! ```toml
 //! [users]
-//! backup = "user/backup-agent"                        # a user of this account
+//! backup = "user/backup-agent"                        # an IAM user of this account, with its policies
+//! deploy = "role/deployer"                            # a session of a role, named after the user's number
 //! 1001   = "root"                                     # the account root
 //! 1002   = "arn:aws:iam::111122223333:role/other"     # any principal
 //! nobody = "refuse"                                   # no unsigned calls
@@ -15,16 +19,22 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::Deserialize;
 
 use crate::sys::user_name;
 
+use super::caller::root_arn;
+use super::iam::Signer;
 use super::toml_file::{self, TomlError};
 
 /// Most user ids remembered; when full the memory starts anew.
 const MAX_REMEMBERED: usize = 4096;
+
+/// How long a user's name is believed, as it may come to mean another user.
+const REMEMBERED_FOR: Duration = Duration::from_mins(1);
 
 /// A principal of an unsigned call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,8 +43,22 @@ pub struct Principal {
     pub arn: String,
     /// Its account.
     pub account: String,
-    /// Whether it is the root of this daemon's account.
+    /// Whether it is the root of its account.
     pub is_root: bool,
+    /// Whether it is the root of the daemon's own account, who may call in the name of any other.
+    pub is_operator: bool,
+}
+
+impl Principal {
+    /// Who calls, where the header asks for another account.
+    pub fn in_account(&self, asked: Option<&str>) -> Signer {
+        let fits = |account: &&str| account.len() == 12 && account.bytes().all(|b| b.is_ascii_digit());
+        let (principal_arn, account) = match asked.filter(fits).filter(|_| self.is_operator) {
+            Some(account) => (root_arn(account), account.to_owned()),
+            None => (self.arn.clone(), self.account.clone()),
+        };
+        Signer { principal_arn, account, is_root: self.is_root, session: None }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -50,7 +74,7 @@ pub struct PeerMap {
     account: String,
     own_uid: u32,
     users: BTreeMap<String, String>,
-    remembered: Mutex<HashMap<u32, Option<Arc<Principal>>>>,
+    remembered: Mutex<HashMap<u32, (Instant, Option<Arc<Principal>>)>>,
 }
 
 impl PeerMap {
@@ -73,44 +97,51 @@ impl PeerMap {
     /// The principal of user `uid`; `None` when the map refuses it.
     pub fn principal_of(&self, uid: u32) -> Option<Arc<Principal>> {
         let mut remembered = self.remembered.lock();
-        if let Some(found) = remembered.get(&uid) {
+        let now = Instant::now();
+        if let Some((until, found)) = remembered.get(&uid)
+            && now < *until
+        {
             return found.clone();
         }
         if remembered.len() >= MAX_REMEMBERED {
             remembered.clear();
         }
         let found = self.look_up(uid).map(Arc::new);
-        remembered.insert(uid, found.clone());
+        remembered.insert(uid, (now + REMEMBERED_FOR, found.clone()));
         found
     }
 
     fn look_up(&self, uid: u32) -> Option<Principal> {
         let number = uid.to_string();
-        let name = user_name(uid);
-        let by_name = name.as_ref().and_then(|name| self.users.get(name));
-        match self.users.get(&number).or(by_name).map(String::as_str) {
+        let by_name = || if self.users.is_empty() { None } else { self.users.get(&user_name(uid)?) };
+        match self.users.get(&number).or_else(by_name).map(String::as_str) {
             Some("refuse") => None,
             Some("root") => Some(self.root()),
-            Some(target) if target.starts_with("arn:") => Some(self.foreign(target)),
-            Some(target) => Some(self.local(target)),
+            Some(target) if target.starts_with("arn:") => Some(self.named(target, uid)),
+            Some(target) => Some(self.named(&format!("arn:aws:iam::{}:{target}", self.account), uid)),
             None if uid == 0 || uid == self.own_uid => Some(self.root()),
-            None => Some(self.local(&format!("user/{}", name.unwrap_or(format!("uid-{number}"))))),
+            None => Some(self.named(&format!("arn:aws:iam::{}:user/unix/uid-{uid}", self.account), uid)),
         }
     }
 
     fn root(&self) -> Principal {
-        Principal { is_root: true, ..self.local("root") }
+        let account = self.account.clone();
+        Principal { arn: root_arn(&account), account, is_root: true, is_operator: true }
     }
 
-    fn local(&self, resource: &str) -> Principal {
-        let arn = format!("arn:aws:iam::{}:{resource}", self.account);
-        Principal { arn, account: self.account.clone(), is_root: false }
-    }
-
-    fn foreign(&self, arn: &str) -> Principal {
+    /// The principal of that ARN; a role is never a principal itself, but in a session.
+    fn named(&self, arn: &str, uid: u32) -> Principal {
         let account = arn.split(':').nth(4).unwrap_or_default().to_owned();
-        let is_root = account == self.account && arn.ends_with(":root");
-        Principal { arn: arn.to_owned(), account, is_root }
+        let is_root = arn == root_arn(&account);
+        let arn = match arn.split_once(":role/") {
+            Some((_, role)) => {
+                let name = role.rsplit('/').next().unwrap_or(role);
+                format!("arn:aws:sts::{account}:assumed-role/{name}/uid-{uid}")
+            }
+            None => arn.to_owned(),
+        };
+        let is_operator = is_root && account == self.account;
+        Principal { arn, account, is_root, is_operator }
     }
 }
 
@@ -152,20 +183,34 @@ mod tests {
         assert!(map.principal_of(0).unwrap().is_root);
         assert!(map.principal_of(4_000_000_000).unwrap().is_root);
         let other = map.principal_of(3_999_999_998).unwrap();
-        assert_eq!(other.arn, "arn:aws:iam::000000000000:user/uid-3999999998");
+        assert_eq!(other.arn, "arn:aws:iam::000000000000:user/unix/uid-3999999998");
         assert!(!other.is_root);
     }
 
     #[test]
     fn the_map_file_overrules() {
         let map = map("[users]\nroot = \"user/admin\"\n3999999998 = \"root\"\n3999999997 = \"refuse\"\n\
-             3999999996 = \"arn:aws:iam::111122223333:role/other\"\n")
+             3999999996 = \"arn:aws:iam::111122223333:role/team/other\"\n3999999995 = \"role/backup\"\n")
         .unwrap();
+        let arn = |uid| map.principal_of(uid).unwrap().arn.clone();
+        assert_eq!(arn(3_999_999_996), "arn:aws:sts::111122223333:assumed-role/other/uid-3999999996");
+        assert_eq!(arn(3_999_999_995), "arn:aws:sts::000000000000:assumed-role/backup/uid-3999999995");
         assert_eq!(map.principal_of(0).unwrap().arn, "arn:aws:iam::000000000000:user/admin");
         assert!(!map.principal_of(0).unwrap().is_root);
         assert!(map.principal_of(3_999_999_998).unwrap().is_root);
         assert_eq!(map.principal_of(3_999_999_997), None);
         assert_eq!(map.principal_of(3_999_999_996).unwrap().account, "111122223333");
+    }
+
+    #[test]
+    fn only_the_operator_calls_in_the_name_of_other_accounts() {
+        let map = map("[users]\n7 = \"arn:aws:iam::111122223333:root\"\n").unwrap();
+        let account = |uid, asked| map.principal_of(uid).unwrap().in_account(asked).account;
+        assert_eq!(account(0, Some("222233334444")), "222233334444");
+        assert_eq!(account(0, Some("x")), "000000000000");
+        assert_eq!(account(7, Some("222233334444")), "111122223333", "the root of another account");
+        assert_eq!(account(8, Some("222233334444")), "000000000000");
+        assert!(map.principal_of(7).unwrap().is_root && !map.principal_of(8).unwrap().is_root);
     }
 
     #[test]

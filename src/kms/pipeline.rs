@@ -21,7 +21,7 @@ use super::caller::{Caller, Source};
 use super::clock::Clock;
 use super::decision::{Basis, Denial};
 use super::faults::{self, Fault};
-use super::iam;
+use super::iam::{self, Sessions};
 use super::materials::Materials;
 use super::model::Key;
 use super::ops::{Perform, dispatch};
@@ -36,6 +36,8 @@ const MAX_BODY: usize = 1024 * 1024;
 const MAX_SHOWN_TARGET: usize = 64;
 /// The condition key that tells which data key pair is asked for.
 const PAIR_SPEC: &str = "kms:datakeypairspec";
+/// As audit records call the service.
+pub const KMS_SOURCE: &str = "kms.amazonaws.com";
 /// What an answer is expected to take beside its blobs.
 const ANSWER_CAPACITY: usize = 512;
 
@@ -75,6 +77,7 @@ pub struct Kms {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) state: RwLock<State>,
     pub(super) materials: Materials,
+    pub(super) sessions: Sessions,
     writer: Mutex<()>,
     quotas: Quotas,
     faults: Vec<Fault>,
@@ -198,6 +201,7 @@ impl Kms {
             clock: parts.clock,
             state: RwLock::new(state),
             materials: Materials::default(),
+            sessions: Sessions::default(),
             writer: Mutex::new(()),
             quotas: Quotas::default(),
             faults: Vec::new(),
@@ -297,6 +301,11 @@ impl Kms {
         self.quotas.take(call.home(), operation, spec, pair.map(|(_, value)| &**value))
     }
 
+    /// The account of the daemon's operator.
+    pub(super) fn operator(&self) -> &str {
+        &self.settings.account
+    }
+
     /// Waits for the right to change records.
     pub(super) fn turn(&self) -> Turn<'_> {
         Turn(self.writer.lock())
@@ -330,6 +339,7 @@ impl Kms {
         let request = notes.parameters.clone().map_or_else(JsonText::null, JsonText::from_json);
         let record = AuditRecord {
             time_ms: u64::try_from(now.millis()).unwrap_or(0),
+            event_source: KMS_SOURCE,
             event_name: notes.operation.map_or(&shown_target, |operation| operation.name()),
             region: &caller.region,
             identity: identity_of(caller),
@@ -366,10 +376,12 @@ fn admit(body: &[u8]) -> Result<(), KmsError> {
     Ok(())
 }
 
-fn identity_of(caller: &Caller) -> Identity<'_> {
+/// Who calls, as records name them.
+pub(super) fn identity_of(caller: &Caller) -> Identity<'_> {
     let kind = match (&caller.source, caller.is_root) {
         (Source::Internal, _) => "AWSService",
         (_, true) => "Root",
+        (_, false) if caller.is_role_session() => "AssumedRole",
         (_, false) => "IAMUser",
     };
     Identity {
@@ -381,7 +393,8 @@ fn identity_of(caller: &Caller) -> Identity<'_> {
     }
 }
 
-fn source_of(caller: &Caller) -> (String, Option<PeerFacts>) {
+/// Where from, as records name it.
+pub(super) fn source_of(caller: &Caller) -> (String, Option<PeerFacts>) {
     match caller.source {
         Source::Unix { uid, gid, pid } => (String::from("unix"), Some(PeerFacts { uid, gid, pid })),
         Source::Tcp(ip) => (ip.to_string(), None),

@@ -286,7 +286,7 @@ mod tests {
         assert_eq!(of(Operation::Sign, rsa), Some(Group::Rsa));
         let pair = |spec| Group::of_call(Operation::GenerateDataKeyPair, None, Some(spec));
         assert_eq!(pair("RSA_4096"), Some(Group::PairRsa4096));
-        assert_eq!(of(Operation::CreateUser, None), None);
+        assert_eq!(of(Operation::Explain, None), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The seed file: users, access keys and keys that a daemon makes at start where they are missing.
+//! The seed file: identities, access keys and keys that a daemon makes at start where they are missing.
 //!
 //! Read by the daemon, applied through the pipeline as the daemon itself. What is there already stays as it is, so a
 //! seed can be given at each start.
@@ -7,8 +7,24 @@
 //! account = "000000000000"        # both must be the store's own, where given
 //! region  = "local"
 //!
+//! [[policies]]                    # managed policies
+//! name = "describe"
+//! document = '{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"kms:Describe*","Resource":"*"}]}'
+//!
+//! [[groups]]
+//! name = "staff"
+//! attached = ["arn:aws:iam::000000000000:policy/describe"]
+//!
+//! [[roles]]
+//! name = "backup"
+//! account = "111122223333"        # the store's own where absent; so for users, groups and policies
+//! trust = '{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"AWS":"000000000000"},"Action":"sts:AssumeRole"}]}'
+//! max_session_seconds = 7200
+//!
 //! [[users]]
 //! name = "alice"
+//! groups = ["staff"]
+//! tags = { team = "storage" }
 //! access_keys = [{ id = "AKIDALICE0000000", secret = "..." }]
 //! [users.policies]                # JSON text, or the same as a table
 //! use-keys = '{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"kms:*","Resource":"*"}]}'
@@ -45,26 +61,68 @@ pub struct Seed {
     pub account: Option<String>,
     /// The region it is meant for.
     pub region: Option<String>,
+    /// Managed policies.
+    #[serde(default)]
+    pub policies: Vec<SeedPolicy>,
+    /// Groups.
+    #[serde(default)]
+    pub groups: Vec<SeedEntity>,
     /// Users.
     #[serde(default)]
-    pub users: Vec<SeedUser>,
+    pub users: Vec<SeedEntity>,
+    /// Roles.
+    #[serde(default)]
+    pub roles: Vec<SeedEntity>,
     /// Keys.
     #[serde(default)]
     pub keys: Vec<SeedKey>,
 }
 
-/// A user.
+/// A managed policy.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct SeedUser {
+pub struct SeedPolicy {
     /// Its name.
     pub name: String,
-    /// Its access keys.
+    /// The account it belongs to; the store's own where absent.
+    pub account: Option<String>,
+    /// Begins and ends with `/`.
+    pub path: Option<String>,
+    /// What it says.
+    pub document: Document,
+}
+
+/// A user, role or group; what does not suit the kind is refused when it is read.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SeedEntity {
+    /// Its name.
+    pub name: String,
+    /// The account it belongs to; the store's own where absent.
+    pub account: Option<String>,
+    /// Begins and ends with `/`.
+    pub path: Option<String>,
+    /// Its access keys; users only.
     #[serde(default)]
     pub access_keys: Vec<SeedAccessKey>,
     /// Its policies by name.
     #[serde(default)]
     pub policies: BTreeMap<String, Document>,
+    /// ARNs of managed policies attached to it.
+    #[serde(default)]
+    pub attached: Vec<String>,
+    /// ARN of its permissions boundary; not for groups.
+    pub boundary: Option<String>,
+    /// Names of the groups it is in; users only.
+    #[serde(default)]
+    pub groups: Vec<String>,
+    /// Its tags; not for groups.
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
+    /// Who may assume it; roles only, and there it must be.
+    pub trust: Option<Document>,
+    /// Longest session; roles only.
+    pub max_session_seconds: Option<u32>,
 }
 
 /// An access key.
@@ -171,25 +229,64 @@ impl Seed {
     }
 
     fn check(&self) -> Result<(), TomlError> {
-        if self.users.len() > MAX_ENTRIES || self.keys.len() > MAX_ENTRIES {
-            return Err(TomlError::Contradiction(format!("more than {MAX_ENTRIES} users or keys")));
+        let entities = [("group", &self.groups), ("user", &self.users), ("role", &self.roles)];
+        let many = |count: usize| count > MAX_ENTRIES;
+        if many(self.keys.len())
+            || many(self.policies.len())
+            || entities.iter().any(|(_, all)| many(all.len()))
+        {
+            return Err(TomlError::Contradiction(format!("more than {MAX_ENTRIES} entries of a kind")));
         }
-        no_twins("user", self.users.iter().map(|user| user.name.as_str()))?;
+        for (kind, all) in entities {
+            no_twins(kind, all.iter().map(|entity| (entity.account.as_deref(), entity.name.as_str())))?;
+            all.iter().try_for_each(|entity| entity.check(kind))?;
+        }
+        no_twins(
+            "policy",
+            self.policies.iter().map(|policy| (policy.account.as_deref(), policy.name.as_str())),
+        )?;
         let access_keys = self.users.iter().flat_map(|user| &user.access_keys);
-        no_twins("access key", access_keys.map(|key| key.id.as_str()))?;
-        no_twins("key", self.keys.iter().filter_map(|key| key.id.as_deref()))?;
+        no_twins("access key", access_keys.map(|key| (None, key.id.as_str())))?;
+        no_twins("key", self.keys.iter().filter_map(|key| key.id.as_deref()).map(|id| (None, id)))?;
         if self.keys.iter().any(|key| key.id.is_none() && key.aliases.is_empty()) {
             return Err(TomlError::Contradiction("a key has neither an id nor an alias".into()));
         }
-        no_twins("alias", self.keys.iter().flat_map(|key| &key.aliases).map(String::as_str))?;
+        no_twins("alias", self.keys.iter().flat_map(|key| &key.aliases).map(|alias| (None, alias.as_str())))?;
         self.keys.iter().try_for_each(|key| key.material_bytes().map(|_| ()))
     }
 }
 
-fn no_twins<'a>(what: &str, names: impl Iterator<Item = &'a str>) -> Result<(), TomlError> {
+impl SeedEntity {
+    /// Refuses what the kind has not.
+    fn check(&self, kind: &str) -> Result<(), TomlError> {
+        let foreign = match kind {
+            "user" if self.trust.is_some() || self.max_session_seconds.is_some() => Some("trust"),
+            "role" if !self.access_keys.is_empty() => Some("access_keys"),
+            "role" if !self.groups.is_empty() => Some("groups"),
+            "role" if self.trust.is_none() => {
+                return Err(TomlError::Contradiction(format!(
+                    "role {} needs trust: who may assume it",
+                    self.name
+                )));
+            }
+            "group" if !self.access_keys.is_empty() => Some("access_keys"),
+            "group" if self.trust.is_some() => Some("trust"),
+            "group" if self.boundary.is_some() || !self.tags.is_empty() => Some("boundary or tags"),
+            _ => None,
+        };
+        let message = |what| TomlError::Contradiction(format!("{kind} {} cannot have {what}", self.name));
+        foreign.map_or(Ok(()), |what| Err(message(what)))
+    }
+}
+
+/// Names in an account; where none is told, they share one.
+fn no_twins<'a>(
+    what: &str,
+    names: impl Iterator<Item = (Option<&'a str>, &'a str)>,
+) -> Result<(), TomlError> {
     let mut seen = std::collections::HashSet::new();
-    for name in names {
-        if !seen.insert(name) {
+    for (account, name) in names {
+        if !seen.insert((account, name)) {
             return Err(TomlError::Contradiction(format!("{what} {name} stands twice")));
         }
     }
@@ -212,7 +309,7 @@ mod tests {
         let text = lines.join("\n");
         let text = text.replace("base64 of 32 bytes", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
         let seed = seed(&text).unwrap();
-        assert_eq!((seed.users.len(), seed.keys.len()), (1, 1));
+        assert_eq!((seed.users.len(), seed.keys.len(), seed.roles.len()), (1, 1, 1));
         assert_eq!(seed.keys[0].material_bytes().unwrap().unwrap().as_slice(), [0; 32]);
         assert!(!format!("{seed:?}").contains("AAAA"));
     }
@@ -235,6 +332,8 @@ mod tests {
             ("[[keys]]\nid='k'\nmaterial='AAAA'\n", "key k: material"),
             ("[[keys]]\nid='k'\naliases=['alias/a','alias/a']\n", "alias alias/a stands twice"),
             ("[[keys]]\n", "neither"),
+            ("[[roles]]\nname='r'\n", "role r needs trust"),
+            ("[[groups]]\nname='g'\ntrust='{}'\n", "group g cannot have trust"),
         ] {
             let error = seed(text).unwrap_err().to_string();
             assert!(error.contains(needle), "{error}");

@@ -381,7 +381,7 @@ async fn accept_failed(error: &io::Error) {
 mod tests {
     use super::super::http::{Answer, Call, Service};
     use super::super::places::RESERVED_FOR_ROOT;
-    use super::super::sigv4::AccessKeySecret;
+    use super::super::sigv4::{AccessKeySecret, SignatureError};
     use super::*;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
@@ -400,8 +400,8 @@ mod tests {
             Answer { status: 200, body: call.body.to_vec().into(), request_id: "id".into() }
         }
 
-        fn secret_of(&self, _: &str) -> Option<AccessKeySecret> {
-            None
+        fn secret_of(&self, _: &str, _: Option<&str>) -> Result<AccessKeySecret, SignatureError> {
+            Err(SignatureError::UnknownKey)
         }
 
         fn blocks(&self, _: &str) -> bool {

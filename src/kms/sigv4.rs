@@ -17,6 +17,8 @@ use crate::api::sigv4::{
 use crate::api::unhex;
 use crate::crypto::{SigningKey, constant_time_eq, sha256};
 
+/// The header of temporary credentials.
+const TOKEN: &str = "x-amz-security-token";
 /// How far the clocks may be apart.
 pub const MAX_SKEW_SECONDS: u64 = 15 * 60;
 /// The service in the scope.
@@ -53,6 +55,8 @@ pub struct SignedRequest<'a> {
     pub headers: &'a [(&'a str, &'a str)],
     /// The whole body.
     pub body: &'a [u8],
+    /// Names of services that the signature may be for.
+    pub services: &'static [&'static str],
 }
 
 impl<'a> SignedRequest<'a> {
@@ -89,8 +93,10 @@ pub enum SignatureError {
     NotYet(String, String, String),
     /// A header that has to be signed is not.
     Unsigned(String),
-    /// The access key does not exist, is not active, or comes with a session token.
+    /// The access key does not exist or is not active, or its session token is none of ours.
     UnknownKey,
+    /// The session has ended.
+    ExpiredToken,
     /// `X-Amz-Content-Sha256` is not the hash of the body.
     BodyHash,
     /// The signature is not the one we computed.
@@ -129,6 +135,7 @@ impl fmt::Display for SignatureError {
                 write!(f, "'{header}' must be a 'SignedHeader' in the AWS Authorization.")
             }
             Self::UnknownKey => f.write_str("The security token included in the request is invalid."),
+            Self::ExpiredToken => f.write_str("The security token included in the request is expired"),
             Self::BodyHash => f.write_str(
                 "The value of the header 'X-Amz-Content-Sha256' does not match the hash of the request's body.",
             ),
@@ -149,11 +156,14 @@ pub struct Signed<'a> {
     pub access_key_id: &'a str,
     /// The region in the scope.
     pub region: &'a str,
+    /// The token of temporary credentials.
+    pub session_token: Option<&'a str>,
 }
 
 struct CachedKey {
     date: String,
     region: String,
+    service: String,
     secret: AccessKeySecret,
     key: Arc<SigningKey>,
 }
@@ -177,15 +187,15 @@ impl Verifier {
         request: &SignedRequest<'_>,
         now_seconds: u64,
         serves: impl Fn(&str) -> bool,
-        secret_of: impl Fn(&str) -> Option<AccessKeySecret>,
+        secret_of: impl Fn(&str, Option<&str>) -> Result<AccessKeySecret, SignatureError>,
     ) -> Result<(), SignatureError> {
         let header = request.header("authorization").ok_or(SignatureError::Missing)?;
         let authorization = parse_authorization(header).map_err(SignatureError::Incomplete)?;
         let time = request_time(request)?;
-        check_scope(&authorization.scope, &time, serves)?;
+        check_scope(&authorization.scope, request.services, &time, serves)?;
         check_skew(&time, now_seconds)?;
         check_signed_headers(request, &authorization)?;
-        secret_of(authorization.access_key_id).map(|_| ()).ok_or(SignatureError::UnknownKey)
+        secret_of(authorization.access_key_id, request.header(TOKEN)).map(|_| ())
     }
 
     /// Who signed `request`. `serves` tells whether a region is served, `secret_of` finds the secret of an active
@@ -195,18 +205,16 @@ impl Verifier {
         request: &SignedRequest<'a>,
         now_seconds: u64,
         serves: impl Fn(&str) -> bool,
-        secret_of: impl Fn(&str) -> Option<AccessKeySecret>,
+        secret_of: impl Fn(&str, Option<&str>) -> Result<AccessKeySecret, SignatureError>,
     ) -> Result<Signed<'a>, SignatureError> {
         let header = request.header("authorization").ok_or(SignatureError::Missing)?;
         let authorization = parse_authorization(header).map_err(SignatureError::Incomplete)?;
         let time = request_time(request)?;
-        check_scope(&authorization.scope, &time, serves)?;
+        check_scope(&authorization.scope, request.services, &time, serves)?;
         check_skew(&time, now_seconds)?;
         check_signed_headers(request, &authorization)?;
-        let secret = secret_of(authorization.access_key_id).ok_or(SignatureError::UnknownKey)?;
-        if request.header("x-amz-security-token").is_some() {
-            return Err(SignatureError::UnknownKey);
-        }
+        let session_token = request.header(TOKEN);
+        let secret = secret_of(authorization.access_key_id, session_token)?;
         let body_hash = check_body(request)?;
         let text = text_to_sign(request, &authorization, &time, &body_hash)?;
         let expected = self.signing_key(&authorization, secret).sign(&text);
@@ -214,14 +222,16 @@ impl Verifier {
         if !constant_time_eq(&expected, &given) {
             return Err(SignatureError::Mismatch);
         }
-        Ok(Signed { access_key_id: authorization.access_key_id, region: authorization.scope.region })
+        let Scope { region, .. } = authorization.scope;
+        Ok(Signed { access_key_id: authorization.access_key_id, region, session_token })
     }
 
     fn signing_key(&self, authorization: &Authorization<'_>, secret: AccessKeySecret) -> Arc<SigningKey> {
         let Scope { date, region, service } = authorization.scope;
         let mut keys = self.keys.lock();
         if let Some(cached) = keys.get(authorization.access_key_id)
-            && (cached.date.as_str(), cached.region.as_str()) == (date, region)
+            && (cached.date.as_str(), cached.region.as_str(), cached.service.as_str())
+                == (date, region, service)
             && constant_time_eq(&cached.secret.0, &secret.0)
         {
             return Arc::clone(&cached.key);
@@ -230,18 +240,23 @@ impl Verifier {
         if keys.len() >= MAX_CACHED_KEYS {
             keys.clear();
         }
-        let cached =
-            CachedKey { date: date.to_owned(), region: region.to_owned(), secret, key: Arc::clone(&key) };
+        let (date, region, service) = (date.to_owned(), region.to_owned(), service.to_owned());
+        let cached = CachedKey { date, region, service, secret, key: Arc::clone(&key) };
         keys.insert(authorization.access_key_id.to_owned(), cached);
         key
     }
 }
 
-fn check_scope(scope: &Scope<'_>, time: &str, serves: impl Fn(&str) -> bool) -> Result<(), SignatureError> {
+fn check_scope(
+    scope: &Scope<'_>,
+    services: &[&str],
+    time: &str,
+    serves: impl Fn(&str) -> bool,
+) -> Result<(), SignatureError> {
     if !serves(scope.region) {
         return Err(SignatureError::Region(scope.region.to_owned()));
     }
-    if scope.service != SERVICE {
+    if !services.contains(&scope.service) {
         return Err(SignatureError::Service);
     }
     if time.get(..8) != Some(scope.date) {
@@ -332,9 +347,12 @@ mod tests {
     ];
     const NOW: u64 = 1_769_903_998;
 
-    fn secret_of(id: &str) -> Option<AccessKeySecret> {
+    fn secret_of(id: &str, token: Option<&str>) -> Result<AccessKeySecret, SignatureError> {
         let secret = b"wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY".to_vec();
-        (id == "AKIDEXAMPLE").then(|| AccessKeySecret::new(Zeroizing::new(secret)))
+        match (id, token) {
+            ("AKIDEXAMPLE", None) => Ok(AccessKeySecret::new(Zeroizing::new(secret))),
+            _ => Err(SignatureError::UnknownKey),
+        }
     }
 
     fn is_local(region: &str) -> bool {
@@ -342,7 +360,7 @@ mod tests {
     }
 
     fn request<'a>(headers: &'a [(&'a str, &'a str)], body: &'a [u8]) -> SignedRequest<'a> {
-        SignedRequest { method: "POST", path: "/", query: "", headers, body }
+        SignedRequest { method: "POST", path: "/", query: "", headers, body, services: &[SERVICE] }
     }
 
     fn verify(headers: &[(&str, &str)], body: &[u8], now: u64) -> Result<String, SignatureError> {
@@ -410,7 +428,8 @@ mod tests {
         assert_eq!(verify(&without("X-Amz-Date"), BODY, NOW), Err(SignatureError::NoDate));
         let elsewhere = Verifier::default().verify(&request(&HEADERS, BODY), NOW, |_| false, secret_of);
         assert_eq!(elsewhere, Err(SignatureError::Region("local".into())));
-        let nobody = Verifier::default().verify(&request(&HEADERS, BODY), NOW, is_local, |_| None);
+        let nobody = Verifier::default()
+            .verify(&request(&HEADERS, BODY), NOW, is_local, |_, _| Err(SignatureError::UnknownKey));
         assert_eq!(nobody, Err(SignatureError::UnknownKey));
         let mut extra = HEADERS.to_vec();
         extra.push(("X-Amz-Via", "other"));
@@ -421,8 +440,8 @@ mod tests {
     fn a_changed_secret_is_not_served_from_the_cache() {
         let verifier = Verifier::default();
         let signed = verifier.verify(&request(&HEADERS, BODY), NOW, is_local, secret_of);
-        assert_eq!(signed, Ok(Signed { access_key_id: "AKIDEXAMPLE", region: "local" }));
-        let other = |_: &str| Some(AccessKeySecret::new(Zeroizing::new(b"other".to_vec())));
+        assert_eq!(signed, Ok(Signed { access_key_id: "AKIDEXAMPLE", region: "local", session_token: None }));
+        let other = |_: &str, _: Option<&str>| Ok(AccessKeySecret::new(Zeroizing::new(b"other".to_vec())));
         assert_eq!(
             verifier.verify(&request(&HEADERS, BODY), NOW, is_local, other),
             Err(SignatureError::Mismatch)

@@ -105,7 +105,7 @@ fn a_users_policy_is_held_against_action_and_resource() {
     s.ok_as(&alice, "DescribeKey", json!({"KeyId": one}));
     assert_eq!(s.fails_as(&alice, "Encrypt", sealing(&other)).0, "AccessDeniedException");
     assert_eq!(s.fails_as(&alice, "DisableKey", json!({"KeyId": one})).0, "AccessDeniedException");
-    s.ok("KmsdAdmin.DeleteUserPolicy", json!({"UserName": "alice", "PolicyName": "p"}));
+    s.ok("iam.DeleteUserPolicy", json!({"UserName": "alice", "PolicyName": "p"}));
     assert_eq!(s.fails_as(&alice, "Encrypt", sealing(&one)).0, "AccessDeniedException", "withdrawn at once");
 }
 
@@ -130,10 +130,7 @@ fn an_explicit_deny_anywhere_wins() {
 
     let policy =
         json!({"Statement": [{"Effect": "Deny", "Action": "kms:Encrypt", "Resource": "*"}]}).to_string();
-    s.ok(
-        "KmsdAdmin.PutUserPolicy",
-        json!({"UserName": "alice", "PolicyName": "d", "PolicyDocument": policy}),
-    );
+    s.ok("iam.PutUserPolicy", json!({"UserName": "alice", "PolicyName": "d", "PolicyDocument": policy}));
     let why = "with an explicit deny in an identity-based policy";
     assert_eq!(
         s.fails_as(&alice, "Encrypt", sealing(&key)),
@@ -288,10 +285,7 @@ fn a_right_to_create_keys_can_hang_on_their_kind() {
                       "Condition": {"StringEquals": {"kms:KeySpec": "SYMMETRIC_DEFAULT"}}});
     let alice = s.user_with("alice", &json!({"Effect": "Allow", "Action": "kms:*", "Resource": "*"}));
     let document = json!({"Statement": [deny]}).to_string();
-    s.ok(
-        "KmsdAdmin.PutUserPolicy",
-        json!({"UserName": "alice", "PolicyName": "d", "PolicyDocument": document}),
-    );
+    s.ok("iam.PutUserPolicy", json!({"UserName": "alice", "PolicyName": "d", "PolicyDocument": document}));
     assert_eq!(s.fails_as(&alice, "CreateKey", json!({})).0, "AccessDeniedException");
 }
 

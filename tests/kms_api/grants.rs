@@ -267,7 +267,7 @@ fn the_record_names_the_grant_or_the_statement_that_decided() {
     assert!(encrypts(&s, &carol, &key, json!({})));
     assert_eq!(decision(), "statement \"all\" of policy \"p\" of user carol");
     let deny = json!({"Statement": {"Effect": "Deny", "Action": "kms:Encrypt", "Resource": "*"}}).to_string();
-    s.ok("KmsdAdmin.PutUserPolicy", json!({"UserName": "carol", "PolicyName": "d", "PolicyDocument": deny}));
+    s.ok("iam.PutUserPolicy", json!({"UserName": "carol", "PolicyName": "d", "PolicyDocument": deny}));
     assert!(!encrypts(&s, &carol, &key, json!({})));
     assert_eq!(decision(), "statement 1 of policy \"d\" of user carol");
 }

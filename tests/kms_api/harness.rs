@@ -117,6 +117,9 @@ impl Service {
     }
 
     pub fn call(&self, caller: &Caller, operation: &str, body: &str) -> Result<Value, Failure> {
+        if let Some(("iam" | "sts", action)) = operation.split_once('.') {
+            return self.query(caller, action, &serde_json::from_str(body).unwrap());
+        }
         let target = match operation.split_once('.') {
             Some(_) => operation.to_owned(),
             None => format!("TrentService.{operation}"),
@@ -136,6 +139,22 @@ impl Service {
         Err(Failure { status: reply.status, code, message })
     }
 
+    /// A call to IAM or STS, whose form is `body` with lists as `NAME.member.1`.
+    pub fn query(&self, caller: &Caller, action: &str, body: &Value) -> Result<Value, Failure> {
+        let mut pairs = vec![("Action".to_owned(), action.to_owned())];
+        for (name, value) in body.as_object().unwrap() {
+            pairs.push((name.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned)));
+        }
+        let form = kmsfs::kms::iam::params::encode(&pairs);
+        let reply = self.kms.handle_iam(caller, form.as_bytes(), true);
+        let value: Value = serde_json::from_slice(&reply.body).unwrap();
+        if reply.status == 200 {
+            return Ok(value[format!("{action}Response")][format!("{action}Result")].clone());
+        }
+        let text = |name: &str| value["Error"][name].as_str().unwrap().to_owned();
+        Err(Failure { status: reply.status, code: text("Code"), message: text("Message") })
+    }
+
     /// A new key: its id.
     pub fn key(&self) -> String {
         self.key_with(serde_json::json!({}))
@@ -147,10 +166,10 @@ impl Service {
 
     /// A user with one policy that says `statement`.
     pub fn user_with(&self, name: &str, statement: &Value) -> Caller {
-        self.ok("KmsdAdmin.CreateUser", serde_json::json!({"UserName": name}));
+        self.ok("iam.CreateUser", serde_json::json!({"UserName": name}));
         let document = serde_json::json!({"Version": "2012-10-17", "Statement": [statement]}).to_string();
         let policy = serde_json::json!({"UserName": name, "PolicyName": "p", "PolicyDocument": document});
-        self.ok("KmsdAdmin.PutUserPolicy", policy);
+        self.ok("iam.PutUserPolicy", policy);
         user(name)
     }
 }

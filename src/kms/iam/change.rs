@@ -7,7 +7,7 @@ use crate::api::KmsError;
 use super::super::change::put;
 use super::super::pipeline::{Kms, Turn};
 use super::super::store::{Change, Table};
-use super::records::{AccessKeyRecord, EntityRecord, entity_row};
+use super::records::{AccessKeyRecord, EntityRecord, PolicyRecord, entity_row};
 
 impl Kms {
     /// Puts a user, role or group in place. Its documents have been compiled before, so that they can be.
@@ -31,6 +31,30 @@ impl Kms {
         let id = entity_row(record, &self.settings.account);
         self.commit(&[Change::Delete { table: Table::User, id }])?;
         self.state.write().iam.remove_entity(record.kind, &record.account, &record.name);
+        Ok(())
+    }
+
+    /// Puts a managed policy in place.
+    pub(in super::super) fn put_managed(
+        &self,
+        _turn: &Turn<'_>,
+        record: PolicyRecord,
+    ) -> Result<(), KmsError> {
+        self.commit(&[put(Table::Policy, record.row(), &record)?])?;
+        self.state.write().iam.put_policy(record);
+        self.sessions.clear();
+        Ok(())
+    }
+
+    /// Removes a managed policy.
+    pub(in super::super) fn remove_managed(
+        &self,
+        _turn: &Turn<'_>,
+        record: &PolicyRecord,
+    ) -> Result<(), KmsError> {
+        self.commit(&[Change::Delete { table: Table::Policy, id: record.row() }])?;
+        self.state.write().iam.remove_policy(&record.account, &record.name);
+        self.sessions.clear();
         Ok(())
     }
 

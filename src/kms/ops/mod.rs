@@ -3,11 +3,11 @@
 //! Called by the pipeline. An operation says which rights it needs (`demands`), and does its work when it is shown
 //! [`Allowed`] (`perform`); it never decides who may.
 
-mod access_keys;
 mod aliases;
 mod crypto;
 mod data_keys;
 mod deletion;
+mod explain;
 mod grants;
 mod import;
 mod keys;
@@ -16,7 +16,6 @@ mod policies;
 mod replicas;
 mod rotation;
 mod tags;
-mod users;
 
 use crate::api::{self, ErrorCode, KeyUsage, KmsError, Operation, Request, Timestamp};
 
@@ -26,7 +25,6 @@ use super::lifecycle::{self, Need};
 use super::model::Key;
 use super::pipeline::{Answer, Call, Kms, Notes, Turn};
 
-pub use access_keys::AccessKeyOwner;
 pub(super) use aliases::check_name as check_alias_name;
 pub(super) use keys::{NewKey, default_policy};
 pub(super) use policies::compile_key_policy;
@@ -99,11 +97,7 @@ pub(super) fn dispatch(
             ImportKeyMaterial: ImportKeyMaterialRequest,
             DeleteImportedKeyMaterial: DeleteImportedKeyMaterialRequest,
             ReplicateKey: ReplicateKeyRequest, UpdatePrimaryRegion: UpdatePrimaryRegionRequest,
-            CreateUser: CreateUserRequest, DeleteUser: DeleteUserRequest, ListUsers: ListUsersRequest,
-            PutUserPolicy: PutUserPolicyRequest, GetUserPolicy: GetUserPolicyRequest,
-            DeleteUserPolicy: DeleteUserPolicyRequest, ListUserPolicies: ListUserPoliciesRequest,
-            CreateAccessKey: CreateAccessKeyRequest, UpdateAccessKey: UpdateAccessKeyRequest,
-            DeleteAccessKey: DeleteAccessKeyRequest, ListAccessKeys: ListAccessKeysRequest,
+            Explain: ExplainRequest,
         }
         not_yet {
             ConnectCustomKeyStore, CreateCustomKeyStore, DeleteCustomKeyStore, DescribeCustomKeyStores,

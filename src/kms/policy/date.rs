@@ -34,7 +34,7 @@ fn millis(text: &str) -> Option<i64> {
 }
 
 /// `2023-11-14T22:13:20Z`.
-pub(super) fn text(seconds: i64) -> String {
+pub fn text(seconds: i64) -> String {
     let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     let mut year = 1970 + days * 400 / 146_097;
     while days_before(year) > days {

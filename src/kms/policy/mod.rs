@@ -14,6 +14,7 @@ mod template;
 mod wildcard;
 
 pub use condition::MAX_CONDITIONS;
+pub use date::text as date_text;
 pub use document::{Effect, MAX_POLICY_BYTES, MAX_STATEMENTS, Match, Policy, PolicyError};
 pub use facts::{AliasNames, Facts, KeyFacts, PrincipalTags, SessionFacts};
 pub use principal::Reach;
