@@ -8,6 +8,7 @@ mod authorization;
 mod crypto;
 mod grants;
 mod harness;
+mod hostile;
 mod iam;
 mod imports;
 mod keys;
