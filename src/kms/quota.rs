@@ -183,6 +183,7 @@ impl Bucket {
     }
 }
 
+type Homes = HashMap<String, HashMap<String, Buckets>>;
 type Buckets = Arc<[Bucket; Group::COUNT]>;
 
 /// The buckets of all accounts and regions.
@@ -190,7 +191,8 @@ type Buckets = Arc<[Bucket; Group::COUNT]>;
 pub struct Quotas {
     profile: QuotaProfile,
     begin: Instant,
-    homes: RwLock<HashMap<(String, String), Buckets>>,
+    /// By region, by account.
+    homes: RwLock<Homes>,
 }
 
 impl Default for Quotas {
@@ -225,16 +227,17 @@ impl Quotas {
     }
 
     fn buckets(&self, home: Home<'_>) -> Buckets {
-        let name = (home.account.to_owned(), home.region.to_owned());
-        if let Some(known) = self.homes.read().get(&name) {
-            return Arc::clone(known);
+        let known = |homes: &Homes| homes.get(home.region)?.get(home.account).cloned();
+        if let Some(buckets) = known(&self.homes.read()) {
+            return buckets;
         }
         let mut homes = self.homes.write();
-        if homes.len() >= MAX_HOMES {
+        if homes.values().map(HashMap::len).sum::<usize>() >= MAX_HOMES {
             homes.clear();
         }
+        let accounts = homes.entry(home.region.to_owned()).or_default();
         let fresh = || Arc::new(std::array::from_fn(|_| Bucket::default()));
-        Arc::clone(homes.entry(name).or_insert_with(fresh))
+        Arc::clone(accounts.entry(home.account.to_owned()).or_insert_with(fresh))
     }
 }
 
