@@ -144,6 +144,11 @@ fn measure(plan: &BenchPlan, operation: Operation, body: &str) -> Result<Tally, 
     Ok(total)
 }
 
+/// A small number.
+fn float(count: usize) -> f64 {
+    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
+}
+
 /// How many of `all` fall to thread `number` of `threads`.
 fn share(all: usize, threads: usize, number: usize) -> usize {
     all / threads + usize::from(number < all % threads)
@@ -184,11 +189,11 @@ impl<'a> Driver<'a> {
             lanes.push(Lane { stream, got: Vec::with_capacity(8192), sent: now, due: Some(now) });
         }
         let interval = plan.rate.map_or(Duration::ZERO, |rate| {
-            Duration::from_secs_f64(plan.connections as f64 / f64::from(rate.max(1)))
+            Duration::from_secs(1).mul_f64(float(plan.connections) / f64::from(rate.max(1)))
         });
         // Calls at a rate are spread over the interval.
         for (number, lane) in lanes.iter_mut().enumerate() {
-            lane.due = Some(now + interval.mul_f64(number as f64 / count as f64));
+            lane.due = Some(now + interval.mul_f64(float(number) / float(count)));
         }
         let mut request = Vec::new();
         plan.target.write_request(operation.target(), body.as_bytes(), &mut request)?;

@@ -107,7 +107,6 @@ impl fmt::Display for Failure {
                 )
             }
             Self::Listen(error) => write_listen(f, error),
-            Self::Tls(TlsError { path, what }) => write!(f, "{}: {what}", path.display()),
             Self::Store(error) => error.fmt(f),
             Self::Audit(error @ AuditError::Broken(_)) => {
                 write!(
@@ -117,7 +116,9 @@ impl fmt::Display for Failure {
                 )
             }
             Self::Audit(error) => error.fmt(f),
-            Self::File(path, what) => write!(f, "{}: {what}", path.display()),
+            Self::File(path, what) | Self::Tls(TlsError { path, what }) => {
+                write!(f, "{}: {what}", path.display())
+            }
             Self::System(what, error) => write!(f, "{what}: {error}"),
         }
     }

@@ -13,7 +13,7 @@ use crate::crypto::random_array;
 use super::quota::throttled;
 
 /// Longest delay.
-const MAX_DELAY: Duration = Duration::from_secs(60);
+const MAX_DELAY: Duration = Duration::from_mins(1);
 /// The errors that real services give for no fault of the caller.
 const ERRORS: [ErrorCode; 5] = [
     ErrorCode::ThrottlingException,
@@ -74,7 +74,9 @@ impl fmt::Display for Fault {
             What::Error(code) => write!(f, "{operation}:{code}")?,
             What::Delay(delay) => write!(f, "{operation}:delay={}ms", delay.as_millis())?,
         }
-        write!(f, ":{}%", self.share as f64 * 100.0 / 2f64.powi(32))
+        #[allow(clippy::cast_precision_loss, reason = "a share has 33 bits")]
+        let share = self.share as f64;
+        write!(f, ":{}%", share * 100.0 / 2f64.powi(32))
     }
 }
 

@@ -147,7 +147,7 @@ mod tests {
     fn a_slow_peer_is_waited_for_as_long_as_it_reads() {
         run(async {
             let (ours, mut theirs) = duplex(16);
-            let mut guarded = guarded(ours, Duration::from_secs(60));
+            let mut guarded = guarded(ours, Duration::from_mins(1));
             let reader = async {
                 let mut all = Vec::new();
                 theirs.read_to_end(&mut all).await.unwrap();
@@ -164,9 +164,9 @@ mod tests {
     fn the_close_waits_for_what_the_peer_still_sends() {
         run(async {
             let (ours, mut theirs) = duplex(64 * 1024);
-            theirs.write_all(&[1; 50_000]).await.unwrap();
+            theirs.write_all(&vec![1; 50_000]).await.unwrap();
             theirs.shutdown().await.unwrap();
-            let mut guarded = guarded(ours, Duration::from_secs(60));
+            let mut guarded = guarded(ours, Duration::from_mins(1));
             guarded.shutdown().await.unwrap();
             assert_eq!(guarded.closing.unwrap().bytes, 50_000);
         });

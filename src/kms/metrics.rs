@@ -137,13 +137,13 @@ fn write_histogram(out: &mut String, name: &str, entry: &PerOperation) {
     let mut sum = 0;
     for (bound, bucket) in BOUNDS_US.iter().zip(&entry.buckets) {
         sum += read(bucket);
-        let seconds = *bound as f64 / 1e6;
+        let seconds = Duration::from_micros(*bound).as_secs_f64();
         let _ =
             writeln!(out, "kmsd_call_duration_seconds_bucket{{operation=\"{name}\",le=\"{seconds}\"}} {sum}");
     }
     // A call that is being counted at this moment may be in one number and not yet in the other.
     let calls = read(&entry.calls).max(sum);
-    let total = read(&entry.micros) as f64 / 1e6;
+    let total = Duration::from_micros(read(&entry.micros)).as_secs_f64();
     let _ = writeln!(out, "kmsd_call_duration_seconds_bucket{{operation=\"{name}\",le=\"+Inf\"}} {calls}");
     let _ = writeln!(out, "kmsd_call_duration_seconds_sum{{operation=\"{name}\"}} {total}");
     let _ = writeln!(out, "kmsd_call_duration_seconds_count{{operation=\"{name}\"}} {calls}");

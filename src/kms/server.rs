@@ -426,7 +426,7 @@ mod tests {
             let thread = std::thread::spawn(move || {
                 runtime
                     .block_on(listeners.serve(front, Places::new(limits.connections), limits, stopped))
-                    .unwrap()
+                    .unwrap();
             });
             Self { path, stop, thread: Some(thread) }
         }

@@ -35,13 +35,8 @@ impl Plan {
     }
 
     fn goes_on(&mut self) -> bool {
-        match self.until {
-            Some(until) => Instant::now() < until,
-            None => {
-                self.left = self.left.saturating_sub(1);
-                self.left > 0
-            }
-        }
+        self.left = self.left.saturating_sub(1);
+        self.until.map_or(self.left > 0, |until| Instant::now() < until)
     }
 }
 
@@ -63,8 +58,22 @@ impl Random {
     /// `bytes` with a few edits: flips, cuts, repeats, insertions of what parsers trip over.
     fn mutate(&mut self, bytes: &[u8]) -> Vec<u8> {
         const WORDS: [&[u8]; 16] = [
-            b"\"", b"{", b"[", b"\\u0000", b"\\ud800", b"null", b"-1", b"1e999", b"99999999999999999999", b"*", b"\0",
-            b"\xff\xfe", b"${", b"arn:aws:", b",", b":",
+            b"\"",
+            b"{",
+            b"[",
+            b"\\u0000",
+            b"\\ud800",
+            b"null",
+            b"-1",
+            b"1e999",
+            b"99999999999999999999",
+            b"*",
+            b"\0",
+            b"\xff\xfe",
+            b"${",
+            b"arn:aws:",
+            b",",
+            b":",
         ];
         let mut out = bytes.to_vec();
         for _ in 0..=self.next() % MAX_EDITS {
@@ -184,7 +193,8 @@ fn policies() {
         if status == 200 {
             // Whatever was taken can be held against a call.
             let user = crate::harness::user("mallory");
-            let reply = s.kms.handle(&user, "TrentService.DescribeKey", json!({"KeyId": key}).to_string().as_bytes());
+            let reply =
+                s.kms.handle(&user, "TrentService.DescribeKey", json!({"KeyId": key}).to_string().as_bytes());
             assert!(matches!(reply.status, 200 | 400));
         }
     }
@@ -209,7 +219,9 @@ fn signature_headers() {
     while plan.goes_on() {
         let changed: Vec<(&str, String)> = headers
             .iter()
-            .map(|(name, value)| (*name, String::from_utf8_lossy(&plan.random.mutate(value.as_bytes())).into_owned()))
+            .map(|(name, value)| {
+                (*name, String::from_utf8_lossy(&plan.random.mutate(value.as_bytes())).into_owned())
+            })
             .collect();
         let kept = plan.random.below(headers.len());
         let all: Vec<(&str, &str)> = changed
@@ -234,9 +246,8 @@ fn import_tokens_and_wrapped_material() {
     plan.left /= 5;
     while plan.goes_on() {
         let mut body = request.clone();
-        let which = plan.random.next() % 2 == 0;
-        let (name, bytes) =
-            if which { ("ImportToken", &token) } else { ("EncryptedKeyMaterial", &wrapped) };
+        let which = plan.random.next().is_multiple_of(2);
+        let (name, bytes) = if which { ("ImportToken", &token) } else { ("EncryptedKeyMaterial", &wrapped) };
         let changed = plan.random.mutate(bytes);
         body[name] = b64(&changed).into();
         let (status, _) = answer(&s, "ImportKeyMaterial", body.to_string().as_bytes());
