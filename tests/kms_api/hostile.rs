@@ -214,7 +214,7 @@ fn signature_headers() {
              Signature=bbc78c856cfb76b16410d84cbe236ba7293d71bf93d70a3727fdb3434000c5c1",
         ),
     ];
-    let secret = |_: &str| Some(AccessKeySecret::new(Zeroizing::new(b"secret".to_vec())));
+    let secret = |_: &str, _: Option<&str>| Ok(AccessKeySecret::new(Zeroizing::new(b"secret".to_vec())));
     let verifier = Verifier::default();
     while plan.goes_on() {
         let changed: Vec<(&str, String)> = headers
@@ -229,7 +229,14 @@ fn signature_headers() {
             .enumerate()
             .map(|(at, (name, value))| (*name, if at == kept { headers[at].1 } else { value.as_str() }))
             .collect();
-        let request = SignedRequest { method: "POST", path: "/", query: "", headers: &all, body: b"{}" };
+        let request = SignedRequest {
+            method: "POST",
+            path: "/",
+            query: "",
+            headers: &all,
+            body: b"{}",
+            services: &["kms"],
+        };
         assert!(verifier.verify(&request, 1_769_903_998, |_| true, secret).is_err());
         let _ = verifier.precheck(&request, 1_769_903_998, |_| true, secret);
     }
