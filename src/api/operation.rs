@@ -128,6 +128,7 @@ operations! {
     }
     Admin {
         Explain reads,
+        AdvanceMark writes,
     }
 }
 

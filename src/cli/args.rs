@@ -106,6 +106,9 @@ pub struct MountArgs {
     /// Refuse every change
     #[arg(long)]
     pub read_only: bool,
+    /// Go on with a lower tree that was put back to an older state, as from a backup; recorded by the key service
+    #[arg(long)]
+    pub accept_older: bool,
     /// Unmount after this long without use (30s, 10m, 2h)
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub idle: Option<Duration>,

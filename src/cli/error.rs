@@ -84,7 +84,9 @@ impl From<ClientError> for CliError {
 impl From<VolumeError> for CliError {
     fn from(e: VolumeError) -> Self {
         let exit = match &e {
-            VolumeError::NotAVolume(_) | VolumeError::Record(..) => Exit::Volume,
+            VolumeError::NotAVolume(_) | VolumeError::Record(..) | VolumeError::PutBack { .. } => {
+                Exit::Volume
+            }
             VolumeError::Key(_, KeyError::Unavailable(_)) => Exit::Service,
             VolumeError::Key(..) | VolumeError::UnfitKey(..) => Exit::Key,
             VolumeError::Client(e) if e.is_unavailable() => Exit::Service,

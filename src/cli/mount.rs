@@ -46,7 +46,11 @@ fn start(plan: &MountPlan, args: &MountArgs, verbose: u8) -> Result<(), CliError
     let program = std::env::current_exe().map_err(failed)?;
     let mut command = Command::new(program);
     command.arg("mount").arg("--daemon-child").arg(&plan.lower).arg(&plan.mountpoint);
-    for (set, flag) in [(args.allow_other, "--allow-other"), (args.read_only, "--read-only")] {
+    for (set, flag) in [
+        (args.allow_other, "--allow-other"),
+        (args.read_only, "--read-only"),
+        (args.accept_older, "--accept-older"),
+    ] {
         command.args(set.then_some(flag));
     }
     for option in &args.options {

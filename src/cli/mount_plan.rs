@@ -41,6 +41,8 @@ pub struct MountPlan {
     pub kms: Option<String>,
     /// Refuse every change.
     pub read_only: bool,
+    /// An older state of the volume will do.
+    pub accept_older: bool,
     /// Let other users in.
     pub allow_other: bool,
     /// Set-user-id has an effect.
@@ -63,6 +65,7 @@ impl MountPlan {
             mountpoint: args.mountpoint.clone(),
             kms: kms.map(str::to_owned),
             read_only: args.read_only,
+            accept_older: args.accept_older,
             allow_other: args.allow_other,
             suid: false,
             dev: false,
@@ -85,6 +88,7 @@ impl MountPlan {
         match option.split_once('=') {
             None => match option {
                 "ro" => self.read_only = true,
+                "accept_older" => self.accept_older = true,
                 "allow_other" => self.allow_other = true,
                 "suid" => self.suid = true,
                 "nosuid" => self.suid = false,
@@ -198,6 +202,7 @@ mod tests {
             foreground: false,
             allow_other: false,
             read_only: false,
+            accept_older: false,
             idle: None,
             log: None,
             daemon_child: false,
@@ -207,6 +212,7 @@ mod tests {
             mountpoint: args.mountpoint.clone(),
             kms: None,
             read_only: false,
+            accept_older: false,
             allow_other: false,
             suid: false,
             dev: false,

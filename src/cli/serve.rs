@@ -18,12 +18,14 @@ use super::runtime_dir;
 use super::service::{self, Behalf};
 use crate::client::CacheLimits;
 use crate::fuse::{MountOptions, Session, SessionHandle, damage_seen};
-use crate::volume::{KeyEvent, KeyWatch, MountLock, MountedTree, Volume, WatchOptions};
+use crate::volume::{Epoch, KeyEvent, KeyWatch, MountLock, MountedTree, Volume, WatchOptions};
 
 /// Descriptors a mount may need: directories and files it keeps open.
 const OPEN_FILES: u64 = 65_536;
 /// How long the first request through the mount may take.
 const FIRST_ANSWER: Duration = Duration::from_secs(30);
+/// How often the epoch of a volume that stays mounted is advanced.
+const EPOCH_EVERY: Duration = Duration::from_mins(10);
 /// How often the mount is looked at: whether it is idle, whether files are to be closed that could not be.
 const IDLE_POLL: Duration = Duration::from_secs(1);
 
@@ -102,6 +104,7 @@ fn serve(plan: &MountPlan, ready: impl FnOnce() -> std::io::Result<()>) -> Resul
     if read_only && !plan.read_only {
         eprintln!("kmsfs: {} is on a read-only file system; mounted read-only", plan.lower.display());
     }
+    let epoch = Epoch::check(&volume, plan.accept_older)?;
     let tree = volume.tree(read_only)?;
     let session = Session::mount(tree.for_session(), &mount_options(plan, read_only), &plan.mountpoint)
         .map_err(|e| {
@@ -110,9 +113,13 @@ fn serve(plan: &MountPlan, ready: impl FnOnce() -> std::io::Result<()>) -> Resul
     let handle = session.handle();
     let (ended, end) = channel();
     let served = spawn_session(session, ended)?;
-    let outcome = run_beside(plan, &Mounted { volume, tree, handle, read_only }, is_unix, &end, ready);
+    let mounted = Mounted { volume, tree, handle, read_only, epoch };
+    let outcome = run_beside(plan, &mounted, is_unix, &end, ready);
     let served =
         served.join().map_err(|_| CliError::new(Exit::Mount, "the mount's session ended by a panic"))?;
+    if !read_only {
+        mounted.epoch.advance();
+    }
     drop(lock);
     outcome?;
     served.map_err(|e| CliError::new(Exit::Mount, format!("the mount ended: {e}")))
@@ -124,6 +131,7 @@ struct Mounted {
     tree: MountedTree,
     handle: SessionHandle,
     read_only: bool,
+    epoch: Epoch,
 }
 
 type Served = std::thread::JoinHandle<std::io::Result<()>>;
@@ -216,12 +224,17 @@ fn unmount_on_signals(handle: SessionHandle) -> std::io::Result<()> {
 /// Waits until the session has ended; unmounts when it was idle for long enough.
 fn wait_for_end(plan: &MountPlan, mounted: &Mounted, end: &Receiver<()>) {
     let mut idle = plan.idle.map(|limit| IdleClock { limit, seen: 0, since: Instant::now() });
+    let mut advanced = Instant::now();
     loop {
         match end.recv_timeout(IDLE_POLL) {
             Err(RecvTimeoutError::Timeout) => {}
             Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
         }
         mounted.tree.close_left_open();
+        if !mounted.read_only && advanced.elapsed() >= EPOCH_EVERY {
+            advanced = Instant::now();
+            mounted.epoch.advance();
+        }
         let Some(idle) = &mut idle else { continue };
         if idle.has_run_out(Instant::now(), mounted.handle.requests(), mounted.tree.open_files()) {
             log::info!("unmounting after {} s without use", idle.limit.as_secs());

@@ -272,6 +272,46 @@ impl Kms {
         }
     }
 
+    /// Where the mark of the blob's owner stands, after raising it to `value`. Only kmsd has marks: `Ok(None)` where the
+    /// service does not know them. `accept_older` says, for its log, that an older state is used on purpose.
+    pub fn advance_mark(
+        &self,
+        blob: &[u8],
+        context: &EncryptionContext,
+        value: Option<u64>,
+        accept_older: bool,
+    ) -> Result<Option<u64>, ClientError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Mark {
+            value: u64,
+        }
+        let mut request = serde_json::json!({ "CiphertextBlob": Base64(blob), "EncryptionContext": context });
+        if let Some(value) = value {
+            request["Value"] = value.into();
+        }
+        if accept_older {
+            request["AcceptOlder"] = true.into();
+        }
+        match self.call(Operation::AdvanceMark, &request) {
+            Err(ClientError::Kms(e))
+                if matches!(
+                    e.code,
+                    ErrorCode::UnknownOperationException | ErrorCode::UnsupportedOperationException
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(ClientError::Unknown(..)) => Ok(None),
+            Err(e) => Err(e),
+            Ok(answer) => {
+                let mark: Mark =
+                    serde_json::from_slice(&answer.body).map_err(|e| ClientError::Protocol(e.to_string()))?;
+                Ok(Some(mark.value))
+            }
+        }
+    }
+
     /// Moves many wrapped keys, pipelined. What was throttled or lost on the way is tried again one by one.
     pub fn re_encrypt_many(&self, items: &[ReEncryptItem<'_>]) -> Vec<Result<ReEncrypted, ClientError>> {
         let calls: Vec<Call> = items

@@ -17,6 +17,7 @@ use super::materials;
 use super::model::{AliasRecord, Key, KeyRecord, MaterialRecord, Tombstone, Version, material_row};
 use super::pipeline::{Kms, Turn};
 use super::policy::Policy;
+use super::state::MARK_PREFIX;
 use super::store::{Change, Table};
 
 impl Kms {
@@ -223,6 +224,13 @@ impl Kms {
     /// Row id of an alias.
     fn alias_row(&self, record: &AliasRecord) -> String {
         record.home().row(self.settings.home(), &record.name)
+    }
+
+    /// Raises a mark.
+    pub(super) fn put_mark(&self, _turn: &Turn<'_>, owner: String, value: i64) -> Result<(), KmsError> {
+        self.commit(&[put(Table::Setting, format!("{MARK_PREFIX}{owner}"), &value)?])?;
+        self.state.write().marks.insert(owner, value);
+        Ok(())
     }
 
     pub(super) fn commit(&self, changes: &[Change]) -> Result<(), KmsError> {

@@ -16,6 +16,9 @@ use super::model::{AliasRecord, Key, KeyRecord, Tombstone, Version, material_row
 use super::policy::Policy;
 use super::store::{Row, Store, StoreError, Table};
 
+/// What the rows of marks begin with, among the settings.
+pub const MARK_PREFIX: &str = "mark/";
+
 /// The records by name.
 #[derive(Debug, Default)]
 pub struct State {
@@ -27,6 +30,8 @@ pub struct State {
     pub grants: Grants,
     /// ARNs of keys that were destroyed.
     pub destroyed: BTreeSet<String>,
+    /// Numbers that only rise, by owner.
+    pub marks: BTreeMap<String, i64>,
 }
 
 /// What lives in one home.
@@ -101,6 +106,11 @@ impl State {
         for row in store.load(Table::Tombstone)? {
             let tombstone: Tombstone = record(Table::Tombstone, &row)?;
             state.destroyed.insert(tombstone.arn);
+        }
+        for row in store.load(Table::Setting)? {
+            if let Some(owner) = row.id.strip_prefix(MARK_PREFIX) {
+                state.marks.insert(owner.to_owned(), record(Table::Setting, &row)?);
+            }
         }
         Ok(state)
     }

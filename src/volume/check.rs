@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use super::check_file::{self, Depth, Sound};
+use super::epoch::EPOCH_FILE;
 use super::plain_path::{self, NameTrouble};
 use super::record_file::{ChangeLock, LOCK_FILE};
 use super::repair::{self, Mended, QUARANTINE, Repair};
@@ -271,7 +272,7 @@ impl Check<'_> {
 
     fn check_record(&self, report: &mut CheckReport, dir: &Directory, name: &CStr) {
         let ours = name.to_bytes();
-        let of_root = [VOLUME_RECORD, VOLUME_RECORD_COPY, LOCK_FILE];
+        let of_root = [VOLUME_RECORD, VOLUME_RECORD_COPY, LOCK_FILE, EPOCH_FILE];
         let known = of_root.iter().any(|n| n.as_bytes() == ours) || ours.starts_with(LOG_NAME.as_bytes());
         let known = (known || ours == QUARANTINE.as_bytes()) && dir.parent().is_none();
         if ours.starts_with(TEMPORARY_PREFIX.as_bytes()) {

@@ -23,6 +23,15 @@ pub enum VolumeError {
     NotEmpty(PathBuf),
     /// Another mount or another rewrap uses the lower directory.
     InUse(PathBuf, &'static str),
+    /// The lower tree is an older state of the volume.
+    PutBack {
+        /// The lower directory.
+        path: PathBuf,
+        /// The epoch that it has.
+        count: u64,
+        /// The epoch that the key service has seen.
+        mark: u64,
+    },
     /// The recovery sheet would lie inside the tree that it is to recover.
     SheetInside(PathBuf),
     /// The key cannot wrap data keys: its name, and why.
@@ -85,6 +94,12 @@ impl std::fmt::Display for VolumeError {
                 write!(f, "{} is not empty; name an empty or new directory", path.display())
             }
             Self::InUse(path, by) => write!(f, "{} is in use by {by}; end it first", path.display()),
+            Self::PutBack { path, count, mark } => write!(
+                f,
+                "{} was put back to an older state (epoch {count}, but {mark} has been seen); if that was you, as after \
+                 restoring a backup, mount it once with --accept-older, which the key service records",
+                path.display()
+            ),
             Self::SheetInside(path) => write!(
                 f,
                 "{} lies inside the volume; name a place outside with --recovery-sheet",

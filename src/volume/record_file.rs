@@ -85,7 +85,7 @@ pub fn write(root: BorrowedFd<'_>, path: &Path, record: &VolumeRecord) -> Result
 }
 
 /// Replaces the file `name` by one that holds `bytes`, durably.
-fn replace(root: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn replace(root: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Result<()> {
     let temporary = temporary(random_array());
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut file = std::fs::File::from(openat(root, &temporary, flags, Mode::from_raw_mode(0o600))?);

@@ -13,6 +13,7 @@ mod iam;
 mod imports;
 mod keys;
 mod managed;
+mod marks;
 mod record;
 mod regions;
 mod replicas;

@@ -131,6 +131,45 @@ fn a06_swapped_names_stay_within_their_directory_and_volume() {
 }
 
 #[test]
+fn a07_a_volume_put_back_to_an_older_state_is_refused() {
+    let victim = Victim::new("a07");
+    let copy = |from: &str, to: &str| {
+        let _ = fs::remove_dir_all(victim.desk.path(to));
+        let (from, to) = (victim.desk.path(from), victim.desk.path(to));
+        assert!(std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+    };
+    copy("lower", "old");
+    victim.update("middle", 2);
+    copy("lower", "new");
+    copy("old", "lower");
+    fs::create_dir_all(victim.desk.path("mnt")).unwrap();
+    for how in ["", " --read-only"] {
+        victim.desk.kmsfs(&format!("mount {{lower}} {{mnt}}{how}")).fails(3, "older state");
+    }
+    // Neither without the count, nor with one that was made up.
+    let count = victim.desk.path("lower/.kmsfs.epoch");
+    let mut made_up = fs::read(&count).unwrap();
+    made_up[8] = 200;
+    fs::write(&count, made_up).unwrap();
+    victim.desk.kmsfs("mount {lower} {mnt}").fails(3, "older state");
+    fs::remove_file(&count).unwrap();
+    victim.desk.kmsfs("mount {lower} {mnt}").fails(3, "older state");
+    // Its owner may, and the key service keeps that on record.
+    victim.desk.kmsfs("mount {lower} {mnt} --accept-older").ok();
+    assert_eq!(fs::read(victim.desk.path("mnt/middle")).unwrap(), contents("middle", 1));
+    victim.desk.kmsfs("umount {mnt}").ok();
+    let mut audit = String::new();
+    for segment in fs::read_dir(victim.desk.path("state/audit")).unwrap() {
+        audit.push_str(&fs::read_to_string(segment.unwrap().path()).unwrap_or_default());
+    }
+    assert!(audit.lines().any(|line| line.contains("AdvanceMark") && line.contains("\"acceptOlder\":true")));
+    // From then on it is the newest state, and what was newer is not.
+    victim.in_mount(|mnt| assert_eq!(fs::read(mnt.join("middle")).unwrap(), contents("middle", 1)));
+    copy("new", "lower");
+    victim.desk.kmsfs("mount {lower} {mnt}").fails(3, "older state");
+}
+
+#[test]
 fn a08_swapped_attribute_values_are_refused() {
     let victim = Victim::new("a08");
     victim.in_mount(|mnt| {

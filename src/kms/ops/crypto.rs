@@ -189,7 +189,7 @@ pub(super) fn key_demand<'a>(
 }
 
 /// A right on the key that the blob names.
-fn blob_demand<'a>(
+pub(super) fn blob_demand<'a>(
     call: &Call<'_>,
     ciphertext: &[u8],
     action: &'static str,
@@ -283,13 +283,13 @@ pub(super) fn seal(
     Ok(Sealed { blob, material_id: version.id_hex.clone() })
 }
 
-struct Opened {
+pub(super) struct Opened {
     plaintext: Zeroizing<Vec<u8>>,
     material_id: String,
 }
 
 /// Decrypts a blob of `key` under the version it names.
-fn open(
+pub(super) fn open(
     call: &Call<'_>,
     allowed: &Allowed,
     key: &Key,

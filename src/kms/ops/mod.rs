@@ -11,6 +11,7 @@ mod explain;
 mod grants;
 mod import;
 mod keys;
+mod marks;
 mod page;
 mod policies;
 mod replicas;
@@ -98,6 +99,7 @@ pub(super) fn dispatch(
             DeleteImportedKeyMaterial: DeleteImportedKeyMaterialRequest,
             ReplicateKey: ReplicateKeyRequest, UpdatePrimaryRegion: UpdatePrimaryRegionRequest,
             Explain: ExplainRequest,
+            AdvanceMark: AdvanceMarkRequest,
         }
         not_yet {
             ConnectCustomKeyStore, CreateCustomKeyStore, DeleteCustomKeyStore, DescribeCustomKeyStores,
