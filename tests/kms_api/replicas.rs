@@ -33,8 +33,12 @@ fn state(s: &Service, region: &str, key: &str) -> Value {
     described(s, region, key)["KeyState"].clone()
 }
 
+/// A ciphertext, its key, and the material that made it, as decrypting in the same region tells it.
 fn seal(s: &Service, region: &str, key: &str) -> Value {
-    s.ok_as(&at(region), "Encrypt", json!({"KeyId": key, "Plaintext": b64(b"x")}))
+    let mut sealed = s.ok_as(&at(region), "Encrypt", json!({"KeyId": key, "Plaintext": b64(b"x")}));
+    let opened = s.ok_as(&at(region), "Decrypt", json!({"CiphertextBlob": sealed["CiphertextBlob"]}));
+    sealed["KeyMaterialId"] = opened["KeyMaterialId"].clone();
+    sealed
 }
 
 fn opens(s: &Service, region: &str, sealed: &Value) {
