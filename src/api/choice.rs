@@ -67,19 +67,19 @@ choice! {
         Unavailable = "Unavailable",
         Updating = "Updating",
     }
-    /// What kind of material a key has.
+    /// What kind of material a key has. The order is the one in which the service's messages list the values.
     KeySpec {
         Rsa2048 = "RSA_2048",
-        Rsa3072 = "RSA_3072",
-        Rsa4096 = "RSA_4096",
-        EccNistP256 = "ECC_NIST_P256",
         EccNistP384 = "ECC_NIST_P384",
+        EccNistP256 = "ECC_NIST_P256",
         EccNistP521 = "ECC_NIST_P521",
-        EccSecgP256K1 = "ECC_SECG_P256K1",
-        SymmetricDefault = "SYMMETRIC_DEFAULT",
-        Hmac224 = "HMAC_224",
-        Hmac256 = "HMAC_256",
         Hmac384 = "HMAC_384",
+        Rsa3072 = "RSA_3072",
+        EccSecgP256K1 = "ECC_SECG_P256K1",
+        Rsa4096 = "RSA_4096",
+        SymmetricDefault = "SYMMETRIC_DEFAULT",
+        Hmac256 = "HMAC_256",
+        Hmac224 = "HMAC_224",
         Hmac512 = "HMAC_512",
         Sm2 = "SM2",
         MlDsa44 = "ML_DSA_44",
@@ -90,10 +90,26 @@ choice! {
         MlKem768 = "ML_KEM_768",
         MlKem1024 = "ML_KEM_1024",
     }
+    /// The old name of `KeySpec`, which has no newer values.
+    CustomerMasterKeySpec {
+        Rsa2048 = "RSA_2048",
+        EccNistP384 = "ECC_NIST_P384",
+        EccNistP256 = "ECC_NIST_P256",
+        EccNistP521 = "ECC_NIST_P521",
+        Hmac384 = "HMAC_384",
+        Rsa3072 = "RSA_3072",
+        EccSecgP256K1 = "ECC_SECG_P256K1",
+        Rsa4096 = "RSA_4096",
+        SymmetricDefault = "SYMMETRIC_DEFAULT",
+        Hmac256 = "HMAC_256",
+        Hmac224 = "HMAC_224",
+        Hmac512 = "HMAC_512",
+        Sm2 = "SM2",
+    }
     /// What a key is for.
     KeyUsage {
-        SignVerify = "SIGN_VERIFY",
         EncryptDecrypt = "ENCRYPT_DECRYPT",
+        SignVerify = "SIGN_VERIFY",
         GenerateVerifyMac = "GENERATE_VERIFY_MAC",
         KeyAgreement = "KEY_AGREEMENT",
         EncapsulateDecapsulate = "ENCAPSULATE_DECAPSULATE",
@@ -114,6 +130,66 @@ choice! {
     DataKeySpec {
         Aes256 = "AES_256",
         Aes128 = "AES_128",
+    }
+    /// What kind of key pair is generated.
+    DataKeyPairSpec {
+        Rsa2048 = "RSA_2048",
+        Rsa3072 = "RSA_3072",
+        Rsa4096 = "RSA_4096",
+        EccNistP256 = "ECC_NIST_P256",
+        EccNistP384 = "ECC_NIST_P384",
+        EccNistP521 = "ECC_NIST_P521",
+        EccSecgP256K1 = "ECC_SECG_P256K1",
+        Sm2 = "SM2",
+        EccNistEdwards25519 = "ECC_NIST_EDWARDS25519",
+        MlKem512 = "ML_KEM_512",
+        MlKem768 = "ML_KEM_768",
+        MlKem1024 = "ML_KEM_1024",
+    }
+    /// How a signature is made.
+    SigningAlgorithm {
+        RsassaPssSha256 = "RSASSA_PSS_SHA_256",
+        RsassaPssSha384 = "RSASSA_PSS_SHA_384",
+        RsassaPssSha512 = "RSASSA_PSS_SHA_512",
+        RsassaPkcs1Sha256 = "RSASSA_PKCS1_V1_5_SHA_256",
+        RsassaPkcs1Sha384 = "RSASSA_PKCS1_V1_5_SHA_384",
+        RsassaPkcs1Sha512 = "RSASSA_PKCS1_V1_5_SHA_512",
+        EcdsaSha256 = "ECDSA_SHA_256",
+        EcdsaSha384 = "ECDSA_SHA_384",
+        EcdsaSha512 = "ECDSA_SHA_512",
+        Sm2dsa = "SM2DSA",
+        MlDsaShake256 = "ML_DSA_SHAKE_256",
+        Ed25519Sha512 = "ED25519_SHA_512",
+        Ed25519PhSha512 = "ED25519_PH_SHA_512",
+    }
+    /// What the message of a signature is.
+    MessageType {
+        Raw = "RAW",
+        Digest = "DIGEST",
+        ExternalMu = "EXTERNAL_MU",
+    }
+    /// How a MAC is made. The order is the one in which the service's messages list the values.
+    MacAlgorithm {
+        HmacSha384 = "HMAC_SHA_384",
+        HmacSha256 = "HMAC_SHA_256",
+        HmacSha224 = "HMAC_SHA_224",
+        HmacSha512 = "HMAC_SHA_512",
+    }
+    /// How two key pairs agree on a secret.
+    KeyAgreementAlgorithm {
+        Ecdh = "ECDH",
+    }
+    /// How a secret is encapsulated for a key pair.
+    EncapsulationAlgorithm {
+        MlKem = "ML_KEM",
+    }
+    /// How an answer is encrypted to an enclave.
+    KeyEncryptionMechanism {
+        RsaesOaepSha256 = "RSAES_OAEP_SHA_256",
+    }
+    /// What a dry run passes over.
+    DryRunModifier {
+        IgnoreCiphertext = "IGNORE_CIPHERTEXT",
     }
     /// How a plaintext is encrypted under a key.
     EncryptionAlgorithm {
@@ -201,5 +277,23 @@ choice! {
         DeriveSharedSecret = "DeriveSharedSecret",
         Encapsulate = "Encapsulate",
         Decapsulate = "Decapsulate",
+    }
+}
+
+impl From<CustomerMasterKeySpec> for KeySpec {
+    fn from(old: CustomerMasterKeySpec) -> Self {
+        Self::parse(old.as_str()).expect("every value of the old name is one of the new")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_old_spec_is_a_spec() {
+        for old in CustomerMasterKeySpec::ALL {
+            assert_eq!(KeySpec::from(*old).as_str(), old.as_str());
+        }
     }
 }

@@ -18,9 +18,11 @@ mod request_data;
 mod request_grant;
 mod request_import;
 mod request_key;
+mod request_pair;
 mod response;
 mod response_grant;
 mod response_import;
+mod response_pair;
 mod rule;
 mod shape;
 pub mod sigv4;
@@ -28,9 +30,11 @@ mod timestamp;
 
 pub use blob::{Blob, SecretBlob};
 pub use choice::{
-    AccessKeyStatus, DataKeySpec, EncryptionAlgorithm, ExpirationModel, GrantOperation, ImportState,
-    ImportType, IncludeKeyMaterial, KeyManager, KeySpec, KeyState, KeyUsage, MaterialState,
-    MultiRegionKeyType, Origin, RotationType, WrappingAlgorithm, WrappingKeySpec,
+    AccessKeyStatus, CustomerMasterKeySpec, DataKeyPairSpec, DataKeySpec, DryRunModifier,
+    EncapsulationAlgorithm, EncryptionAlgorithm, ExpirationModel, GrantOperation, ImportState, ImportType,
+    IncludeKeyMaterial, KeyAgreementAlgorithm, KeyEncryptionMechanism, KeyManager, KeySpec, KeyState,
+    KeyUsage, MacAlgorithm, MaterialState, MessageType, MultiRegionKeyType, Origin, RotationType,
+    SigningAlgorithm, WrappingAlgorithm, WrappingKeySpec,
 };
 pub use context::EncryptionContext;
 pub use error::{ErrorBody, ErrorCode, KmsError};
@@ -45,9 +49,11 @@ pub use request_data::*;
 pub use request_grant::*;
 pub use request_import::*;
 pub use request_key::*;
+pub use request_pair::*;
 pub use response::*;
 pub use response_grant::*;
 pub use response_import::*;
+pub use response_pair::*;
 pub use rule::{Pattern, Rule};
 pub use shape::Member;
 pub use timestamp::Timestamp;

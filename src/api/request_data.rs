@@ -2,22 +2,25 @@
 
 use super::rule::Rule::{Each, Length, Range};
 use super::shape::shape;
-use super::{Blob, DataKeySpec, EncryptionAlgorithm, EncryptionContext, SecretBlob};
+use super::{
+    Blob, DataKeySpec, DryRunModifier, EncryptionAlgorithm, EncryptionContext, KeyEncryptionMechanism,
+    SecretBlob,
+};
 use crate::api::Rule;
 
 /// Longest reference to a key, in characters.
 pub(super) const KEY_REF: Rule = Length(1, 2048);
-const PLAINTEXT: Rule = Length(1, 4096);
-const CIPHERTEXT: Rule = Length(1, 6144);
+pub(super) const PLAINTEXT: Rule = Length(1, 4096);
+pub(super) const CIPHERTEXT: Rule = Length(1, 6144);
 const BYTES: Rule = Range(1, 1024);
-const GRANT_TOKENS: [Rule; 2] = [Length(0, 10), Each(&[Length(1, 8192)])];
+pub(super) const GRANT_TOKENS: [Rule; 2] = [Length(0, 10), Each(&[Length(1, 8192)])];
 
 shape! {
     /// Evidence of an enclave, to which the answer would be encrypted.
     RecipientInfo {
         optional {
             /// How the enclave's key encrypts.
-            key_encryption_algorithm: String,
+            key_encryption_algorithm: KeyEncryptionMechanism,
             /// The signed document.
             attestation_document: Blob [Length(1, 262_144)],
         }
@@ -61,19 +64,19 @@ shape! {
             /// Check, and do nothing.
             dry_run: bool,
             /// What a dry run passes over.
-            dry_run_modifiers: Vec<String> [Length(0, 1)],
+            dry_run_modifiers: Vec<DryRunModifier>,
         }
     }
 
     /// Decrypts under one key and encrypts under another, without showing the plaintext.
     ReEncryptRequest for ReEncrypt {
         required {
-            /// What to decrypt.
-            ciphertext_blob: Blob [CIPHERTEXT],
             /// The key to encrypt under.
             destination_key_id: String [KEY_REF],
         }
         optional {
+            /// What to decrypt. Required, unless a dry run passes it over.
+            ciphertext_blob: Blob [CIPHERTEXT],
             /// The pairs it was encrypted with.
             source_encryption_context: EncryptionContext,
             /// The key that must have been used.
@@ -88,6 +91,8 @@ shape! {
             grant_tokens: Vec<String> [GRANT_TOKENS[0], GRANT_TOKENS[1]],
             /// Check, and do nothing.
             dry_run: bool,
+            /// What a dry run passes over.
+            dry_run_modifiers: Vec<DryRunModifier>,
         }
     }
 

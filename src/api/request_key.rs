@@ -4,7 +4,7 @@ use super::request_data::KEY_REF;
 use super::rule::Rule::{self, Each, Form, Length, Range};
 use super::rule::{ALIAS_NAME, MARKER, POLICY_NAME, POLICY_TEXT};
 use super::shape::shape;
-use super::{IncludeKeyMaterial, KeySpec, KeyUsage, Origin};
+use super::{CustomerMasterKeySpec, IncludeKeyMaterial, KeySpec, KeyUsage, Origin};
 
 const ALIAS: [Rule; 2] = [Length(1, 256), Form(&ALIAS_NAME)];
 const DESCRIPTION: Rule = Length(0, 8192);
@@ -36,7 +36,7 @@ shape! {
             /// What it is for.
             key_usage: KeyUsage,
             /// The old name of `key_spec`.
-            customer_master_key_spec: KeySpec,
+            customer_master_key_spec: CustomerMasterKeySpec,
             /// What kind of material it has.
             key_spec: KeySpec,
             /// Where the material comes from.

@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Blob, EncryptionAlgorithm, ExpirationModel, ImportState, KeyManager, KeySpec, KeyState, KeyUsage,
-    MaterialState, MultiRegionConfiguration, Origin, RotationType, SecretBlob, Tag, Timestamp,
+    Blob, EncapsulationAlgorithm, EncryptionAlgorithm, ExpirationModel, ImportState, KeyAgreementAlgorithm,
+    KeyManager, KeySpec, KeyState, KeyUsage, MacAlgorithm, MaterialState, MultiRegionConfiguration, Origin,
+    RotationType, SecretBlob, SigningAlgorithm, Tag, Timestamp,
 };
 
 macro_rules! answers {
@@ -15,6 +16,7 @@ macro_rules! answers {
         pub struct $name { $($(#[$fmeta])* pub $field: $type,)* }
     )+};
 }
+pub(super) use answers;
 
 answers! {
     /// Answer of `Encrypt`.
@@ -25,9 +27,6 @@ answers! {
         key_id: String,
         /// How it was encrypted.
         encryption_algorithm: EncryptionAlgorithm,
-        /// Which version of the key, in hex.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        key_material_id: Option<String>,
     }
 
     /// Answer of `Decrypt`.
@@ -135,6 +134,18 @@ answers! {
         /// What it can encrypt with.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         encryption_algorithms: Option<Vec<EncryptionAlgorithm>>,
+        /// What it can sign with.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        signing_algorithms: Option<Vec<SigningAlgorithm>>,
+        /// How it can agree on secrets.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key_agreement_algorithms: Option<Vec<KeyAgreementAlgorithm>>,
+        /// What it can make MACs with.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mac_algorithms: Option<Vec<MacAlgorithm>>,
+        /// How it can encapsulate secrets.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        encapsulation_algorithms: Option<Vec<EncapsulationAlgorithm>>,
         /// Whether it may be replicated.
         #[serde(default)]
         multi_region: bool,

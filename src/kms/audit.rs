@@ -8,8 +8,8 @@ use std::fmt::Write;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::api::{hex, sigv4};
-use crate::crypto::sha256;
+use crate::api::{hex, sigv4, uuid_text};
+use crate::crypto::{random_array, sha256};
 
 /// Longest string of a record that stands there whole: with each byte escaped, all of them fit a line.
 const MAX_TEXT: usize = 1024;
@@ -74,6 +74,26 @@ impl JsonText {
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// The id of a record: 128 random bits, written as a UUID (RFC 9562, version 4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EventId([u8; 16]);
+
+impl EventId {
+    /// A fresh one.
+    pub fn random() -> Self {
+        let mut id: [u8; 16] = random_array();
+        id[6] = id[6] & 0x0f | 0x40;
+        id[8] = id[8] & 0x3f | 0x80;
+        Self(id)
+    }
+}
+
+impl std::fmt::Display for EventId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&uuid_text(self.0))
     }
 }
 
@@ -272,8 +292,8 @@ pub trait Audit: Send + Sync {
     /// Keeps a place for the one record of a call that is about to begin. On an error the call must not begin.
     fn reserve(&self) -> Result<(), AuditError>;
 
-    /// Writes one record, into the place kept for it.
-    fn record(&self, record: &AuditRecord<'_>) -> Result<(), AuditError>;
+    /// Writes one record, into the place kept for it: its id.
+    fn record(&self, record: &AuditRecord<'_>) -> Result<EventId, AuditError>;
 }
 
 /// An audit log in memory, for tests.
@@ -299,9 +319,11 @@ impl Audit for MemoryAudit {
         Ok(())
     }
 
-    fn record(&self, record: &AuditRecord<'_>) -> Result<(), AuditError> {
-        self.lines.lock().push(record.to_value());
-        Ok(())
+    fn record(&self, record: &AuditRecord<'_>) -> Result<EventId, AuditError> {
+        let (id, mut line) = (EventId::random(), record.to_value());
+        line["eventID"] = id.to_string().into();
+        self.lines.lock().push(line);
+        Ok(id)
     }
 }
 

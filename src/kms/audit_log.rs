@@ -21,10 +21,9 @@ use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 
-use crate::api::hex;
-use crate::crypto::{AuditKey, random_array};
+use crate::crypto::AuditKey;
 
-use super::audit::{Audit, AuditError, AuditRecord};
+use super::audit::{Audit, AuditError, AuditRecord, EventId};
 use super::audit_chain::{Link, Segment, read_segment, segment_path, segments};
 use super::audit_head::{Head, HeadFile};
 use super::audit_writer::{Position, Writer, new_segment};
@@ -146,16 +145,18 @@ impl Audit for AuditLog {
         self.writer.lock().reserve()
     }
 
-    fn record(&self, record: &AuditRecord<'_>) -> Result<(), AuditError> {
+    fn record(&self, record: &AuditRecord<'_>) -> Result<EventId, AuditError> {
+        let id = EventId::random();
         LINE.with_borrow_mut(|line| {
             line.clear();
             record.write_open(line);
-            push_event_id(line);
+            let _ = write!(line, ",\"eventID\":\"{id}\"");
             let outcome = self.writer.lock().append(line);
             line.shrink_to(KEEP_BUFFER);
             let seq = outcome?;
             if self.sync == AuditSync::Each { self.sync_to(seq) } else { Ok(()) }
-        })
+        })?;
+        Ok(id)
     }
 }
 
@@ -166,23 +167,6 @@ impl Drop for AuditLog {
         }
         self.writer.lock().give_back();
     }
-}
-
-/// A random UUID (RFC 9562, version 4).
-fn push_event_id(line: &mut String) {
-    let mut id: [u8; 16] = random_array();
-    id[6] = id[6] & 0x0f | 0x40;
-    id[8] = id[8] & 0x3f | 0x80;
-    let text = hex(&id);
-    let _ = write!(
-        line,
-        ",\"eventID\":\"{}-{}-{}-{}-{}\"",
-        &text[..8],
-        &text[8..12],
-        &text[12..16],
-        &text[16..20],
-        &text[20..]
-    );
 }
 
 /// Removes segments that the head no longer names: a pruning that was interrupted.
@@ -267,7 +251,9 @@ pub(super) mod tests {
     use super::super::audit_chain::verify;
     use super::super::audit_head::signed_head;
     use super::*;
+    use crate::api::hex;
     use crate::crypto::RootKey;
+    use crate::crypto::random_array;
 
     pub(in super::super) struct Scratch(pub(in super::super) PathBuf);
 
@@ -335,6 +321,7 @@ pub(super) mod tests {
             resources: &[],
             request_id: "r",
         })
+        .map(|_| ())
     }
 
     #[test]

@@ -180,6 +180,7 @@ impl Kms {
         state.destroyed.insert(tombstone.arn);
         drop(state);
         self.materials.forget(id);
+        self.last_usage.forget(&key.record.arn);
         Ok(())
     }
 

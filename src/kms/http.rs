@@ -110,7 +110,7 @@ pub trait Service: Send + Sync + 'static {
     /// The secret of an active access key, or of temporary credentials with their token.
     fn secret_of(&self, access_key_id: &str, token: Option<&str>) -> Result<AccessKeySecret, SignatureError>;
 
-    /// Whether `target` waits for a disk: such calls must not hold up the others.
+    /// Whether `target` waits for a disk, or makes keys: such calls must not hold up the others.
     fn blocks(&self, target: &str) -> bool;
 }
 

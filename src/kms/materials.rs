@@ -13,7 +13,7 @@ use crate::crypto::{Material, MaterialBytes, MaterialError};
 use super::authorise::Allowed;
 use super::kinds::material_kind;
 use super::model::{Key, Version};
-use super::pipeline::Kms;
+use super::pipeline::{Kms, Notes};
 use super::root::MaterialAad;
 
 /// Most versions kept unsealed; unsealing another costs microseconds.
@@ -57,6 +57,18 @@ impl Kms {
         };
         let token = version.token.as_ref().ok_or_else(|| internal(&MaterialError))?;
         self.root.open_material(aad(key, &version.id), token).map_err(|error| internal(&error))
+    }
+
+    /// The material that a key of one version has; notes which.
+    pub(super) fn unseal_current(
+        &self,
+        allowed: &Allowed,
+        key: &Key,
+        notes: &mut Notes,
+    ) -> Result<Arc<Material>, KmsError> {
+        let version = key.current().ok_or_else(|| KmsError::new(ErrorCode::KMSInternalException, ""))?;
+        notes.material_id = Some(version.id_hex.clone());
+        self.unseal(allowed, key, version)
     }
 
     fn open_version(&self, key: &Key, version: &Version) -> Result<Material, KmsError> {

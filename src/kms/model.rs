@@ -6,12 +6,13 @@
 use serde::{Deserialize, Serialize};
 
 use crate::api::{
-    EncryptionAlgorithm, ExpirationModel, KeyId, KeyListEntry, KeyManager, KeyMetadata, KeySpec, KeyState,
-    KeyUsage, Origin, RotationType, Tag, Timestamp, hex, unhex,
+    ExpirationModel, KeyId, KeyListEntry, KeyManager, KeyMetadata, KeySpec, KeyState, KeyUsage, Origin,
+    RotationType, Tag, Timestamp, hex, unhex,
 };
 
 use super::blob::BlobHeader;
 use super::home::Home;
+use super::kinds::Algorithms;
 use super::policy::Policy;
 
 /// A key, as stored (table Key, row id: [`Home::row`] of its id).
@@ -225,6 +226,7 @@ impl Key {
     /// As `DescribeKey` shows it, but for its relations.
     pub fn metadata(&self) -> KeyMetadata {
         let record = &self.record;
+        let algorithms = Algorithms::of(record.spec, record.usage);
         let symmetric = record.spec == KeySpec::SymmetricDefault;
         KeyMetadata {
             account: record.account.clone(),
@@ -242,11 +244,18 @@ impl Key {
             key_manager: record.manager,
             customer_master_key_spec: Some(record.spec),
             key_spec: record.spec,
-            encryption_algorithms: symmetric.then(|| vec![EncryptionAlgorithm::SymmetricDefault]),
+            encryption_algorithms: algorithms.encryption,
+            signing_algorithms: algorithms.signing,
+            key_agreement_algorithms: algorithms.agreement,
+            mac_algorithms: algorithms.mac,
+            encapsulation_algorithms: algorithms.encapsulation,
             multi_region: record.id.multi_region,
             multi_region_configuration: None,
             pending_deletion_window_in_days: record.pending_window_days,
-            current_key_material_id: self.current().map(|version| version.id_hex.clone()),
+            current_key_material_id: self
+                .current()
+                .filter(|_| symmetric)
+                .map(|version| version.id_hex.clone()),
         }
     }
 

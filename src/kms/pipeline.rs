@@ -22,6 +22,8 @@ use super::clock::Clock;
 use super::decision::{Basis, Denial};
 use super::faults::{self, Fault};
 use super::iam::{self, Sessions};
+use super::last_usage::{LastUsage, LastUse, is_use};
+use super::makers::Makers;
 use super::materials::Materials;
 use super::model::Key;
 use super::ops::{Perform, dispatch};
@@ -78,6 +80,8 @@ pub struct Kms {
     pub(super) state: RwLock<State>,
     pub(super) materials: Materials,
     pub(super) sessions: Sessions,
+    pub(super) makers: Makers,
+    pub(super) last_usage: LastUsage,
     writer: Mutex<()>,
     quotas: Quotas,
     faults: Vec<Fault>,
@@ -193,6 +197,7 @@ impl Kms {
     /// Loads all records.
     pub fn open(parts: Parts) -> Result<Self, LoadError> {
         let state = State::load(&*parts.store, parts.settings.home())?;
+        let last_usage = LastUsage::new(parts.clock.now());
         Ok(Self {
             settings: parts.settings,
             store: parts.store,
@@ -202,6 +207,8 @@ impl Kms {
             state: RwLock::new(state),
             materials: Materials::default(),
             sessions: Sessions::default(),
+            makers: Makers::default(),
+            last_usage,
             writer: Mutex::new(()),
             quotas: Quotas::default(),
             faults: Vec::new(),
@@ -227,7 +234,8 @@ impl Kms {
 
     /// Serves one call.
     pub fn handle(&self, caller: &Caller, target: &str, body: &[u8]) -> Reply {
-        let request_id = uuid_text(random_array());
+        let id = random_array();
+        let request_id = uuid_text(id);
         if let Err(error) = self.audit.reserve() {
             return reply(request_id, Err(unrecorded(&error)));
         }
@@ -240,7 +248,7 @@ impl Kms {
             }
             None => Err(KmsError::new(ErrorCode::UnknownOperationException, "")),
         };
-        let outcome = self.record(caller, target, now, &request_id, &notes, outcome);
+        let outcome = self.record(caller, target, now, id, &notes, outcome);
         reply(request_id, outcome)
     }
 
@@ -270,7 +278,7 @@ impl Kms {
         if request.show(&mut shown) {
             notes.parameters = Some(shown);
         }
-        let turn = (!R::OPERATION.is_read_only()).then(|| self.turn());
+        let turn = R::HOLDS_TURN.then(|| self.turn());
         let call = Call { kms: self, caller, now, turn: turn.as_ref() };
         let demands = request.demands(&call, notes)?;
         self.throttle(&call, R::OPERATION, &demands, notes)?;
@@ -325,7 +333,7 @@ impl Kms {
         caller: &Caller,
         target: &str,
         now: Timestamp,
-        request_id: &str,
+        id: [u8; 16],
         notes: &Notes,
         outcome: Result<Answer, KmsError>,
     ) -> Result<Answer, KmsError> {
@@ -352,9 +360,14 @@ impl Kms {
             error: outcome.as_ref().err().map(|error| (error.code.name(), error.message.as_str())),
             read_only: notes.operation.is_none_or(Operation::is_read_only),
             resources: &resources,
-            request_id,
+            request_id: &uuid_text(id),
         };
-        self.audit.record(&record).map_err(|error| unrecorded(&error)).and(outcome)
+        let event_id = self.audit.record(&record).map_err(|error| unrecorded(&error))?;
+        if let (Ok(_), Some(operation)) = (&outcome, notes.operation.filter(|operation| is_use(*operation))) {
+            let last = LastUse { operation, at: now, request_id: id, event_id };
+            notes.keys.iter().for_each(|key| self.last_usage.note(&key.record.arn, last));
+        }
+        outcome
     }
 }
 

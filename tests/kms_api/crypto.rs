@@ -23,7 +23,6 @@ fn what_was_encrypted_is_decrypted_by_any_name_of_the_key() {
         let opened = s.ok("Decrypt", json!({"CiphertextBlob": sealed["CiphertextBlob"], "KeyId": name}));
         assert_eq!(unb64(&opened["Plaintext"]), b"hello");
         assert_eq!(opened["KeyId"], arn(&key));
-        assert_eq!(opened["KeyMaterialId"], sealed["KeyMaterialId"]);
         assert_eq!(opened["KeyMaterialId"].as_str().unwrap().len(), 64);
     }
 }

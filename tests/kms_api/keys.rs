@@ -56,9 +56,9 @@ fn kinds_that_do_not_go_together_or_are_not_served_are_refused() {
             "KeyUsage SIGN_VERIFY is not compatible with KeySpec SYMMETRIC_DEFAULT",
         ),
         (
-            json!({"KeySpec": "RSA_2048", "KeyUsage": "SIGN_VERIFY"}),
+            json!({"KeySpec": "SM2", "KeyUsage": "SIGN_VERIFY"}),
             "UnsupportedOperationException",
-            "KeySpec RSA_2048 is not supported.",
+            "KeySpec SM2 is not supported in this Region",
         ),
         (
             json!({"Origin": "AWS_CLOUDHSM"}),

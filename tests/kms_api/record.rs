@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use kmsfs::api::KeyId;
 use kmsfs::crypto::{MaterialBytes, RootKey};
-use kmsfs::kms::audit::{Audit, AuditError, AuditRecord};
+use kmsfs::kms::audit::{Audit, AuditError, AuditRecord, EventId};
 use kmsfs::kms::root::Root;
 use kmsfs::kms::seeding::{SeedKey, Seeded};
 use kmsfs::kms::store::{Change, MemoryStore, Row, Store, StoreError, Table};
@@ -24,7 +24,8 @@ fn every_call_is_recorded_with_its_context_and_without_its_secrets() {
     let record = s.audit.records().pop().unwrap();
     assert_eq!(record["eventName"], "Encrypt");
     assert_eq!(record["requestParameters"], json!({"keyId": key, "encryptionContext": {"volume": "7"}}));
-    assert_eq!(record["additionalEventData"]["keyMaterialId"], sealed["KeyMaterialId"]);
+    let material = &record["additionalEventData"]["keyMaterialId"];
+    assert_eq!(*material, s.ok("DescribeKey", json!({"KeyId": key}))["KeyMetadata"]["CurrentKeyMaterialId"]);
     assert_eq!(record["resources"][0]["ARN"], arn(&key));
     assert_eq!((&record["userIdentity"]["type"], &record["peer"]["uid"]), (&json!("Root"), &json!(0)));
     assert_eq!(record["readOnly"], true);
@@ -85,8 +86,8 @@ impl Audit for BadLog {
         Self::fails_if(&self.full)
     }
 
-    fn record(&self, _: &AuditRecord<'_>) -> Result<(), AuditError> {
-        Self::fails_if(&self.broken)
+    fn record(&self, _: &AuditRecord<'_>) -> Result<EventId, AuditError> {
+        Self::fails_if(&self.broken).map(|()| EventId::random())
     }
 }
 

@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 use crate::harness::{START, Service, arn, b64, failure, service, unb64};
 
 fn seal(s: &Service, key: &str) -> Value {
-    s.ok("Encrypt", json!({"KeyId": key, "Plaintext": b64(b"x")}))
+    let sealed = s.ok("Encrypt", json!({"KeyId": key, "Plaintext": b64(b"x")}));
+    let material = &s.ok("DescribeKey", json!({"KeyId": key}))["KeyMetadata"]["CurrentKeyMaterialId"];
+    json!({"CiphertextBlob": sealed["CiphertextBlob"], "KeyMaterialId": material})
 }
 
 fn opens(s: &Service, sealed: &Value) {

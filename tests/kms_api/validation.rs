@@ -163,7 +163,9 @@ fn unknown_operations_and_those_not_served_yet_are_told_apart() {
         let found = s.call(&root(), target, "{}").unwrap_err();
         assert_eq!((found.code.as_str(), found.status), ("UnknownOperationException", 400), "{target}");
     }
-    for operation in ["Sign", "GenerateMac", "ConnectCustomKeyStore", "CreateCustomKeyStore"] {
+    for operation in
+        ["ConnectCustomKeyStore", "CreateCustomKeyStore", "DescribeCustomKeyStores", "UpdateCustomKeyStore"]
+    {
         let found = s.fails(operation, json!({}));
         assert_eq!(
             found,

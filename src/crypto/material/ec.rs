@@ -66,7 +66,12 @@ impl Curve {
 
 /// A fresh private scalar.
 pub fn generate(curve: Curve) -> Result<Zeroizing<Vec<u8>>, MaterialError> {
-    scalar_of(&EcdsaKeyPair::generate(curve.signing())?)
+    scalar_of(&generate_pair(curve)?)
+}
+
+/// A fresh pair, whose PKCS#8 carries its public key.
+pub(super) fn generate_pair(curve: Curve) -> Result<EcdsaKeyPair, MaterialError> {
+    Ok(EcdsaKeyPair::generate(curve.signing())?)
 }
 
 /// The private scalar of an imported key.
@@ -79,7 +84,7 @@ fn scalar_of(pair: &EcdsaKeyPair) -> Result<Zeroizing<Vec<u8>>, MaterialError> {
     Ok(Zeroizing::new(scalar.as_ref().to_vec()))
 }
 
-pub(super) fn pair_of(curve: Curve, scalar: &[u8]) -> Result<EcdsaKeyPair, MaterialError> {
+fn pair_of(curve: Curve, scalar: &[u8]) -> Result<EcdsaKeyPair, MaterialError> {
     Ok(EcdsaKeyPair::from_private_key_der(curve.signing(), &der::ec_private_key(scalar))?)
 }
 

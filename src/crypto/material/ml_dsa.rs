@@ -1,13 +1,17 @@
 //! ML-DSA (FIPS 204): messages by aws-lc, the representative mu by ml-dsa.
 
+use std::convert::Infallible;
+
 use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
 use aws_lc_rs::signature::{
     KeyPair, ML_DSA_44, ML_DSA_44_SIGNING, ML_DSA_65, ML_DSA_65_SIGNING, ML_DSA_87, ML_DSA_87_SIGNING,
     PqdsaKeyPair, PqdsaSigningAlgorithm, PqdsaVerificationAlgorithm, UnparsedPublicKey,
 };
+use ml_dsa::signature::rand_core::{TryCryptoRng, TryRng};
 use ml_dsa::{EncodedSignature, MlDsa44, MlDsa65, MlDsa87, MlDsaParams, Signature};
 use zeroize::Zeroizing;
 
+use super::super::{fill_random, random_array};
 use super::{MaterialError, SignInput, SignScheme};
 
 /// Bytes of a seed.
@@ -84,11 +88,11 @@ impl MlDsaSigner {
                 signature.truncate(len);
                 Ok(signature)
             }
-            SignInput::Mu(mu) => Ok(match self.set {
+            SignInput::Mu(mu) => match self.set {
                 MlDsaSet::MlDsa44 => sign_mu::<MlDsa44>(&self.seed, mu),
                 MlDsaSet::MlDsa65 => sign_mu::<MlDsa65>(&self.seed, mu),
                 MlDsaSet::MlDsa87 => sign_mu::<MlDsa87>(&self.seed, mu),
-            }),
+            },
             SignInput::Digest(_) => Err(MaterialError),
         }
     }
@@ -112,10 +116,34 @@ impl MlDsaSigner {
     }
 }
 
-fn sign_mu<P: MlDsaParams>(seed: &[u8; SEED_LEN], mu: &[u8; 64]) -> Vec<u8> {
+/// A hedged signature, as FIPS 204 prefers.
+fn sign_mu<P: MlDsaParams>(seed: &[u8; SEED_LEN], mu: &[u8; 64]) -> Result<Vec<u8>, MaterialError> {
     let key = ml_dsa::SigningKey::<P>::from_seed(&(*seed).into());
-    key.expanded_key().sign_mu_deterministic(&(*mu).into()).encode().to_vec()
+    let signature = key.expanded_key().sign_mu_randomized(&(*mu).into(), &mut Generator);
+    Ok(signature.map_err(|_| MaterialError)?.encode().to_vec())
 }
+
+/// The generator of this program, as ml-dsa wants to see it.
+struct Generator;
+
+impl TryRng for Generator {
+    type Error = Infallible;
+
+    fn try_next_u32(&mut self) -> Result<u32, Infallible> {
+        Ok(u32::from_le_bytes(random_array()))
+    }
+
+    fn try_next_u64(&mut self) -> Result<u64, Infallible> {
+        Ok(u64::from_le_bytes(random_array()))
+    }
+
+    fn try_fill_bytes(&mut self, out: &mut [u8]) -> Result<(), Infallible> {
+        fill_random(out);
+        Ok(())
+    }
+}
+
+impl TryCryptoRng for Generator {}
 
 fn verify_mu<P: MlDsaParams>(seed: &[u8; SEED_LEN], mu: &[u8; 64], signature: &[u8]) -> bool {
     let Ok(encoded) = EncodedSignature::<P>::try_from(signature) else { return false };

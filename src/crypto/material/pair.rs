@@ -46,7 +46,7 @@ impl DataKeyPair {
                 Ok(Self { private, public })
             }
             DataKeyPairKind::Ec(curve) => {
-                let pair = ec::pair_of(curve, &ec::generate(curve)?)?;
+                let pair = ec::generate_pair(curve)?;
                 let private = Zeroizing::new(pair.to_pkcs8v1()?.as_ref().to_vec());
                 Ok(Self { private, public: ec::spki_of(&pair)? })
             }

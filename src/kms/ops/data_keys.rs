@@ -3,42 +3,43 @@
 use zeroize::Zeroizing;
 
 use crate::api::{
-    Blob, DataKeySpec, GenerateDataKeyRequest, GenerateDataKeyResponse,
+    Blob, DataKeySpec, EncryptionAlgorithm, GenerateDataKeyRequest, GenerateDataKeyResponse,
     GenerateDataKeyWithoutPlaintextRequest, GenerateDataKeyWithoutPlaintextResponse, GenerateRandomRequest,
-    GenerateRandomResponse, KeyUsage, KmsError, Operation, SecretBlob,
+    GenerateRandomResponse, KmsError, Operation, SecretBlob,
 };
 use crate::crypto::fill_random;
 
 use super::super::authorise::{Allowed, Demand, Resource};
 use super::super::pipeline::{Answer, Call, Notes};
-use super::crypto::{canonical, dry_run, key_demand, seal};
-use super::{Perform, invalid, unsupported, usable};
+use super::sealing::{Seal, key_demand};
+use super::{Perform, dry_run, invalid, refuse_recipient, unsupported};
+
+/// Data keys are made under symmetric keys only.
+pub(super) const SYMMETRIC: EncryptionAlgorithm = EncryptionAlgorithm::SymmetricDefault;
 
 impl Perform for GenerateDataKeyRequest {
     fn demands<'a>(&'a self, call: &Call<'_>, notes: &mut Notes) -> Result<Vec<Demand<'a>>, KmsError> {
         let context = self.encryption_context.as_ref();
-        Ok(vec![key_demand(call, &self.key_id, "kms:GenerateDataKey", context, notes)?])
+        Ok(vec![key_demand(call, &self.key_id, "kms:GenerateDataKey", context, SYMMETRIC, notes)?])
     }
 
     fn perform(self, call: &Call<'_>, allowed: &Allowed, notes: &mut Notes) -> Result<Answer, KmsError> {
-        if self.recipient.is_some() {
-            return Err(unsupported("Recipient is not supported."));
-        }
+        refuse_recipient(self.recipient.as_ref())?;
         let key = allowed.key()?;
         let length = length_of(self.number_of_bytes, self.key_spec)?;
-        let context = canonical(self.encryption_context.as_ref());
-        usable(key, KeyUsage::EncryptDecrypt, Operation::GenerateDataKey)?;
+        let seal = Seal { key, algorithm: SYMMETRIC, context: self.encryption_context.as_ref() };
+        seal.check(Operation::GenerateDataKey)?;
         if self.dry_run == Some(true) {
             return Err(dry_run());
         }
         let plaintext = random(length);
-        let sealed = seal(call, allowed, key, &context, &plaintext, notes)?;
+        let sealed = seal.seal(call, allowed, &plaintext, notes)?;
         let size = sealed.blob.len() + length + 3;
         let answer = GenerateDataKeyResponse {
             ciphertext_blob: Blob(sealed.blob),
             plaintext: SecretBlob(plaintext),
             key_id: key.record.arn.clone(),
-            key_material_id: Some(sealed.material_id),
+            key_material_id: sealed.material_id,
         };
         Answer::of(&answer, size)
     }
@@ -47,23 +48,30 @@ impl Perform for GenerateDataKeyRequest {
 impl Perform for GenerateDataKeyWithoutPlaintextRequest {
     fn demands<'a>(&'a self, call: &Call<'_>, notes: &mut Notes) -> Result<Vec<Demand<'a>>, KmsError> {
         let context = self.encryption_context.as_ref();
-        Ok(vec![key_demand(call, &self.key_id, "kms:GenerateDataKeyWithoutPlaintext", context, notes)?])
+        Ok(vec![key_demand(
+            call,
+            &self.key_id,
+            "kms:GenerateDataKeyWithoutPlaintext",
+            context,
+            SYMMETRIC,
+            notes,
+        )?])
     }
 
     fn perform(self, call: &Call<'_>, allowed: &Allowed, notes: &mut Notes) -> Result<Answer, KmsError> {
         let key = allowed.key()?;
         let length = length_of(self.number_of_bytes, self.key_spec)?;
-        let context = canonical(self.encryption_context.as_ref());
-        usable(key, KeyUsage::EncryptDecrypt, Operation::GenerateDataKeyWithoutPlaintext)?;
+        let seal = Seal { key, algorithm: SYMMETRIC, context: self.encryption_context.as_ref() };
+        seal.check(Operation::GenerateDataKeyWithoutPlaintext)?;
         if self.dry_run == Some(true) {
             return Err(dry_run());
         }
-        let sealed = seal(call, allowed, key, &context, &random(length), notes)?;
+        let sealed = seal.seal(call, allowed, &random(length), notes)?;
         let size = sealed.blob.len();
         let answer = GenerateDataKeyWithoutPlaintextResponse {
             ciphertext_blob: Blob(sealed.blob),
             key_id: key.record.arn.clone(),
-            key_material_id: Some(sealed.material_id),
+            key_material_id: sealed.material_id,
         };
         Answer::of(&answer, size)
     }
@@ -75,8 +83,9 @@ impl Perform for GenerateRandomRequest {
     }
 
     fn perform(self, _: &Call<'_>, _: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
-        if self.recipient.is_some() || self.custom_key_store_id.is_some() {
-            return Err(unsupported("Recipient and CustomKeyStoreId are not supported."));
+        refuse_recipient(self.recipient.as_ref())?;
+        if self.custom_key_store_id.is_some() {
+            return Err(unsupported("Custom key stores are not supported."));
         }
         let length = self.number_of_bytes.ok_or_else(|| invalid("NumberOfBytes is required."))?;
         let plaintext = random(usize::try_from(length).map_err(|_| invalid("NumberOfBytes is required."))?);

@@ -21,10 +21,9 @@ use super::super::grants::GrantRecord;
 use super::super::lifecycle::{self, Need};
 use super::super::model::Key;
 use super::super::pipeline::{Answer, Call, Kms, Notes};
-use super::crypto::dry_run;
 use super::keys::refuse_managed;
 use super::page::{Size, page};
-use super::{Perform, invalid, limit_exceeded, turn};
+use super::{Perform, dry_run, invalid, limit_exceeded, turn};
 
 /// Most grants of a key.
 const MAX_GRANTS: usize = 50_000;

@@ -8,18 +8,17 @@ use crate::api::{
     KeyMetadataResponse, KeySpec, KeyState, KeyUsage, KmsError, ListKeysRequest, ListKeysResponse, Origin,
     Tag, Timestamp, UpdateKeyDescriptionRequest,
 };
-use crate::crypto::random_array;
+use crate::crypto::{MaterialKind, random_array};
 
 use super::super::authorise::{Allowed, Demand, Resource};
 use super::super::caller::root_arn;
-use super::super::change::fresh_material;
 use super::super::find::Aliases;
 use super::super::home::Home;
 use super::super::imports::first_state;
-use super::super::kinds::usages;
+use super::super::kinds::{material_kind, usages};
 use super::super::lifecycle::{self, Need};
 use super::super::model::{Key, KeyRecord};
-use super::super::pipeline::{Answer, Call, Notes};
+use super::super::pipeline::{Answer, Call, Kms, Notes};
 use super::page::{Size, page};
 use super::policies::{check_lockout, compile_key_policy};
 use super::tags::check_tags;
@@ -92,7 +91,7 @@ pub(in super::super) fn default_policy(account: &str) -> String {
 
 impl Perform for CreateKeyRequest {
     fn demands<'a>(&'a self, _: &Call<'_>, _: &mut Notes) -> Result<Vec<Demand<'a>>, KmsError> {
-        let spec = self.key_spec.or(self.customer_master_key_spec).unwrap_or(KeySpec::SymmetricDefault);
+        let spec = self.spec();
         let usage = self.key_usage.unwrap_or(KeyUsage::EncryptDecrypt);
         let tags = self.tags.as_deref().unwrap_or_default();
         let bypass = if self.bypass_policy_lockout_safety_check == Some(true) { "true" } else { "false" };
@@ -111,14 +110,16 @@ impl Perform for CreateKeyRequest {
         Ok(if tags.is_empty() { vec![create] } else { vec![create, tag] })
     }
 
+    /// The material is made before the right to change records is asked for: RSA takes seconds.
+    const HOLDS_TURN: bool = false;
+
     fn perform(self, call: &Call<'_>, _: &Allowed, notes: &mut Notes) -> Result<Answer, KmsError> {
-        check_kind(&self)?;
+        let (spec, usage) = (self.spec(), self.usage()?);
+        let kind = self.material_kind()?;
         let tags = self.tags.unwrap_or_default();
         check_tags(&tags, &[])?;
         let kms = call.kms;
-        if kms.state.read().key_count() >= MAX_KEYS {
-            return Err(limit_exceeded(format!("The daemon has {MAX_KEYS} keys already.")));
-        }
+        check_room(kms)?;
         let is_provided = self.policy.is_some();
         let text = self.policy.unwrap_or_else(|| default_policy(&call.caller.account));
         let policy = compile_key_policy(&text)?;
@@ -126,52 +127,69 @@ impl Perform for CreateKeyRequest {
         let is_multi_region = self.multi_region == Some(true);
         let new =
             NewKey::of_customer(is_multi_region, origin, self.description.unwrap_or_default(), text, tags);
-        let draft =
-            Key { record: new.record(call.home(), call.now), policy: policy.clone(), versions: Vec::new() };
+        let record = KeyRecord { spec, usage, ..new.record(call.home(), call.now) };
+        let draft = Key { record, policy: policy.clone(), versions: Vec::new() };
         if is_provided && self.bypass_policy_lockout_safety_check != Some(true) {
             check_lockout(call, &draft, &policy)?;
         }
-        let material = if origin == Origin::AwsKms { Some(fresh_material(&draft.record)?) } else { None };
-        let key = kms.insert_key(turn(call)?, draft.record, policy, material.as_ref(), Vec::new())?;
+        let material = (origin == Origin::AwsKms).then(|| kms.makers.material(kind)).transpose()?;
+        let turn = kms.turn();
+        check_room(kms)?;
+        let key = kms.insert_key(&turn, draft.record, policy, material.as_ref(), Vec::new())?;
         notes.touched(&key);
         Answer::of(&KeyMetadataResponse { key_metadata: kms.metadata(&key) }, 0)
     }
 }
 
-/// Refuses kinds that do not go together, then kinds that are not served.
-fn check_kind(request: &CreateKeyRequest) -> Result<(), KmsError> {
-    let spec = match (request.key_spec, request.customer_master_key_spec) {
-        (Some(_), Some(_)) => {
+fn check_room(kms: &Kms) -> Result<(), KmsError> {
+    if kms.state.read().key_count() >= MAX_KEYS {
+        return Err(limit_exceeded(format!("The daemon has {MAX_KEYS} keys already.")));
+    }
+    Ok(())
+}
+
+impl CreateKeyRequest {
+    /// What kind of key is asked for, under either name.
+    fn spec(&self) -> KeySpec {
+        let old = self.customer_master_key_spec.map(KeySpec::from);
+        self.key_spec.or(old).unwrap_or(KeySpec::SymmetricDefault)
+    }
+
+    /// What it is for, which only symmetric keys need not tell.
+    fn usage(&self) -> Result<KeyUsage, KmsError> {
+        if self.key_spec.is_some() && self.customer_master_key_spec.is_some() {
             return Err(invalid(
                 "You cannot specify KeySpec and CustomerMasterKeySpec in the same request. CustomerMasterKeySpec is deprecated.",
             ));
         }
-        (one, other) => one.or(other).unwrap_or(KeySpec::SymmetricDefault),
-    };
-    let usage = match request.key_usage {
-        Some(usage) => usage,
-        None if spec == KeySpec::SymmetricDefault => KeyUsage::EncryptDecrypt,
-        None => {
-            return Err(invalid(
-                "You must specify a KeyUsage value for all KMS keys except for symmetric encryption keys.",
-            ));
+        let usage = match self.key_usage {
+            Some(usage) => usage,
+            None if self.spec() == KeySpec::SymmetricDefault => KeyUsage::EncryptDecrypt,
+            None => {
+                return Err(invalid(
+                    "You must specify a KeyUsage value for all KMS keys except for symmetric encryption keys.",
+                ));
+            }
+        };
+        if !usages(self.spec()).contains(&usage) {
+            return Err(invalid(format!("KeyUsage {usage} is not compatible with KeySpec {}", self.spec())));
         }
-    };
-    if !usages(spec).contains(&usage) {
-        return Err(invalid(format!("KeyUsage {usage} is not compatible with KeySpec {spec}")));
+        Ok(usage)
     }
-    if spec != KeySpec::SymmetricDefault {
-        return Err(unsupported(format!("KeySpec {spec} is not supported.")));
-    }
-    match request.origin.unwrap_or(Origin::AwsKms) {
-        Origin::AwsKms | Origin::External
-            if request.custom_key_store_id.is_none() && request.xks_key_id.is_none() => {}
-        Origin::AwsKms | Origin::External => {
-            return Err(unsupported("Custom key stores are not supported."));
+
+    /// Refuses kinds that are not served.
+    fn material_kind(&self) -> Result<MaterialKind, KmsError> {
+        match self.origin.unwrap_or(Origin::AwsKms) {
+            Origin::AwsKms | Origin::External
+                if self.custom_key_store_id.is_none() && self.xks_key_id.is_none() => {}
+            Origin::AwsKms | Origin::External => {
+                return Err(unsupported("Custom key stores are not supported."));
+            }
+            other => return Err(unsupported(format!("Origin {other} is not supported."))),
         }
-        other => return Err(unsupported(format!("Origin {other} is not supported."))),
+        material_kind(self.spec(), self.usage()?)
+            .ok_or_else(|| unsupported(format!("KeySpec {} is not supported in this Region", self.spec())))
     }
-    Ok(())
 }
 
 impl Perform for DescribeKeyRequest {

@@ -6,13 +6,14 @@
 
 use serde::Serialize;
 
-use crate::api::{AdvanceMarkRequest, ErrorCode, KeyUsage, KmsError, Operation, hex};
+use crate::api::{AdvanceMarkRequest, ErrorCode, KmsError, Operation, hex};
 use crate::crypto::sha256;
 
 use super::super::authorise::{Allowed, Demand};
 use super::super::pipeline::{Answer, Call, Notes};
-use super::crypto::{blob_demand, canonical, open};
-use super::{Perform, limit_exceeded, turn, usable};
+use super::data_keys::SYMMETRIC;
+use super::sealing::{Seal, blob_demand, canonical};
+use super::{Perform, limit_exceeded, turn};
 
 /// Most marks of a daemon.
 const MAX_MARKS: usize = 100_000;
@@ -27,15 +28,16 @@ struct AdvanceMarkResponse {
 impl Perform for AdvanceMarkRequest {
     fn demands<'a>(&'a self, call: &Call<'_>, notes: &mut Notes) -> Result<Vec<Demand<'a>>, KmsError> {
         let context = self.encryption_context.as_ref();
-        Ok(vec![blob_demand(call, &self.ciphertext_blob.0, "kms:Decrypt", context, notes)?])
+        Ok(vec![blob_demand(call, &self.ciphertext_blob.0, "kms:Decrypt", context, SYMMETRIC, notes)?])
     }
 
     fn perform(self, call: &Call<'_>, allowed: &Allowed, notes: &mut Notes) -> Result<Answer, KmsError> {
         let key = allowed.key()?;
-        let context = canonical(self.encryption_context.as_ref());
-        usable(key, KeyUsage::EncryptDecrypt, Operation::AdvanceMark)?;
+        let seal = Seal { key, algorithm: SYMMETRIC, context: self.encryption_context.as_ref() };
+        seal.check(Operation::AdvanceMark)?;
         // A context can be invented, a ciphertext that opens with it cannot.
-        drop(open(call, allowed, key, &context, &self.ciphertext_blob.0, notes)?);
+        drop(seal.open(call, allowed, &self.ciphertext_blob.0, notes)?);
+        let context = canonical(self.encryption_context.as_ref());
         let owner = hex(&sha256(&[key.record.arn.as_bytes(), &[0], &context].concat()));
         let state = call.kms.state.read();
         let (known, count) = (state.marks.get(&owner).copied().unwrap_or(0), state.marks.len());

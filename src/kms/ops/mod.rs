@@ -3,22 +3,31 @@
 //! Called by the pipeline. An operation says which rights it needs (`demands`), and does its work when it is shown
 //! [`Allowed`] (`perform`); it never decides who may.
 
+mod agreement;
 mod aliases;
 mod crypto;
 mod data_keys;
+mod data_pairs;
 mod deletion;
 mod explain;
 mod grants;
 mod import;
 mod keys;
+mod last_usage;
+mod mac;
 mod marks;
 mod page;
 mod policies;
+mod public_key;
 mod replicas;
 mod rotation;
+mod sealing;
+mod signing;
 mod tags;
 
-use crate::api::{self, ErrorCode, KeyUsage, KmsError, Operation, Request, Timestamp};
+use crate::api::{
+    self, ErrorCode, KeySpec, KeyUsage, KmsError, Operation, RecipientInfo, Request, Timestamp,
+};
 
 use super::authorise::{Allowed, Demand};
 use super::caller::Caller;
@@ -34,6 +43,10 @@ pub(super) use tags::check_tags;
 
 /// One operation: what it needs, what it does.
 pub(super) trait Perform: Request {
+    /// Whether the right to change records is held from the start. An operation that changes records and takes its
+    /// time before it does asks for the right itself.
+    const HOLDS_TURN: bool = !Self::OPERATION.is_read_only();
+
     /// The rights it needs, on resources found.
     fn demands<'a>(&'a self, call: &Call<'_>, notes: &mut Notes) -> Result<Vec<Demand<'a>>, KmsError>;
 
@@ -78,6 +91,13 @@ pub(super) fn dispatch(
             GenerateDataKey: GenerateDataKeyRequest,
             GenerateDataKeyWithoutPlaintext: GenerateDataKeyWithoutPlaintextRequest,
             GenerateRandom: GenerateRandomRequest,
+            GenerateDataKeyPair: GenerateDataKeyPairRequest,
+            GenerateDataKeyPairWithoutPlaintext: GenerateDataKeyPairWithoutPlaintextRequest,
+            Sign: SignRequest, Verify: VerifyRequest, GetPublicKey: GetPublicKeyRequest,
+            GenerateMac: GenerateMacRequest, VerifyMac: VerifyMacRequest,
+            DeriveSharedSecret: DeriveSharedSecretRequest,
+            Encapsulate: EncapsulateRequest, Decapsulate: DecapsulateRequest,
+            GetKeyLastUsage: GetKeyLastUsageRequest,
             CreateKey: CreateKeyRequest, DescribeKey: DescribeKeyRequest, ListKeys: ListKeysRequest,
             EnableKey: EnableKeyRequest, DisableKey: DisableKeyRequest,
             ScheduleKeyDeletion: ScheduleKeyDeletionRequest, CancelKeyDeletion: CancelKeyDeletionRequest,
@@ -104,21 +124,45 @@ pub(super) fn dispatch(
         not_yet {
             ConnectCustomKeyStore, CreateCustomKeyStore, DeleteCustomKeyStore, DescribeCustomKeyStores,
             DisconnectCustomKeyStore, UpdateCustomKeyStore,
-            Decapsulate, Encapsulate, DeriveSharedSecret, GetPublicKey, Sign, Verify, GenerateMac, VerifyMac,
-            GenerateDataKeyPair, GenerateDataKeyPairWithoutPlaintext, GetKeyLastUsage,
         }
     }
 }
 
-/// The key's usage must be `usage`, and its state must let it be used.
-fn usable(key: &Key, usage: KeyUsage, operation: Operation) -> Result<(), KmsError> {
+/// The key's usage must be `usage`.
+fn check_usage(key: &Key, usage: KeyUsage, operation: Operation) -> Result<(), KmsError> {
     let record = &key.record;
-    if record.usage != usage {
-        let message =
-            format!("{} key usage is {} which is not valid for {operation}.", record.arn, record.usage);
-        return Err(KmsError::new(ErrorCode::InvalidKeyUsageException, message));
+    if record.usage == usage {
+        return Ok(());
     }
-    lifecycle::check(Need::Use, record.state, &record.arn)
+    let message = format!("{} key usage is {} which is not valid for {operation}.", record.arn, record.usage);
+    Err(KmsError::new(ErrorCode::InvalidKeyUsageException, message))
+}
+
+/// The key's state must let it be used.
+fn check_state(key: &Key) -> Result<(), KmsError> {
+    lifecycle::check(Need::Use, key.record.state, &key.record.arn)
+}
+
+/// An algorithm that keys of that spec do not have.
+fn incompatible(algorithm: &str, spec: KeySpec) -> KmsError {
+    let message = format!("Algorithm {algorithm} is incompatible with key spec {spec}.");
+    KmsError::new(ErrorCode::InvalidKeyUsageException, message)
+}
+
+/// An answer encrypted to an enclave needs a root of trust for its evidence, and none can be configured.
+fn refuse_recipient(recipient: Option<&RecipientInfo>) -> Result<(), KmsError> {
+    match recipient {
+        None => Ok(()),
+        Some(_) => Err(unsupported(
+            "Recipient is not supported: no root of trust for attestation documents is configured.",
+        )),
+    }
+}
+
+/// A dry run that got this far.
+fn dry_run() -> KmsError {
+    let message = "The request would have succeeded, but the DryRun option is set.";
+    KmsError::new(ErrorCode::DryRunOperationException, message)
 }
 
 /// The right to change records, which the pipeline gives to every operation that writes.
