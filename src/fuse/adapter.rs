@@ -5,7 +5,6 @@
 //! File locks are the kernel's own (neither POSIX_LOCKS nor FLOCK_LOCKS is negotiated), and so are the checks of
 //! permissions (`default_permissions`).
 
-use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -36,14 +35,8 @@ use crate::tree::{
     Tree, WriteManner, XattrMode,
 };
 
-/// Buffers above this are not kept for the next read of the thread.
-const KEPT_BUFFER: usize = 2 << 20;
 /// An entry or attribute that is found stale at once, for answers that must not be cached.
 const NO_TIME: Duration = Duration::ZERO;
-
-thread_local! {
-    static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
 
 /// The filesystem as the library drives it.
 pub struct Adapter {
@@ -267,22 +260,7 @@ impl Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let len = size as usize;
-        READ_BUFFER.with_borrow_mut(|buffer| {
-            match self.server.run(id.0, |tree| tree.read(id.0, offset, len, buffer)) {
-                Ok(()) => reply.data(buffer),
-                Err(FsError::Key(KeyError::Absent(_))) => {
-                    let read = move |tree: &Tree| {
-                        let mut buffer = Vec::new();
-                        tree.read(id.0, offset, len, &mut buffer).map(|()| buffer)
-                    };
-                    self.server.wait(id.0, read, move |read| reply_data(reply, id, read));
-                }
-                Err(e) => reply.error(report(id.0, &e)),
-            }
-            buffer.clear();
-            buffer.shrink_to(KEPT_BUFFER);
-        });
+        self.server.read(id.0, offset, size as usize, reply);
     }
 
     fn write(
@@ -351,7 +329,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let sync = move |tree: &Tree| tree.sync_file(id.0, data_only);
-        self.server.answer(id.0, sync, move |done| reply_empty(reply, id, done));
+        self.server.answer_slowly(id.0, sync, move |done| reply_empty(reply, id, done));
     }
 
     fn opendir(&self, _request: &Request, id: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -435,7 +413,8 @@ impl Filesystem for Adapter {
     }
 
     fn fsyncdir(&self, _request: &Request, id: INodeNo, _handle: FileHandle, _data: bool, reply: ReplyEmpty) {
-        reply_empty(reply, id, self.server.run(id.0, |tree| tree.sync_dir(id.0)));
+        let sync = move |tree: &Tree| tree.sync_dir(id.0);
+        self.server.answer_slowly(id.0, sync, move |done| reply_empty(reply, id, done));
     }
 
     fn statfs(&self, _request: &Request, id: INodeNo, reply: ReplyStatfs) {
@@ -556,7 +535,7 @@ impl Filesystem for Adapter {
     ) {
         let Some(what) = allocation(mode) else { return reply.error(Errno::EOPNOTSUPP) };
         let allocate = move |tree: &Tree| tree.allocate(id.0, what, offset, length);
-        self.server.answer(id.0, allocate, move |done| reply_empty(reply, id, done));
+        self.server.answer_slowly(id.0, allocate, move |done| reply_empty(reply, id, done));
     }
 
     fn lseek(
@@ -594,6 +573,6 @@ impl Filesystem for Adapter {
         let copy = move |tree: &Tree| {
             tree.copy_range(from.0, from_offset, to.0, to_offset, len).map(|copied| copied as u32)
         };
-        self.server.answer(from.0, copy, move |copied| reply_written(reply, from, copied));
+        self.server.answer_slowly(from.0, copy, move |copied| reply_written(reply, from, copied));
     }
 }

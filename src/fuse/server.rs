@@ -1,48 +1,93 @@
-//! Running one request of the kernel: on the serving thread, or where it must wait for a key, on a thread kept for that.
+//! Running one request of the kernel: on the serving thread, or where it must wait, on a thread kept for that.
+//!
+//! The serving threads are few, because the kernel hands requests to them in turn and each change of thread costs more
+//! than most requests; so they must not be spent on waiting.
 //!
 //! Called by the adapter. Must never let a panic end a thread: it is an I/O error of that request alone.
 
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
 
+use fuser::ReplyData;
 use parking_lot::Mutex;
 
+use super::errno::report;
 use super::session::THREADS;
 use crate::tree::{FsError, KEY_WAITS, KeyError, Tree};
 
 /// Threads on which requests wait for keys, besides the serving ones that do.
-const WAITERS: usize = 4;
+const KEY_WAITERS: usize = 4;
+/// Threads on which requests wait for the disk, besides the serving ones that do.
+const DISK_WAITERS: usize = 8;
+/// Serving threads that may wait for the disk in a request that always does.
+const DISK_WAITS: usize = 1;
 /// Requests that wait for such a thread; more wait on the serving ones.
 const QUEUE_LEN: usize = 1024;
 
-// Whatever happens to the key service, threads are left for requests that need no key of it.
-const _: () = assert!(KEY_WAITS < *THREADS.start());
+// Whatever happens to the key service, threads are left for requests that need no key of it; and so with the disk.
+const _: () = assert!(KEY_WAITS < *THREADS.start() && DISK_WAITS < *THREADS.start());
+
+/// Buffers above this are not kept for the next read of the thread.
+const KEPT_BUFFER: usize = 2 << 20;
 
 type Job = Box<dyn FnOnce(&Tree) + Send>;
+
+/// Threads that requests are handed to when they must wait.
+struct Pool {
+    /// `None` only while dropped.
+    queue: Option<SyncSender<Job>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Pool {
+    fn start(tree: &Arc<Tree>, name: &str, count: usize) -> std::io::Result<Self> {
+        let (queue, jobs) = sync_channel::<Job>(QUEUE_LEN);
+        let jobs = Arc::new(Mutex::new(jobs));
+        let thread = |number| {
+            let (tree, jobs) = (Arc::clone(tree), Arc::clone(&jobs));
+            thread::Builder::new().name(format!("{name}-{number}")).spawn(move || work(&tree, &jobs))
+        };
+        let threads = (0..count).map(thread).collect::<Result<_, _>>()?;
+        Ok(Self { queue: Some(queue), threads })
+    }
+
+    /// Has `job` run on a thread of the pool, or here where too many wait.
+    fn hand(&self, tree: &Tree, job: Job) {
+        let Some(queue) = &self.queue else { return job(tree) };
+        if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) = queue.try_send(job) {
+            job(tree);
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.queue = None;
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
 
 /// Runs requests on a tree.
 pub struct Server {
     tree: Arc<Tree>,
-    /// `None` only while dropped.
-    queue: Option<SyncSender<Job>>,
-    waiters: Vec<JoinHandle<()>>,
+    for_keys: Pool,
+    for_disk: Pool,
+    disk_waits: AtomicUsize,
     requests: Arc<AtomicU64>,
 }
 
 impl Server {
     /// Starts the threads for waiting requests, which end with the server.
     pub fn start(tree: Arc<Tree>) -> std::io::Result<Self> {
-        let (queue, jobs) = sync_channel::<Job>(QUEUE_LEN);
-        let jobs = Arc::new(Mutex::new(jobs));
-        let waiter = |number| {
-            let (tree, jobs) = (Arc::clone(&tree), Arc::clone(&jobs));
-            thread::Builder::new().name(format!("key-wait-{number}")).spawn(move || work(&tree, &jobs))
-        };
-        let waiters = (0..WAITERS).map(waiter).collect::<Result<_, _>>()?;
-        Ok(Self { tree, queue: Some(queue), waiters, requests: Arc::default() })
+        let for_keys = Pool::start(&tree, "key-wait", KEY_WAITERS)?;
+        let for_disk = Pool::start(&tree, "disk-wait", DISK_WAITERS)?;
+        Ok(Self { tree, for_keys, for_disk, disk_waits: AtomicUsize::new(0), requests: Arc::default() })
     }
 
     /// What the requests are about.
@@ -82,20 +127,105 @@ impl Server {
         answer: impl FnOnce(Result<T, FsError>) + Send + 'static,
     ) {
         let patient = move |tree: &Tree| tree.with_keys_patiently(|| act(tree));
-        let job: Job = Box::new(move |tree| answer(guarded(tree, id, patient)));
-        let Some(queue) = &self.queue else { return job(&self.tree) };
-        if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) = queue.try_send(job) {
-            job(&self.tree);
+        self.for_keys.hand(&self.tree, Box::new(move |tree| answer(guarded(tree, id, patient))));
+    }
+
+    /// Runs `act`, which always waits for the disk and perhaps for a key, and then `answer` with its outcome: here, or
+    /// elsewhere while other serving threads wait so.
+    pub fn answer_slowly<T: 'static>(
+        &self,
+        id: u64,
+        act: impl Fn(&Tree) -> Result<T, FsError> + Send + 'static,
+        answer: impl FnOnce(Result<T, FsError>) + Send + 'static,
+    ) {
+        if let Some(_turn) = self.disk_turn() {
+            return self.answer(id, act, answer);
         }
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let patient = move |tree: &Tree| tree.with_keys_patiently(|| act(tree));
+        self.for_disk.hand(&self.tree, Box::new(move |tree| answer(guarded(tree, id, patient))));
+    }
+
+    /// Answers with `len` bytes from `offset` on, here or elsewhere by the rule of [`Server::answer_slowly`].
+    pub fn read(&self, id: u64, offset: u64, len: usize, reply: ReplyData) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let read = Read { id, offset, len };
+        let Some(_turn) = self.disk_turn() else {
+            return self.for_disk.hand(&self.tree, Box::new(move |tree| read.patiently(tree, reply)));
+        };
+        if let Some(reply) = read.now(&self.tree, reply) {
+            self.for_keys.hand(&self.tree, Box::new(move |tree| read.patiently(tree, reply)));
+        }
+    }
+
+    fn disk_turn(&self) -> Option<DiskTurn<'_>> {
+        let more = |waiting| (waiting < DISK_WAITS).then_some(waiting + 1);
+        self.disk_waits.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
+        Some(DiskTurn(&self.disk_waits))
     }
 }
 
-impl Drop for Server {
+/// The place of one serving thread that waits for the disk.
+struct DiskTurn<'a>(&'a AtomicUsize);
+
+impl Drop for DiskTurn<'_> {
     fn drop(&mut self) {
-        self.queue = None;
-        for waiter in self.waiters.drain(..) {
-            let _ = waiter.join();
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+thread_local! {
+    static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A read request.
+#[derive(Clone, Copy)]
+struct Read {
+    id: u64,
+    offset: u64,
+    len: usize,
+}
+
+impl Read {
+    /// Reads and answers; gives the reply back where a key is absent that must be waited for elsewhere.
+    fn now(self, tree: &Tree, reply: ReplyData) -> Option<ReplyData> {
+        self.with_buffer(tree, |tree, buffer| tree.read(self.id, self.offset, self.len, buffer), reply)
+    }
+
+    fn patiently(self, tree: &Tree, reply: ReplyData) {
+        let read = |tree: &Tree, buffer: &mut Vec<u8>| {
+            tree.with_keys_patiently(|| {
+                buffer.clear();
+                tree.read(self.id, self.offset, self.len, buffer)
+            })
+        };
+        if let Some(reply) = self.with_buffer(tree, read, reply) {
+            reply.error(fuser::Errno::EHOSTDOWN);
         }
+    }
+
+    fn with_buffer(
+        self,
+        tree: &Tree,
+        read: impl FnOnce(&Tree, &mut Vec<u8>) -> Result<(), FsError>,
+        reply: ReplyData,
+    ) -> Option<ReplyData> {
+        READ_BUFFER.with_borrow_mut(|buffer| {
+            buffer.clear();
+            let absent = match guarded(tree, self.id, |tree| read(tree, buffer)) {
+                Ok(()) => {
+                    reply.data(buffer);
+                    None
+                }
+                Err(FsError::Key(KeyError::Absent(_))) => Some(reply),
+                Err(e) => {
+                    reply.error(report(self.id, &e));
+                    None
+                }
+            };
+            buffer.shrink_to(KEPT_BUFFER);
+            absent
+        })
     }
 }
 

@@ -19,7 +19,7 @@ const MAX_WRITE: u32 = 1 << 20;
 /// Read-ahead and write-back requests in flight.
 const MAX_BACKGROUND: u16 = 128;
 /// Threads that serve requests, at least and at most.
-pub(super) const THREADS: std::ops::RangeInclusive<usize> = 8..=32;
+pub(super) const THREADS: std::ops::RangeInclusive<usize> = 2..=32;
 
 /// How a volume is mounted.
 #[derive(Debug, Clone)]
@@ -41,7 +41,7 @@ pub struct MountOptions {
     pub writeback: bool,
     /// How long the kernel may trust names and attributes without asking.
     pub cache_time: Duration,
-    /// Serving threads; `None` for twice the processors.
+    /// Serving threads; `None` for as many as there are processors.
     pub threads: Option<usize>,
 }
 
@@ -86,7 +86,7 @@ impl Session {
         let device = mount::mount(&mountpoint, options)?;
         let mut config = Config::default();
         let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        let threads = options.threads.unwrap_or(2 * processors).clamp(*THREADS.start(), *THREADS.end());
+        let threads = options.threads.unwrap_or(processors).clamp(*THREADS.start(), *THREADS.end());
         config.n_threads = Some(threads);
         config.clone_fd = true;
         let server = Arc::new(Server::start(tree.clone())?);

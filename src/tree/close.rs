@@ -38,25 +38,31 @@ impl Tree {
         if let Err(e) = self.with_keys(|| self.try_close_unused(node)) {
             self.leave_open(node, &e);
         }
+        self.trim_kept();
     }
 
-    fn try_close_unused(&self, node: &Node) -> Result<(), FsError> {
+    fn try_close_unused(&self, node: &Arc<Node>) -> Result<(), FsError> {
         let mut slot = node.file.write();
-        if slot.handles > 0 { Ok(()) } else { self.close(node, &mut slot) }
+        if slot.handles > 0 {
+            return Ok(());
+        }
+        seal(&slot)?;
+        if !self.keep(node, &mut slot) {
+            self.drop_open(node, &mut slot);
+        }
+        Ok(())
     }
 
     /// Seals and closes the file of `slot`, or leaves it as it is.
-    fn close(&self, node: &Node, slot: &mut FileSlot) -> Result<(), FsError> {
-        let Some(open) = &slot.open else { return Ok(()) };
-        if open.writable {
-            open.io.seal()?;
-        }
-        open.restore_modified()?;
+    pub(super) fn close(&self, node: &Node, slot: &mut FileSlot) -> Result<(), FsError> {
+        seal(slot)?;
         self.drop_open(node, slot);
         Ok(())
     }
 
     fn drop_open(&self, node: &Node, slot: &mut FileSlot) {
+        self.kept.take(slot);
+        slot.queued = false; // Should its id still wait there, it finds the file closed.
         slot.open = None;
         self.open_files.lock().remove(&node.id);
         if std::mem::take(&mut slot.left_open) {
@@ -137,6 +143,15 @@ impl Tree {
     }
 }
 
+/// Leaves the open file of `slot` sealed and with the time that the kernel has.
+fn seal(slot: &FileSlot) -> Result<(), FsError> {
+    let Some(open) = &slot.open else { return Ok(()) };
+    if open.writable {
+        open.io.seal()?;
+    }
+    Ok(open.restore_modified()?)
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::OwnedFd;
@@ -148,6 +163,7 @@ mod tests {
     use crate::crypto::{DataKey, Secret, VolumeKey, random_array};
     use crate::format::{FileId, VolumeId, WrappedKey};
     use crate::tree::file::fault::{self, Fault};
+    use crate::tree::kept::KEPT_MAX;
     use crate::tree::{
         Caller, FileContext, FreshKey, KeySource, NewObject, ROOT_ID, TagLog, TreeOptions, WriteManner,
     };
@@ -218,5 +234,39 @@ mod tests {
         assert_eq!((tree.left_open_count(), tree.open_file_count()), (0, 0));
         tree.forget(attr.node_id, 1);
         assert_eq!(tree.node_count(), 1, "the root alone is known");
+    }
+
+    #[test]
+    fn closed_files_are_kept_ready_until_too_many_or_nameless() {
+        let bench = Bench::new();
+        let tree = bench.tree();
+        let caller = Caller { uid: 0, gid: 0, pid: 0 };
+        let new = NewObject { permissions: 0o600, umask: 0, caller };
+        let name = |number: usize| format!("file{number}").into_bytes();
+        let ids: Vec<u64> = (0..KEPT_MAX + 10)
+            .map(|number| {
+                let (attr, _) = tree.create(ROOT_ID, &name(number), new, true).unwrap();
+                tree.write(attr.node_id, 0, b"x", WriteManner::default()).unwrap();
+                tree.release_file(attr.node_id, true);
+                attr.node_id
+            })
+            .collect();
+        assert_eq!((tree.kept.len(), tree.open_file_count()), (KEPT_MAX, 0));
+        tree.open_file(ids[KEPT_MAX], false, false).unwrap();
+        assert_eq!((tree.kept.len(), tree.open_file_count()), (KEPT_MAX - 1, 1));
+        tree.release_file(ids[KEPT_MAX], false);
+        tree.unlink(ROOT_ID, &name(KEPT_MAX)).unwrap();
+        assert_eq!((tree.kept.len(), tree.nodes_open().len()), (KEPT_MAX - 1, KEPT_MAX - 1));
+        tree.close_idle_files();
+        assert_eq!((tree.kept.len(), tree.nodes_open().len()), (0, 0));
+        for id in &ids[..KEPT_MAX] {
+            tree.open_file(*id, true, false).unwrap();
+            tree.release_file(*id, true);
+        }
+        assert_eq!(tree.kept.len(), KEPT_MAX);
+        for id in ids {
+            tree.forget(id, 1);
+        }
+        assert_eq!((tree.kept.len(), tree.node_count()), (0, 1));
     }
 }

@@ -10,6 +10,7 @@ mod dir_record;
 mod error;
 pub mod file;
 mod flags;
+mod kept;
 mod key_source;
 mod list;
 mod namespace;

@@ -18,6 +18,7 @@ use super::attr::{Attr, Kind};
 use super::dir::{Dir, DirCache};
 use super::dir_record;
 use super::file::FileContext;
+use super::kept::Kept;
 use super::node::{Node, NodeTable, RENAME_RETRIES, ROOT_ID};
 use super::wait::Waits;
 use crate::crypto::VolumeKey;
@@ -52,6 +53,8 @@ pub struct Tree {
     pub(super) dirs: DirCache,
     /// Nodes whose file is open, so that keys can be dropped and descriptors reclaimed.
     pub(super) open_files: Mutex<HashMap<u64, Arc<Node>>>,
+    /// Those of them that no handle counts on.
+    pub(super) kept: Kept,
     /// Nodes among them whose file could not be sealed when its last handle went.
     pub(super) left_open: AtomicUsize,
     pub(super) waits: Waits,
@@ -98,6 +101,7 @@ impl Tree {
             nodes: NodeTable::new(),
             dirs: DirCache::new(root, options.open_dirs.max(8)),
             open_files: Mutex::default(),
+            kept: Kept::default(),
             left_open: AtomicUsize::new(0),
             waits: Waits::default(),
             read_only: options.read_only,
@@ -113,9 +117,9 @@ impl Tree {
         self.nodes.len()
     }
 
-    /// How many files are open.
+    /// How many files are open, those that are merely kept ready not counted.
     pub fn open_file_count(&self) -> usize {
-        self.open_files.lock().len()
+        self.open_files.lock().len().saturating_sub(self.kept.len())
     }
 
     /// Node id of a lower inode: its number, with the root's and 1 exchanged.
@@ -188,10 +192,10 @@ impl Tree {
 
     /// The kernel dropped `count` lookups of the node `id`.
     pub fn forget(&self, id: u64, count: u64) {
-        if let Some(node) = self.nodes.forget(id, count)
-            && node.kind == Kind::Dir
-        {
-            self.dirs.remove(id);
+        match self.nodes.forget(id, count) {
+            Some(node) if node.kind == Kind::Dir => self.dirs.remove(id),
+            Some(node) if node.kind == Kind::File => self.let_go(&node),
+            _ => {}
         }
     }
 
@@ -218,7 +222,7 @@ impl Tree {
         self.attr_of(&stat)
     }
 
-    fn same_inode(&self, node: &Node, stat: &Stat) -> Result<(), FsError> {
+    pub(super) fn same_inode(&self, node: &Node, stat: &Stat) -> Result<(), FsError> {
         let same = self.node_id(stat) == node.id && stat.st_dev == self.device;
         if same { Ok(()) } else { Err(FsError::Os(Errno::STALE)) }
     }

@@ -73,6 +73,7 @@ impl OpenFile {
 
 /// The open file, if any, and how many handles count on it.
 #[derive(Default)]
+#[allow(clippy::struct_excessive_bools)] // Each is one fact of its own.
 pub struct FileSlot {
     /// Present while handles are open; absent again when descriptors run short.
     pub open: Option<Box<OpenFile>>,
@@ -82,6 +83,12 @@ pub struct FileSlot {
     pub writers: u32,
     /// No handle counts on it, but it could not be sealed; the node is held for it ([`NodeTable::hold`]).
     pub left_open: bool,
+    /// No handle counts on it, but it stays open for the next one (`kept`).
+    pub kept: bool,
+    /// It stands in the queue of kept files.
+    pub queued: bool,
+    /// It was opened again since it was queued.
+    pub used_again: bool,
 }
 
 /// Names beyond the first, and what keeps a nameless node alive. Rare, so kept out of line.

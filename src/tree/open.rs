@@ -46,6 +46,7 @@ impl Tree {
         }
         {
             let mut slot = node.file.write();
+            self.kept.take(&mut slot);
             slot.handles += 1;
             slot.writers += u32::from(write);
         }
@@ -105,11 +106,29 @@ impl Tree {
         if slot.open.as_ref().is_some_and(|open| open.writable || !write) {
             return Ok(());
         }
-        let inode = self.inode(node)?;
-        let (fd, writable) = self.open_lower(&inode, write)?;
+        let (fd, writable) = match self.open_by_name(node) {
+            Some(fd) => (fd, true),
+            None => self.open_lower(&self.inode(node)?, write)?,
+        };
         slot.open = Some(Box::new(OpenFile::new(FileIo::new(fd, self.files.clone()), writable)));
         self.open_files.lock().insert(node.id, node.clone());
         Ok(())
+    }
+
+    /// The lower file for reading and writing by a name of it: one call where it goes, as it mostly does.
+    fn open_by_name(&self, node: &Node) -> Option<OwnedFd> {
+        if self.read_only || node.pinned().is_some() {
+            return None;
+        }
+        // Not waiting, in case the name has become that of a fifo behind the mount's back.
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let opened = node.by_name(|link| {
+            let parent = self.dir(link.parent)?;
+            let fd = self.spare_descriptors(|| at::open(&parent.fd, link.name.as_bytes(), flags, 0))?;
+            self.same_inode(node, &fs::fstat(&fd)?)?;
+            Ok(fd)
+        });
+        opened.ok()
     }
 
     /// The lower file for reading and writing, or for reading alone where that is all there is.

@@ -38,8 +38,16 @@ impl Tree {
             return Err(e.into());
         }
         drop_sidecar(&dir, &lower);
-        victim.inspect(|node| node.remove_link(parent, &lower.entry));
+        victim.inspect(|node| self.lose_link(node, parent, &lower.entry));
         Ok(())
+    }
+
+    /// A name of `node` is gone; with the last one goes what was kept open of it.
+    pub(super) fn lose_link(&self, node: &Node, parent: u64, entry: &str) {
+        node.remove_link(parent, entry);
+        if node.known_links() == 0 {
+            self.let_go(node);
+        }
     }
 
     /// Before the entry of `lower` goes: its node, with a descriptor kept when this is its last known name.

@@ -86,7 +86,7 @@ impl Tree {
             victim.inspect(|node| node.unpin());
             return Err(e);
         }
-        victim.inspect(|node| node.remove_link(new_parent, &to.lower.entry));
+        victim.inspect(|node| self.lose_link(node, new_parent, &to.lower.entry));
         self.moved(&from, &to, mode);
         Ok(())
     }

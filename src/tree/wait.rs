@@ -9,7 +9,7 @@ use super::namespace::Tree;
 use super::{FsError, KeyError, KeyNeed};
 
 /// Operations that wait for keys on the threads that serve the mount, of which there are more than that.
-pub const KEY_WAITS: usize = 4;
+pub const KEY_WAITS: usize = 1;
 /// How often an operation is done again for a key; others may take the fresh ones, or the cache may be too small.
 const TRIES: usize = 16;
 

@@ -110,6 +110,11 @@ impl FileIo {
         Ok(())
     }
 
+    /// Whether the file has a header, and it was read.
+    pub fn has_header(&self) -> bool {
+        matches!(&*self.inner.read(), Inner::Loaded(_))
+    }
+
     /// The wrapped key and identity, where the file has a header that was read, or a key reserved for it.
     pub fn wrapped(&self) -> Option<(FileId, WrappedKey)> {
         match &*self.inner.read() {
