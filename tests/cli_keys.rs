@@ -33,6 +33,21 @@ fn a_key_goes_through_its_life() {
 }
 
 #[test]
+fn why_names_the_statement_that_decides() {
+    let desk = Desk::new("key-why");
+    desk.key("a");
+    let root = "arn:aws:iam::000000000000:root";
+    let told = desk.kmsfs(&format!("key why --principal {root} --action kms:Decrypt --key alias/a")).ok();
+    assert!(told.contains("allowed") && told.contains("the account root"), "{told}");
+    let alice = "arn:aws:iam::000000000000:user/alice";
+    let line = format!("key why --principal {alice} --action Decrypt --key alias/a --context a=b --json");
+    let told = desk.kmsfs(&line).json();
+    assert_eq!(told["Allowed"], false, "{told}");
+    assert!(told["Message"].as_str().unwrap().contains("because no identity-based policy allows"), "{told}");
+    desk.kmsfs("key why --principal x --action Decrypt --key alias/a").fails(1, "no ARN");
+}
+
+#[test]
 fn what_is_encrypted_is_decrypted_under_its_context_only() {
     let desk = Desk::new("key-bytes");
     desk.key("a");

@@ -47,6 +47,34 @@ pub enum KeyCommand {
     DataKey(DataKeyArgs),
     /// Random bytes from the service
     Random(RandomArgs),
+    /// Tell whether a principal may do something with a key, and which statement or grant decides; for the operator
+    Why(WhyArgs),
+}
+
+/// Arguments of `key why`.
+#[derive(Debug, Args)]
+pub struct WhyArgs {
+    /// ARN of the principal: a user, a role's session, or an account root
+    #[arg(long, value_name = "ARN")]
+    pub principal: String,
+    /// The action, e.g. kms:Decrypt
+    #[arg(long)]
+    pub action: String,
+    /// alias/NAME, key id, or ARN
+    #[arg(long)]
+    pub key: String,
+    /// Encryption context, may be repeated
+    #[arg(long = "context", value_name = "KEY=VALUE", value_parser = parse_pair)]
+    pub context: Vec<(String, String)>,
+    /// The service that asks for the principal, as kms:ViaService has it
+    #[arg(long, value_name = "NAME")]
+    pub via_service: Option<String>,
+    /// The address it asks from; none for the Unix socket
+    #[arg(long, value_name = "ADDRESS")]
+    pub source_ip: Option<String>,
+    /// JSON output, as the service gives it
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `--json` alone.

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::CliError;
 use super::key_args::{
-    AliasCommand, CreateArgs, KeyCommand, OneKey, PolicyCommand, RotationCommand, TagsCommand,
+    AliasCommand, CreateArgs, KeyCommand, OneKey, PolicyCommand, RotationCommand, TagsCommand, WhyArgs,
 };
 use super::output::{facts, json as print_json, line, table, text, time};
 use super::{key_data, service};
@@ -60,6 +60,7 @@ pub fn run(command: KeyCommand, kms: Option<&str>) -> Result<(), CliError> {
         KeyCommand::ReEncrypt(args) => key_data::re_encrypt(&kms, &args),
         KeyCommand::DataKey(args) => key_data::data_key(&kms, &args),
         KeyCommand::Random(args) => key_data::random(&kms, &args),
+        KeyCommand::Why(args) => why(&kms, args),
     }
 }
 
@@ -67,6 +68,30 @@ pub fn run(command: KeyCommand, kms: Option<&str>) -> Result<(), CliError> {
 pub(super) fn key_id(kms: &Kms, key: &str) -> Result<String, CliError> {
     let is_alias = key.starts_with("alias/") || (key.starts_with("arn:") && key.contains(":alias/"));
     if is_alias { Ok(kms.describe_key(key)?.arn) } else { Ok(key.to_owned()) }
+}
+
+fn why(kms: &Kms, args: WhyArgs) -> Result<(), CliError> {
+    let mut request = json!({ "PrincipalArn": args.principal, "Action": args.action, "KeyId": args.key });
+    if !args.context.is_empty() {
+        let pairs = args.context.into_iter().map(|(key, value)| (key, value.into()));
+        request["EncryptionContext"] = Value::Object(pairs.collect());
+    }
+    for (member, value) in [("ViaService", args.via_service), ("SourceIp", args.source_ip)] {
+        if let Some(value) = value {
+            request[member] = value.into();
+        }
+    }
+    let answer = kms.call_json(Operation::Explain, &request)?;
+    if args.json {
+        return print_json(&answer);
+    }
+    let verdict = if answer["Allowed"] == true { "allowed" } else { "denied" };
+    facts(&[
+        ("verdict", Some(verdict.to_owned())),
+        ("decided by", text(&answer, "DecidedBy")),
+        ("the caller is told", text(&answer, "Message")),
+        ("key", text(&answer, "KeyArn")),
+    ])
 }
 
 fn with_key(kms: &Kms, key: &str, extra: Value) -> Result<Value, CliError> {
