@@ -15,6 +15,9 @@ const REGION: &str = "local";
 const KEY_ID: &str = "0a1b2c3d-1111-4222-8333-444455556666";
 const OTHER_KEY_ID: &str = "0a1b2c3d-1111-4222-8333-444455557777";
 const USER: (&str, &str) = ("AKIAUSER234567ABCDEF", "user-secret-user-secret-user-secret-abcd");
+const OTHER_ACCOUNT: &str = "444455556666";
+const ADMIN: (&str, &str) = ("AKIAADMIN234567ABCDE", "admin-secret-admin-secret-admin-secret-ab");
+const OTHER_ADMIN: (&str, &str) = ("AKIAOTHER234567ABCDE", "other-secret-other-secret-other-secret-ab");
 const READER: (&str, &str) = ("AKIAREADER234567ABCD", "reader-secret-reader-secret-reader-abcde");
 
 /// A daemon of the test's own, stopped and removed when it goes out of scope.
@@ -97,6 +100,19 @@ access_keys = [{{ id = "{}", secret = "{}" }}]
 Version = "2012-10-17"
 Statement = [{{ Effect = "Allow", Action = ["kms:DescribeKey", "kms:List*"], Resource = "*" }}]
 
+[[users]]
+name = "admin"
+access_keys = [{{ id = "{}", secret = "{}" }}]
+[users.policies]
+all = '{{"Version":"2012-10-17","Statement":[{{"Effect":"Allow","Action":"*","Resource":"*"}}]}}'
+
+[[users]]
+name = "admin"
+account = "{OTHER_ACCOUNT}"
+access_keys = [{{ id = "{}", secret = "{}" }}]
+[users.policies]
+all = '{{"Version":"2012-10-17","Statement":[{{"Effect":"Allow","Action":"*","Resource":"*"}}]}}'
+
 [[keys]]
 id = "{KEY_ID}"
 aliases = ["alias/seeded"]
@@ -104,7 +120,7 @@ aliases = ["alias/seeded"]
 [[keys]]
 id = "{OTHER_KEY_ID}"
 "#,
-        USER.0, USER.1, READER.0, READER.1
+        USER.0, USER.1, READER.0, READER.1, ADMIN.0, ADMIN.1, OTHER_ADMIN.0, OTHER_ADMIN.1
     )
 }
 
@@ -139,6 +155,29 @@ fn boto3_and_both_command_lines_work_unchanged() {
     let ran = said.lines().filter(|line| line.ends_with("... ok")).count();
     assert!(ran > 20, "only {ran} cases ran:\n{said}");
     assert!(!said.contains("skipped"), "a case was skipped:\n{said}");
+}
+
+#[test]
+fn who_may_do_what_is_decided_as_aws_documents_it() {
+    let python = python();
+    let daemon = Daemon::start();
+    let suite = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/aws_clients/access.py");
+    let done = Command::new(&python)
+        .arg(suite)
+        .env("KMSD_ENDPOINT", format!("http://127.0.0.1:{}", daemon.port))
+        .env("KMSD_REGION", REGION)
+        .env("KMSD_ACCOUNT", ACCOUNT)
+        .env("KMSD_OTHER_ACCOUNT", OTHER_ACCOUNT)
+        .env("KMSD_ADMIN_ID", ADMIN.0)
+        .env("KMSD_ADMIN_SECRET", ADMIN.1)
+        .env("KMSD_OTHER_ID", OTHER_ADMIN.0)
+        .env("KMSD_OTHER_SECRET", OTHER_ADMIN.1)
+        .stdin(Stdio::null())
+        .output()
+        .expect("the interpreter runs");
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{said}\n{}", String::from_utf8_lossy(&done.stdout));
+    assert!(said.contains("Ran 4 tests"), "{said}");
 }
 
 #[test]
