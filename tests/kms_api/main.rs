@@ -23,3 +23,4 @@ mod rotation;
 mod states;
 mod tags_and_policies;
 mod validation;
+mod wycheproof;
