@@ -480,11 +480,16 @@ fn a_call_in_flight_is_answered_though_the_daemon_stops() {
     assert!(http.try_receive().is_none(), "then the connection is closed");
 }
 
-#[test]
-fn a_killed_daemon_loses_nothing_that_it_acknowledged() {
-    let daemon = Kmsd::running();
+/// How often the daemon is killed; `KMSFS_KILLS` for more.
+fn kills() -> usize {
+    std::env::var("KMSFS_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(3)
+}
+
+/// Writes with four clients until the daemon is killed; the keys whose making was acknowledged.
+fn write_until_killed(daemon: &Kmsd) -> Vec<String> {
     let stopping = AtomicBool::new(false);
-    let acknowledged: Vec<String> = std::thread::scope(|scope| {
+    let before = audit_lines(daemon);
+    std::thread::scope(|scope| {
         let writers: Vec<_> = (0..4)
             .map(|_| {
                 scope.spawn(|| {
@@ -501,18 +506,28 @@ fn a_killed_daemon_loses_nothing_that_it_acknowledged() {
                 })
             })
             .collect();
-        wait_until(|| audit_lines(&daemon) >= 40);
+        wait_until(|| audit_lines(daemon) >= before + 40);
         daemon.kill();
         stopping.store(true, Ordering::Relaxed);
         writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect()
-    });
-    assert!(acknowledged.len() >= 20, "{}", acknowledged.len());
-    daemon.start();
-    for key in &acknowledged {
-        daemon.ok("DescribeKey", &json!({"KeyId": key}));
+    })
+}
+
+#[test]
+fn a_daemon_killed_again_and_again_loses_nothing_that_it_acknowledged() {
+    let daemon = Kmsd::running();
+    let mut acknowledged = Vec::new();
+    for _ in 0..kills() {
+        let made = write_until_killed(&daemon);
+        assert!(made.len() >= 20, "{}", made.len());
+        acknowledged.extend(made);
+        daemon.start();
+        for key in &acknowledged {
+            daemon.ok("DescribeKey", &json!({"KeyId": key}));
+        }
+        daemon.ok("GenerateDataKey", &json!({"KeyId": acknowledged[0], "KeySpec": "AES_256"}));
+        assert_ok(&daemon.verify_audit());
     }
-    daemon.ok("GenerateDataKey", &json!({"KeyId": acknowledged[0], "KeySpec": "AES_256"}));
-    assert_ok(&daemon.verify_audit());
 }
 
 #[test]

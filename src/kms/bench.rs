@@ -183,9 +183,7 @@ impl<'a> Driver<'a> {
         let now = Instant::now();
         let mut lanes = Vec::with_capacity(count);
         for number in 0..count {
-            let stream = plan.target.dial()?;
-            stream.set_nonblocking()?;
-            epoll::add(&poll, &stream, epoll::EventData::new_u64(number as u64), epoll::EventFlags::IN)?;
+            let stream = dial(&plan.target, &poll, number)?;
             lanes.push(Lane { stream, got: Vec::with_capacity(8192), sent: now, due: Some(now) });
         }
         let interval = plan.rate.map_or(Duration::ZERO, |rate| {
@@ -257,9 +255,12 @@ impl<'a> Driver<'a> {
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
             Err(error) => return Err(error),
         }
-        let Some(status) = whole_response(&lane.got)? else { return Ok(()) };
+        let Some((status, closes)) = whole_response(&lane.got)? else { return Ok(()) };
         expect_ok(status, &lane.got)?;
         lane.got.clear();
+        if closes {
+            lane.stream = dial(self.target, &self.poll, number)?;
+        }
         let now = Instant::now();
         tally.calls += 1;
         if tally.latencies.len() < MAX_SAMPLES {
@@ -271,18 +272,27 @@ impl<'a> Driver<'a> {
     }
 }
 
-/// The status of the response in `got` when it is there whole.
-fn whole_response(got: &[u8]) -> io::Result<Option<u16>> {
+/// A connection that `poll` tells of by its number.
+fn dial(target: &Target, poll: &OwnedFd, number: usize) -> io::Result<Stream> {
+    let stream = target.dial()?;
+    stream.set_nonblocking()?;
+    epoll::add(poll, &stream, epoll::EventData::new_u64(number as u64), epoll::EventFlags::IN)?;
+    Ok(stream)
+}
+
+/// The status of the response in `got` when it is there whole, and whether its connection ends with it.
+fn whole_response(got: &[u8]) -> io::Result<Option<(u16, bool)>> {
     let Some(end) = got.windows(4).position(|four| four == b"\r\n\r\n") else { return Ok(None) };
     let garbled = || io::Error::new(ErrorKind::InvalidData, "the answer is not HTTP with a length");
     let head = std::str::from_utf8(&got[..end]).map_err(|_| garbled())?;
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(garbled)?;
-    let length = head.lines().find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
-    });
-    let length = length.ok_or_else(garbled)?;
-    Ok((got.len() >= end + 4 + length).then_some(status))
+    let header = |wanted: &str| {
+        let mut headers = head.lines().filter_map(|line| line.split_once(':'));
+        headers.find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value.trim())
+    };
+    let length: usize = header("content-length").and_then(|text| text.parse().ok()).ok_or_else(garbled)?;
+    let closes = header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
+    Ok((got.len() >= end + 4 + length).then_some((status, closes)))
 }
 
 fn expect_ok(status: u16, answer: &[u8]) -> io::Result<()> {
