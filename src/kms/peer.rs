@@ -68,13 +68,16 @@ struct MapFile {
     users: BTreeMap<String, String>,
 }
 
+/// Until when it is believed, and who it is.
+type Remembered = (Instant, Option<Arc<Principal>>);
+
 /// Maps user ids to principals.
 #[derive(Debug)]
 pub struct PeerMap {
     account: String,
     own_uid: u32,
     users: BTreeMap<String, String>,
-    remembered: Mutex<HashMap<u32, (Instant, Option<Arc<Principal>>)>>,
+    remembered: Mutex<HashMap<u32, Remembered>>,
 }
 
 impl PeerMap {

@@ -261,7 +261,7 @@ impl SeedEntity {
     fn check(&self, kind: &str) -> Result<(), TomlError> {
         let foreign = match kind {
             "user" if self.trust.is_some() || self.max_session_seconds.is_some() => Some("trust"),
-            "role" if !self.access_keys.is_empty() => Some("access_keys"),
+            "role" | "group" if !self.access_keys.is_empty() => Some("access_keys"),
             "role" if !self.groups.is_empty() => Some("groups"),
             "role" if self.trust.is_none() => {
                 return Err(TomlError::Contradiction(format!(
@@ -269,7 +269,6 @@ impl SeedEntity {
                     self.name
                 )));
             }
-            "group" if !self.access_keys.is_empty() => Some("access_keys"),
             "group" if self.trust.is_some() => Some("trust"),
             "group" if self.boundary.is_some() || !self.tags.is_empty() => Some("boundary or tags"),
             _ => None,

@@ -70,10 +70,9 @@ fn find(call: &IamCall<'_>) -> Result<AccessKeyRecord, IamError> {
     let id = call.params.need("AccessKeyId")?;
     let known = call.kms.state.read().iam.access_key(id).map(|record| (**record).clone());
     let named = match call.params.get("UserName") {
-        Some(_) => owner(call)?,
         // The root of an account may name a key alone.
         None if call.caller.is_root => known.as_ref().and_then(|record| record.user.clone()),
-        None => owner(call)?,
+        _ => owner(call)?,
     };
     let own = known.filter(|record| record.account == call.account() && record.user == named);
     own.ok_or_else(|| IamError::new("NoSuchEntity", format!("The Access Key with id {id} cannot be found")))

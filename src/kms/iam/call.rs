@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-use crate::api::{KmsError, Tag, Timestamp, uuid_text};
+use crate::api::{Tag, Timestamp, uuid_text};
 use crate::crypto::random_array;
 
 use super::super::audit::{AuditRecord, JsonText};
@@ -195,12 +195,11 @@ impl<'a> IamCall<'a> {
             }
             On::Entity(_) | On::AccessKeys => {
                 let (kind, name) = (self.kind(), self.entity_name()?);
-                match self.find(kind, name) {
-                    Ok(entity) => entity.record.arn(),
-                    Err(_) => {
-                        let path = self.params.get("Path").unwrap_or("/");
-                        format!("arn:aws:iam::{account}:{}{path}{name}", kind.word())
-                    }
+                if let Ok(entity) = self.find(kind, name) {
+                    entity.record.arn()
+                } else {
+                    let path = self.params.get("Path").unwrap_or("/");
+                    format!("arn:aws:iam::{account}:{}{path}{name}", kind.word())
                 }
             }
         })
@@ -237,10 +236,5 @@ impl<'a> IamCall<'a> {
         let message =
             format!("User: {who} is not authorized to perform: {action} on resource: {resource} {why}");
         IamError::new("AccessDenied", message)
-    }
-
-    /// A call of KMS that failed below.
-    pub fn failed(error: KmsError) -> IamError {
-        error.into()
     }
 }

@@ -197,7 +197,8 @@ pub fn delete_version(call: &IamCall<'_>) -> Result<Node, IamError> {
 
 pub fn set_default(call: &IamCall<'_>) -> Result<Node, IamError> {
     let mut record = find(call)?;
-    record.default_version = version_of(call, &record)?.id.clone();
+    let id = version_of(call, &record)?.id.clone();
+    record.default_version = id;
     record.updated = call.now;
     call.kms.put_managed(call.turn()?, record)?;
     Ok(Node::empty())

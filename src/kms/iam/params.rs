@@ -3,6 +3,7 @@
 //! Parsed by `call` from bytes that callers choose; read by the operations.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 
 use crate::api::Tag;
 
@@ -153,7 +154,7 @@ pub fn encode(pairs: &[(String, String)]) -> String {
                 if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
                     out.push(char::from(byte));
                 } else {
-                    out.push_str(&format!("%{byte:02X}"));
+                    let _ = write!(out, "%{byte:02X}");
                 }
             }
         }

@@ -193,13 +193,11 @@ impl Kms {
         id: &str,
         token: Option<&str>,
     ) -> Result<Zeroizing<Vec<u8>>, SignatureError> {
-        match token {
-            Some(token) => self.session(id, token).map(|open| open.secret.clone()),
-            None => {
-                let record = self.active_access_key(id).ok_or(SignatureError::UnknownKey)?;
-                self.open_access_key(&record).ok_or(SignatureError::UnknownKey)
-            }
+        if let Some(token) = token {
+            return self.session(id, token).map(|open| open.secret.clone());
         }
+        let record = self.active_access_key(id).ok_or(SignatureError::UnknownKey)?;
+        self.open_access_key(&record).ok_or(SignatureError::UnknownKey)
     }
 
     fn session(&self, id: &str, token: &str) -> Result<Arc<Open>, SignatureError> {

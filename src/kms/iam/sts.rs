@@ -33,6 +33,7 @@ const MAX_MANAGED: usize = 10;
 /// Most tags of a session.
 const MAX_TAGS: usize = 50;
 
+#[allow(clippy::unnecessary_wraps, reason = "every operation has this form")]
 pub fn get_caller_identity(call: &IamCall<'_>) -> Result<Node, IamError> {
     let caller = call.caller;
     let user_id = match (&caller.session, &call.identity) {
