@@ -200,3 +200,22 @@ fn the_encryption_sdk_works_unchanged() {
     assert!(done.status.success(), "{said}\n{}", String::from_utf8_lossy(&done.stdout));
     assert!(said.contains("Ran 7 tests"), "{said}");
 }
+
+#[test]
+fn every_operation_member_and_constraint_of_the_model_is_known() {
+    let daemon = Daemon::start();
+    let suite = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/aws_clients/model.py");
+    let done = Command::new(python())
+        .arg(suite)
+        .env("KMSD_ENDPOINT", format!("http://127.0.0.1:{}", daemon.port))
+        .env("KMSD_REGION", REGION)
+        .env("KMSD_USER_ID", USER.0)
+        .env("KMSD_USER_SECRET", USER.1)
+        .env("KMSD_DOCS", concat!(env!("CARGO_MANIFEST_DIR"), "/docs/KMS.md"))
+        .stdin(Stdio::null())
+        .output()
+        .expect("the interpreter runs");
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{said}\n{}", String::from_utf8_lossy(&done.stdout));
+    assert!(said.contains("Ran 5 tests"), "{said}");
+}

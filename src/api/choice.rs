@@ -208,6 +208,11 @@ choice! {
         Automatic = "AUTOMATIC",
         OnDemand = "ON_DEMAND",
     }
+    /// Whose keys `ListKeys` lists.
+    ResourceOwner {
+        Own = "SELF",
+        OtherAccountsViaRam = "OTHER_ACCOUNTS_VIA_RAM",
+    }
     /// Which materials `ListKeyRotations` tells of.
     IncludeKeyMaterial {
         AllKeyMaterial = "ALL_KEY_MATERIAL",

@@ -33,8 +33,8 @@ pub use choice::{
     AccessKeyStatus, CustomerMasterKeySpec, DataKeyPairSpec, DataKeySpec, DryRunModifier,
     EncapsulationAlgorithm, EncryptionAlgorithm, ExpirationModel, GrantOperation, ImportState, ImportType,
     IncludeKeyMaterial, KeyAgreementAlgorithm, KeyEncryptionMechanism, KeyManager, KeySpec, KeyState,
-    KeyUsage, MacAlgorithm, MaterialState, MessageType, MultiRegionKeyType, Origin, RotationType,
-    SigningAlgorithm, WrappingAlgorithm, WrappingKeySpec,
+    KeyUsage, MacAlgorithm, MaterialState, MessageType, MultiRegionKeyType, Origin, ResourceOwner,
+    RotationType, SigningAlgorithm, WrappingAlgorithm, WrappingKeySpec,
 };
 pub use context::EncryptionContext;
 pub use error::{ErrorBody, ErrorCode, KmsError};

@@ -4,7 +4,7 @@ use super::request_data::KEY_REF;
 use super::rule::Rule::{self, Each, Form, Length, Range};
 use super::rule::{ALIAS_NAME, MARKER, POLICY_NAME, POLICY_TEXT};
 use super::shape::shape;
-use super::{CustomerMasterKeySpec, IncludeKeyMaterial, KeySpec, KeyUsage, Origin};
+use super::{CustomerMasterKeySpec, IncludeKeyMaterial, KeySpec, KeyUsage, Origin, ResourceOwner};
 
 const ALIAS: [Rule; 2] = [Length(1, 256), Form(&ALIAS_NAME)];
 const DESCRIPTION: Rule = Length(0, 8192);
@@ -73,6 +73,8 @@ shape! {
             limit: i64 [LIMIT],
             /// Where the page before ended.
             marker: String [MARKERS[0], MARKERS[1]],
+            /// Whose keys.
+            resource_owners: Vec<ResourceOwner> [Length(1, 2)],
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::api::{
     CreateKeyRequest, DescribeKeyRequest, DisableKeyRequest, EnableKeyRequest, ErrorCode, KeyId, KeyManager,
     KeyMetadataResponse, KeySpec, KeyState, KeyUsage, KmsError, ListKeysRequest, ListKeysResponse, Origin,
-    Tag, Timestamp, UpdateKeyDescriptionRequest,
+    ResourceOwner, Tag, Timestamp, UpdateKeyDescriptionRequest,
 };
 use crate::crypto::{MaterialKind, random_array};
 
@@ -211,6 +211,9 @@ impl Perform for ListKeysRequest {
     }
 
     fn perform(self, call: &Call<'_>, _: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
+        if self.resource_owners.unwrap_or_default().contains(&ResourceOwner::OtherAccountsViaRam) {
+            return Err(unsupported("Keys that other accounts share through RAM are not supported."));
+        }
         let keys: Vec<Arc<Key>> = call.kms.state.read().realm(call.home()).keys.values().cloned().collect();
         let page = page(keys.iter(), |key| sort_name(key), PAGE, self.limit, self.marker.as_deref())?;
         let truncated = page.truncated();
