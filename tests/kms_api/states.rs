@@ -229,9 +229,8 @@ impl Model {
             Step::Cancel => {
                 self.become_(if self.has_material { Life::Disabled } else { Life::PendingImport })
             }
-            Step::Use => self.usable(),
             Step::RotationOn | Step::RotationOff if self.external => UNSUPPORTED,
-            Step::RotationOn | Step::RotationOff => self.usable(),
+            Step::Use | Step::RotationOn | Step::RotationOff => self.usable(),
             Step::Rotate if self.usable() != OK => self.usable(),
             // Nothing new was imported.
             Step::Rotate if self.external => STATE,
