@@ -81,7 +81,7 @@ proptest! {
     #[test]
     fn seals(edits in damage(), epoch in 1..u64::MAX, size in any::<u64>()) {
         let (keys, superblock) = (file_keys(), [5; 80]);
-        let seal = Seal { epoch, size, root: [4; 16], state: State::Clean };
+        let seal = Seal { epoch, size, root: [4; 16], state: State::Clean, firm: 5, session: 6 };
         let mut page = [0; BLOCK];
         let at = seal.offset();
         let bytes = seal.encode(&keys, &superblock);

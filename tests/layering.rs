@@ -122,7 +122,7 @@ fn unsafe_stands_in_sys_only_and_unwrap_in_tests_only() {
     let mut wrong = Vec::new();
     for (path, text) in sources() {
         // A module of tests alone, declared under `#[cfg(test)]`.
-        if path.file_name().is_some_and(|name| name == "tests.rs") {
+        if path.to_string_lossy().ends_with("tests.rs") {
             continue;
         }
         for (number, line) in code_lines(&text).iter().enumerate() {

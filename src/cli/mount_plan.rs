@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::args::{MountArgs, parse_duration};
 use super::error::{CliError, Exit};
+use crate::volume::Durability;
 
 /// Options that mount(8) and fstab add for themselves, which mean nothing here.
 const IGNORED: &[&str] = &[
@@ -55,6 +56,8 @@ pub struct MountPlan {
     pub non_empty: bool,
     /// Unmount after this long without use.
     pub idle: Option<Duration>,
+    /// What a power cut may cost.
+    pub durability: Durability,
 }
 
 impl MountPlan {
@@ -72,6 +75,7 @@ impl MountPlan {
             no_exec: false,
             non_empty: false,
             idle: args.idle,
+            durability: Durability::default(),
         };
         for option in args.options.iter().map(|option| option.trim()).filter(|option| !option.is_empty()) {
             plan.apply(option)?;
@@ -103,9 +107,12 @@ impl MountPlan {
                 let time = parse_duration(time).map_err(|e| usage(format!("the mount option idle: {e}")))?;
                 self.idle = Some(time);
             }
-            Some(("durability", "strict")) => {}
+            Some(("durability", "strict")) => self.durability = Durability::Strict,
+            Some(("durability", "relaxed")) => self.durability = Durability::Relaxed,
             Some(("durability", other)) => {
-                return Err(usage(format!("durability={other} is not offered; strict is what there is")));
+                return Err(usage(format!(
+                    "durability={other} is not offered; there are strict and relaxed"
+                )));
             }
             Some((other, _)) => return Err(usage(format!("the mount option '{other}' is not known"))),
         }
@@ -219,6 +226,7 @@ mod tests {
             no_exec: false,
             non_empty: false,
             idle: None,
+            durability: Durability::default(),
         };
         args.options.iter().try_for_each(|option| plan.apply(option)).map(|()| plan)
     }

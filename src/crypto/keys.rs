@@ -23,6 +23,7 @@ mod label {
     pub const SYMLINK: &[u8] = b"kmsfs/1 symlink target";
     pub const XATTR_NAME: &[u8] = b"kmsfs/1 xattr name";
     pub const SPECIAL_XATTR: &[u8] = b"kmsfs/1 special file xattr";
+    pub const LOG: &[u8] = b"kmsfs/1 tag log";
 }
 
 fn derive_into(secret: &[u8; 32], label: &[u8], info: &[u8], out: &mut [u8; 32]) {
@@ -140,6 +141,8 @@ pub struct VolumeKey {
     pub xattr_name: Aead,
     /// Extended attributes of symbolic links and special files, which have no key of their own.
     pub special_xattr: Aead,
+    /// The first page of the tag log.
+    pub log: Aead,
 }
 
 impl VolumeKey {
@@ -150,6 +153,7 @@ impl VolumeKey {
             symlink: derive_aead(&secret, label::SYMLINK, b""),
             xattr_name: derive_aead(&secret, label::XATTR_NAME, b""),
             special_xattr: derive_aead(&secret, label::SPECIAL_XATTR, b""),
+            log: derive_aead(&secret, label::LOG, b""),
             secret,
         }
     }

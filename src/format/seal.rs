@@ -1,8 +1,8 @@
 //! The seal: size, state and root of a file under its seal key. Two in the header page; the highest epoch counts.
 //!
 //! ```text
-//!  0  nonce 12 B | 12  ciphertext 40 B | 52  tag 16 B | 68  zero 4 B
-//! plaintext:  0  epoch u64 | 8  size u64 | 16  root 16 B | 32  state u8 | 33  zero 7 B
+//!  0  nonce 12 B | 12  ciphertext 44 B | 56  tag 16 B
+//! plaintext:  0  epoch u64 | 8  size u64 | 16  root 16 B | 32  state u8 | 33  firm u56 | 40  session u32
 //! aad = the superblock's 80 bytes
 //! ```
 //! root = XOR over the tag pages p that hold an entry of PRF(root key; p, MAC of p). Since the sum is kept under
@@ -18,8 +18,9 @@ pub const SEAL_LEN: usize = 72;
 pub const SEAL_OFFSETS: [usize; 2] = [HOT_OFFSET, HOT_OFFSET + SEAL_LEN];
 /// Offset of the MAC of the head tags.
 pub const HEAD_MAC_OFFSET: usize = HOT_OFFSET + 2 * SEAL_LEN;
-const BODY_LEN: usize = 40;
-const _: () = assert!(HEAD_MAC_OFFSET + 16 <= HEADER_LEN);
+const BODY_LEN: usize = 44;
+const TAG_OFFSET: usize = 12 + BODY_LEN;
+const _: () = assert!(HEAD_MAC_OFFSET + 16 <= HEADER_LEN && TAG_OFFSET + 16 == SEAL_LEN);
 
 /// What the file was doing when the seal was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +44,11 @@ pub struct Seal {
     pub root: Tag,
     /// See [`State`].
     pub state: State,
+    /// The size up to which the file was on stable storage before this seal was written: what is below and does not
+    /// verify is damage; what is above may be missing after a power cut in `session`.
+    pub firm: u64,
+    /// The mount that wrote the seal.
+    pub session: u32,
 }
 
 impl Seal {
@@ -64,26 +70,33 @@ impl Seal {
             State::Dirty => 1,
             State::Cutting => 2,
         };
+        out[45..52].copy_from_slice(&self.firm.to_le_bytes()[..7]);
+        out[52..56].copy_from_slice(&self.session.to_le_bytes());
         let tag = keys.seal.seal(&nonce, superblock, &mut out[12..12 + BODY_LEN]);
-        out[52..68].copy_from_slice(&tag);
+        out[TAG_OFFSET..].copy_from_slice(&tag);
         out
     }
 
-    fn parse(keys: &FileKeys, superblock: &[u8; SUPERBLOCK_LEN], bytes: &[u8]) -> Option<Self> {
+    /// Opens one seal.
+    pub fn parse(keys: &FileKeys, superblock: &[u8; SUPERBLOCK_LEN], bytes: &[u8]) -> Option<Self> {
         let mut body = [0; BODY_LEN];
-        let (nonce, tag) = (array(bytes, 0), array(bytes, 52));
-        keys.seal.open(&nonce, superblock, &bytes[12..52], &tag, &mut body).ok()?;
+        let (nonce, tag) = (array(bytes, 0), array(bytes, TAG_OFFSET));
+        keys.seal.open(&nonce, superblock, &bytes[12..TAG_OFFSET], &tag, &mut body).ok()?;
         let state = match body[32] {
             0 => State::Clean,
             1 => State::Dirty,
             2 => State::Cutting,
             _ => return None,
         };
+        let mut firm = [0; 8];
+        firm[..7].copy_from_slice(&body[33..40]);
         Some(Self {
             epoch: u64::from_le_bytes(array(&body, 0)),
             size: u64::from_le_bytes(array(&body, 8)),
             root: array(&body, 16),
             state,
+            firm: u64::from_le_bytes(firm),
+            session: u32::from_le_bytes(array(&body, 40)),
         })
     }
 
@@ -107,9 +120,16 @@ mod tests {
         assert_eq!(Seal::latest(&keys, &superblock, &page), None);
         let mut last = None;
         for epoch in 1..6 {
-            let seal = Seal { epoch, size: epoch * 1000, root: [epoch as u8; 16], state: State::Dirty };
+            let seal = Seal {
+                epoch,
+                size: epoch * 1000,
+                root: [epoch as u8; 16],
+                state: State::Dirty,
+                firm: epoch,
+                session: 7,
+            };
             let bytes = seal.encode(&keys, &superblock);
-            for cut in 0..68 {
+            for cut in 0..SEAL_LEN {
                 let mut torn = page.clone();
                 torn[seal.offset()..seal.offset() + cut].copy_from_slice(&bytes[..cut]);
                 assert_eq!(Seal::latest(&keys, &superblock, &torn), last, "epoch {epoch} cut at {cut}");
@@ -129,7 +149,14 @@ mod tests {
         let golden = include_bytes!("../../tests/vectors/seal.bin");
         let mut page = vec![0; 4096];
         page[SEAL_OFFSETS[1]..SEAL_OFFSETS[1] + SEAL_LEN].copy_from_slice(golden);
-        let seal = Seal { epoch: 5, size: 123_456, root: [6; 16], state: State::Cutting };
+        let seal = Seal {
+            epoch: 5,
+            size: 123_456,
+            root: [6; 16],
+            state: State::Cutting,
+            firm: 0x0012_3456_789a,
+            session: 0xfeed_beef,
+        };
         assert_eq!(Seal::latest(&keys, &[9; SUPERBLOCK_LEN], &page), Some(seal));
     }
 }

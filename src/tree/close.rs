@@ -165,7 +165,8 @@ mod tests {
     use crate::tree::file::fault::{self, Fault};
     use crate::tree::kept::KEPT_MAX;
     use crate::tree::{
-        Caller, FileContext, FreshKey, KeySource, NewObject, ROOT_ID, TagLog, TreeOptions, WriteManner,
+        Caller, Durability, FileContext, FreshKey, KeySource, NewObject, ROOT_ID, Stage, TagLog, TreeOptions,
+        WriteManner,
     };
 
     /// One key for all files: no test here asks whether it is the right one.
@@ -197,9 +198,15 @@ mod tests {
             let key = Arc::new(VolumeKey::new(Secret::random()));
             let record = crate::format::dir::seal(&key, &random_array());
             std::os::unix::fs::symlink(record, self.0.join(crate::format::dir::DIR_RECORD)).unwrap();
-            let log = Some(TagLog::open(&root).unwrap());
+            let log = Some(TagLog::open(&root, &key, Durability::Strict).unwrap());
             let keys = Arc::new(OneKey(DataKey::random()));
-            let files = FileContext { volume_id: VolumeId([1; 16]), keys, read_only: false, log };
+            let files = FileContext {
+                volume_id: VolumeId([1; 16]),
+                keys,
+                read_only: false,
+                log,
+                stage: Stage::default(),
+            };
             Tree::open(root, key, Arc::new(files), &TreeOptions::default()).unwrap()
         }
     }

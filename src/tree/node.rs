@@ -35,7 +35,7 @@ pub struct Link {
 /// The regular file of a node while it is open.
 pub struct OpenFile {
     /// Its plaintext I/O, one for all handles.
-    pub io: FileIo,
+    pub io: Arc<FileIo>,
     /// Whether the lower descriptor can write.
     pub writable: bool,
     /// The modification time as the kernel has it, once written-back data has moved the lower one.
@@ -44,7 +44,7 @@ pub struct OpenFile {
 
 impl OpenFile {
     /// A file just opened.
-    pub fn new(io: FileIo, writable: bool) -> Self {
+    pub fn new(io: Arc<FileIo>, writable: bool) -> Self {
         Self { io, writable, kernel_modified: Mutex::default() }
     }
 

@@ -18,7 +18,7 @@ impl Tree {
         let node = self.node(id)?;
         let permissions = set.permissions.filter(|_| node.kind != Kind::Symlink);
         if set.uid.is_some() || set.gid.is_some() || permissions.is_some() {
-            self.on_inode(&node, |fd, _| {
+            self.on_inode(&node, false, |fd, _| {
                 if set.uid.is_some() || set.gid.is_some() {
                     at::set_owner(fd, set.uid, set.gid)?;
                 }
@@ -29,7 +29,7 @@ impl Tree {
             self.truncate(id, size)?;
         }
         let clear_set_id = set.size.is_some() && caller.uid != 0;
-        let stat = self.on_inode(&node, |fd, open| {
+        let stat = self.on_inode(&node, !clear_set_id, |fd, open| {
             if clear_set_id {
                 clear_set_id_bits(fd)?;
             }
@@ -47,14 +47,16 @@ impl Tree {
         self.attr_of(&stat)
     }
 
-    /// Runs `action` on the node's inode: through the open file where there is one, which is at hand.
+    /// Runs `action` on the node's inode: through the open file where there is one, which is at hand, and not while
+    /// that is being written behind, which keeps its times.
     fn on_inode<R>(
         &self,
         node: &Node,
+        times_only: bool,
         action: impl Fn(BorrowedFd<'_>, Option<&OpenFile>) -> Result<R, FsError>,
     ) -> Result<R, FsError> {
         if let Some(open) = &node.file.read().open {
-            return action(open.io.lower_fd(), Some(open));
+            return open.io.with_attributes(times_only, || action(open.io.lower_fd(), Some(open)));
         }
         action(self.inode(node)?.as_fd(), None)
     }

@@ -27,7 +27,7 @@ use crate::format::dir::{self, DIR_RECORD};
 use crate::format::link;
 use crate::format::name::{self, Kind, TEMPORARY_PREFIX, classify};
 use crate::format::record::{VOLUME_RECORD, VOLUME_RECORD_COPY};
-use crate::tree::file::LOG_NAME;
+use crate::tree::file::{Durability, LOG_NAME};
 
 /// How to check.
 #[derive(Debug, Clone)]
@@ -146,7 +146,8 @@ pub fn check(
     let _changes = repairs.map(|_| ChangeLock::take(root.as_fd(), lower)).transpose()?;
     let _lock = if repairs.is_some() { Ok(lock?) } else { lock };
     // A repair opens files for writing: those that a crash left open are recovered by the log.
-    let files = |v: &Volume| v.file_context(repairs.is_none(), v.keys.clone()).map(Arc::new);
+    let files =
+        |v: &Volume| v.file_context(repairs.map(|_| Durability::Strict), v.keys.clone()).map(Arc::new);
     let context = volume.map(files).transpose()?;
     let repair =
         repairs.zip(context.clone()).map(|(volume, files)| Repair::new(volume, files)).transpose()?;
@@ -165,6 +166,9 @@ pub fn check(
     }
     walk::walk(root, options.jobs, &work);
     if let Some(log) = context.as_ref().and_then(|c| c.log.as_ref()).filter(|_| work.repair.is_some()) {
+        if work.report.lock().errors == 0 && !progress.stopped() {
+            log.settle_old();
+        }
         log.close();
     }
     let mut report = work.report.into_inner();

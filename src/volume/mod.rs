@@ -25,6 +25,7 @@ pub mod speed;
 mod walk;
 mod watch;
 
+pub use crate::tree::Durability;
 pub use crate::tree::KeyError;
 pub use check::{CheckOptions, CheckReport, Class, Finding, check};
 pub use count::count_files;

@@ -14,7 +14,7 @@ use super::{Volume, VolumeError, walk};
 use crate::crypto::VolumeKey;
 use crate::format::dir::{self, DIR_RECORD};
 use crate::format::name;
-use crate::tree::{Tree, TreeOptions};
+use crate::tree::{Durability, Tree, TreeOptions, start_flusher};
 
 /// A tree that is, or is about to be, mounted.
 #[derive(Clone)]
@@ -25,9 +25,14 @@ pub struct MountedTree {
 }
 
 impl Volume {
-    /// The plaintext tree. The caller holds the volume exclusively, unless `read_only`.
-    pub fn tree(&self, read_only: bool) -> Result<MountedTree, VolumeError> {
-        let files = Arc::new(self.file_context(read_only, Arc::new(MountKeys(self.keys.clone())))?);
+    /// The plaintext tree; without `durability` a read-only one. Otherwise the caller holds the volume exclusively.
+    pub fn tree(&self, durability: Option<Durability>) -> Result<MountedTree, VolumeError> {
+        let files = Arc::new(self.file_context(durability, Arc::new(MountKeys(self.keys.clone())))?);
+        let read_only = durability.is_none();
+        if !read_only {
+            start_flusher(&files)
+                .map_err(|e| VolumeError::Tree(Errno::from_io_error(&e).unwrap_or(Errno::AGAIN).into()))?;
+        }
         let options = TreeOptions { read_only, ..TreeOptions::default() };
         let tree =
             Tree::open(self.root()?, Arc::clone(&self.key), files, &options).map_err(VolumeError::Tree)?;

@@ -14,7 +14,7 @@ use crate::crypto::VolumeKey;
 use crate::format::VolumeId;
 use crate::format::record::{VolumeRecord, VolumeSettings};
 use crate::tree::KeySource;
-use crate::tree::file::{FileContext, TagLog};
+use crate::tree::file::{Durability, FileContext, Stage, TagLog};
 
 /// How often a mount tries to take its lock, and the pause between.
 const TAKE_TRIES: u32 = 4;
@@ -54,15 +54,19 @@ impl Volume {
         &self.path
     }
 
-    /// What files of the volume are opened with. `read_only` changes nothing on disk, not even to recover.
+    /// What files of the volume are opened with. Without `durability` nothing is changed on disk, not even to recover.
     pub(super) fn file_context(
         &self,
-        read_only: bool,
+        durability: Option<Durability>,
         keys: Arc<dyn KeySource>,
     ) -> Result<FileContext, VolumeError> {
-        let opened = if read_only { TagLog::open_read_only(&self.root) } else { TagLog::open(&self.root) };
+        let opened = match durability {
+            None => TagLog::open_read_only(&self.root, &self.key),
+            Some(durability) => TagLog::open(&self.root, &self.key, durability),
+        };
         let log = opened.map_err(|e| VolumeError::io("open the tag log in", &self.path, e))?;
-        Ok(FileContext { volume_id: self.id, keys, read_only, log: Some(log) })
+        let (read_only, stage) = (durability.is_none(), Stage::default());
+        Ok(FileContext { volume_id: self.id, keys, read_only, log: Some(log), stage })
     }
 
     /// A descriptor of the lower directory.

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use kmsfs::crypto::{DataKey, Secret, VolumeKey, random_array};
 use kmsfs::format::{FileId, VolumeId, WrappedKey};
 use kmsfs::fuse::{MountOptions, Session, SessionHandle};
-use kmsfs::tree::{FileContext, FreshKey, KeyError, KeyNeed, KeySource, TagLog, Tree, TreeOptions};
+use kmsfs::tree::{
+    Durability, FileContext, FreshKey, KeyError, KeyNeed, KeySource, Stage, TagLog, Tree, TreeOptions,
+};
 use parking_lot::Mutex;
 
 /// The name under which the map's keys are wrapped.
@@ -140,9 +142,14 @@ impl Volume {
 
     pub fn tree(&self, read_only: bool) -> Arc<Tree> {
         let root = open_dir(&self.lower());
-        let log = if read_only { TagLog::open_read_only(&root) } else { TagLog::open(&root) };
+        let log = if read_only {
+            TagLog::open_read_only(&root, &self.secret)
+        } else {
+            TagLog::open(&root, &self.secret, Durability::Strict)
+        };
+        let (volume_id, log) = (self.id, Some(log.unwrap()));
         let context =
-            FileContext { volume_id: self.id, keys: self.keys.clone(), read_only, log: Some(log.unwrap()) };
+            FileContext { volume_id, keys: self.keys.clone(), read_only, log, stage: Stage::default() };
         let options = TreeOptions { read_only, ..TreeOptions::default() };
         Tree::open(root, self.secret.clone(), Arc::new(context), &options).unwrap()
     }

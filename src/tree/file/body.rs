@@ -1,6 +1,6 @@
 //! The state of one loaded file: header, seal, tags. Called by the rest of `file`, under its lock.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::lower::Lower;
+use super::stage::Staged;
 use crate::crypto::{FileKeys, Tag};
 use crate::format::WrappedKey;
 use crate::format::header::{HOT_OFFSET, SUPERBLOCK_LEN, Superblock};
@@ -47,10 +48,32 @@ pub(super) struct Body {
     pub(super) keys: Option<Arc<FileKeys>>,
     /// Plaintext size.
     pub(super) size: u64,
+    /// The size that the lower file stands for: less than `size` while the last block's growth is staged.
+    pub(super) stored: u64,
+    /// Up to here the file is known to be on stable storage: goes into the seals.
+    pub(super) firm: u64,
+    /// Blocks below this size may be on stable storage: they change by way of the log.
+    pub(super) guarded: u64,
+    /// Whether a power cut could lose something that no durable record of the log has.
+    pub(super) unsynced: bool,
+    /// Counts cuts, for the same reason.
+    pub(super) cuts: u64,
+    /// Counts changes of the lower file, to tell whether one came during a sync.
+    pub(super) changes: u64,
+    /// Blocks of a repair that may not be stored.
+    pub(super) repaired: BTreeMap<u64, Staged>,
+    /// The mount that seals are written for.
+    pub(super) session: u32,
+    /// Blocks that wait for their record in the log.
+    pub(super) staged: BTreeMap<u64, Staged>,
+    /// Blocks whose record is in the log or on its way there, and that are to be put in place.
+    pub(super) in_flight: BTreeMap<u64, Staged>,
     /// What the newest stored seal says.
     pub(super) sealed: Seal,
     /// The two seals as stored.
     pub(super) seal_bytes: [[u8; SEAL_LEN]; 2],
+    /// Whether the newest of them is, and not in memory and log alone.
+    pub(super) seal_stored: bool,
     /// Sum of the terms of all tag pages.
     pub(super) root: Tag,
     /// The root was checked against every tag page, so a missing page is a true hole.
@@ -81,7 +104,10 @@ impl Body {
     }
 
     pub(super) fn is_unsealed(&self) -> bool {
-        self.sealed.state != State::Clean || !self.unsaved.is_empty() || self.length_unsaved
+        self.sealed.state != State::Clean
+            || !self.unsaved.is_empty()
+            || self.length_unsaved
+            || !self.is_settled()
     }
 
     /// The tag page `page_no`, from memory or checked off the disk.
@@ -154,7 +180,7 @@ impl Body {
 
     pub(super) fn sum_of_terms(&self, lower: &Lower, keys: &FileKeys) -> Result<Tag, FsError> {
         let mut sum = self.head.term;
-        let count = layout::tag_page_count(self.size);
+        let count = layout::tag_page_count(self.stored);
         let mut page_no = 1;
         while page_no < count {
             let held = self.unsaved.contains(&page_no).then(|| self.pages.lock().get(&page_no).cloned());
@@ -177,18 +203,46 @@ impl Body {
         Ok(sum)
     }
 
+    /// A change of the lower file that is about to happen.
+    pub(super) fn touched(&mut self) {
+        self.unsynced = true;
+        self.changes += 1;
+    }
+
     /// Writes a seal alone.
     pub(super) fn write_seal(&mut self, lower: &Lower, state: State, size: u64) -> Result<(), FsError> {
+        self.touched();
         let keys = self.keys()?;
         let seal = self.next_seal(state, size);
         let bytes = seal.encode(&keys, &self.superblock_bytes);
         lower.write_at(&bytes, seal.offset() as u64).map_err(|(_, e)| e)?;
         self.note_seal(seal, bytes);
+        self.seal_stored = true;
         Ok(())
     }
 
-    fn next_seal(&self, state: State, size: u64) -> Seal {
-        Seal { epoch: self.sealed.epoch + 1, size, root: self.root, state }
+    /// Takes `seal` for the newest, which the log is to hold before the header page does; gives its bytes.
+    pub(super) fn note_next(&mut self, keys: &FileKeys, seal: Seal) -> [u8; SEAL_LEN] {
+        let bytes = seal.encode(keys, &self.superblock_bytes);
+        self.note_seal(seal, bytes);
+        self.seal_stored = false;
+        bytes
+    }
+
+    /// Writes the newest seal into the header page, where only the log has it.
+    pub(super) fn store_seal(&mut self, lower: &Lower) -> Result<(), FsError> {
+        if !self.seal_stored {
+            self.touched();
+            let bytes = self.seal_bytes[(self.sealed.epoch % 2) as usize];
+            lower.write_at(&bytes, self.sealed.offset() as u64).map_err(|(_, e)| e)?;
+            self.seal_stored = true;
+        }
+        Ok(())
+    }
+
+    pub(super) fn next_seal(&self, state: State, size: u64) -> Seal {
+        let (epoch, firm) = (self.sealed.epoch + 1, self.firm.min(size));
+        Seal { epoch, size, root: self.root, state, firm, session: self.session }
     }
 
     fn note_seal(&mut self, seal: Seal, bytes: [u8; SEAL_LEN]) {
@@ -199,6 +253,7 @@ impl Body {
 
     /// Writes the mount's part of the header page (seals, head tags, inline tail) in one call.
     pub(super) fn write_hot(&mut self, lower: &Lower, state: State, size: u64) -> Result<(), FsError> {
+        self.touched();
         let keys = self.keys()?;
         let seal = self.next_seal(state, size);
         let bytes = seal.encode(&keys, &self.superblock_bytes);
@@ -210,6 +265,7 @@ impl Body {
             (self.sealed, self.seal_bytes) = before;
             return Err(FsError::Os(e));
         }
+        self.seal_stored = true;
         Ok(())
     }
 
@@ -229,14 +285,14 @@ impl Body {
         if self.sealed.state == State::Dirty {
             return Ok(());
         }
-        self.write_seal(lower, State::Dirty, self.size)
+        self.write_seal(lower, State::Dirty, self.stored)
     }
 
     /// Makes the stored seal promise the size as it is now; for fsync.
     pub(super) fn write_promise(&mut self, lower: &Lower) -> Result<(), FsError> {
         self.save_pages(lower)?;
-        if self.sealed.size != self.size {
-            self.write_seal(lower, State::Dirty, self.size)?;
+        if self.sealed.size != self.stored {
+            self.write_seal(lower, State::Dirty, self.stored)?;
         }
         Ok(())
     }
@@ -244,13 +300,17 @@ impl Body {
     /// Says that the file is closed and whole.
     pub(super) fn write_clean_seal(&mut self, lower: &Lower) -> Result<(), FsError> {
         self.save_pages(lower)?;
-        self.write_seal(lower, State::Clean, self.size)
+        if !self.unsynced {
+            self.firm = self.stored;
+        }
+        self.write_seal(lower, State::Clean, self.stored)
     }
 
     /// Writes tag page `page_no` as memory has it.
     pub(super) fn write_page(&mut self, lower: &Lower, page_no: u64) -> Result<(), FsError> {
         let page = self.pages.lock().get(&page_no).cloned();
         let Some(page) = page else { return Err(FsError::Os(Errno::IO)) };
+        self.touched();
         let bytes = page.page.encode(&page.mac);
         match lower.write_at(&bytes[..], layout::tag_page_offset(page_no)) {
             Ok(()) => {
@@ -269,9 +329,9 @@ impl Body {
         let unsaved: Vec<u64> = self.unsaved.iter().copied().collect();
         for page_no in unsaved {
             if page_no == 0 {
-                self.write_hot(lower, State::Dirty, self.size)?;
+                self.write_hot(lower, State::Dirty, self.stored)?;
                 self.unsaved.remove(&0);
-            } else if page_no < layout::tag_page_count(self.size) {
+            } else if page_no < layout::tag_page_count(self.stored) {
                 self.write_page(lower, page_no)?;
             } else {
                 self.unsaved.remove(&page_no);
@@ -282,8 +342,9 @@ impl Body {
 
     /// Gives the lower file the length that the size asks for.
     pub(super) fn set_lower_len(&mut self, lower: &Lower) -> Result<(), FsError> {
+        self.touched();
         self.length_unsaved = true;
-        lower.set_len(layout::lower_len(self.size))?;
+        lower.set_len(layout::lower_len(self.stored))?;
         self.length_unsaved = false;
         Ok(())
     }
@@ -294,8 +355,54 @@ impl Body {
         Ok(*page.page.entry(layout::entry_index(block)))
     }
 
+    /// What `block` is to become, where that is not in place yet.
+    pub(super) fn waiting(&self, block: u64) -> Option<&Staged> {
+        self.staged.get(&block).or_else(|| self.in_flight.get(&block)).or_else(|| self.repaired.get(&block))
+    }
+
+    /// The first block from `block` on that is not in place.
+    pub(super) fn next_waiting(&self, block: u64) -> Option<u64> {
+        let maps = [&self.staged, &self.in_flight, &self.repaired];
+        maps.into_iter().filter_map(|map| map.range(block..).next().map(|(at, _)| *at)).min()
+    }
+
+    /// Where the blocks end that change by way of the log, when the file is written up to `end`.
+    pub(super) fn border(&self, end: u64) -> u64 {
+        let (guarded, size) = (layout::block_count(self.guarded) * layout::BLOCK, self.size.max(end));
+        if layout::tail_is_inline(size) { guarded.min(size / layout::BLOCK * layout::BLOCK) } else { guarded }
+    }
+
+    /// The lower file was synced, as it was when the sync began.
+    pub(super) fn note_synced(&mut self, (changes, cuts, size): (u64, u64, u64)) {
+        self.unsynced = self.unsynced && self.changes != changes;
+        if self.cuts != cuts {
+            // What grew again after a cut was not synced.
+            return;
+        }
+        self.firm = self.firm.max(size).min(self.stored);
+        self.guarded = self.guarded.max(size).min(self.size);
+    }
+
+    /// A sync begins: what [`Body::note_synced`] is to be told at its end.
+    pub(super) fn sync_begins(&self) -> (u64, u64, u64) {
+        (self.changes, self.cuts, self.stored)
+    }
+
+    /// Whether every change is in place.
+    pub(super) fn is_settled(&self) -> bool {
+        self.staged.is_empty() && self.in_flight.is_empty()
+    }
+
+    /// Gives the file a size that the lower file has too, or is about to get.
+    pub(super) fn set_size(&mut self, size: u64) {
+        self.cuts += u64::from(size < self.size);
+        (self.size, self.stored) = (size, size);
+        self.firm = self.firm.min(size);
+        self.guarded = self.guarded.min(size);
+    }
+
     /// The last block's number, where it is kept in the header page.
     pub(super) fn inline_block(&self) -> Option<u64> {
-        (!self.tail.is_empty()).then_some(self.size / layout::BLOCK)
+        (!self.tail.is_empty()).then_some(self.stored / layout::BLOCK)
     }
 }

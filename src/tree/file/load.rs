@@ -1,12 +1,15 @@
 //! Reading and checking the header of a file, and making the header of a new one.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
+use rustix::io::Errno;
 
 use super::body::{Body, CachedPage};
+use super::record::Record;
+use super::recover::Evidence;
 use super::{FileIo, Inner};
 use crate::crypto::{FileKeys, constant_time_eq};
 use crate::format::header::{HeaderError, SLOTS_LEN, Slots, Superblock};
@@ -31,6 +34,9 @@ impl FileIo {
             return Ok(Inner::Empty(None));
         }
         let mut page = Box::new([0; BLOCK_LEN]);
+        if self.header_was_lost(lower_len)? {
+            return Ok(Inner::Empty(None));
+        }
         if lower_len < BLOCK || self.lower.read_at(&mut page[..], 0)? < BLOCK_LEN {
             return Err(FsError::Corrupt(format!("cut inside the header ({lower_len} bytes)")));
         }
@@ -42,9 +48,39 @@ impl FileIo {
         if let Some(log) =
             self.context.log.as_ref().filter(|_| !self.context.read_only && !body.is_unsealed())
         {
-            log.resolve(body.superblock.file_id);
+            log.old().resolve(body.superblock.file_id);
         }
+        body.session = self.session();
+        body.guarded = body.size;
         Ok(Inner::Loaded(Box::new(body)))
+    }
+
+    /// The number of this mount.
+    pub(super) fn session(&self) -> u32 {
+        self.context.log.as_ref().map_or(0, |log| log.session)
+    }
+
+    /// A new file of which later pages reached the disk before a power cut and the header did not: it was never synced,
+    /// and is empty. Without an unclean stop this is damage.
+    fn header_was_lost(&self, lower_len: u64) -> Result<bool, FsError> {
+        let Some(log) = self.context.log.as_ref().filter(|log| log.old().any_unclean()) else {
+            return Ok(false);
+        };
+        let mut page = [0; BLOCK_LEN];
+        let read = self.lower.read_at(&mut page, 0)?;
+        if log.session == 0 && !self.context.read_only || page[..read].iter().any(|b| *b != 0) {
+            return Ok(false);
+        }
+        log::warn!(
+            "a file of {lower_len} lower bytes never got its header before an unclean stop: it is empty"
+        );
+        if !self.context.read_only {
+            match self.lower.set_len(0) {
+                Ok(()) | Err(Errno::INVAL | Errno::BADF) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(true)
     }
 
     fn slots(&self, page: &[u8; BLOCK_LEN]) -> Result<Slots, FsError> {
@@ -100,6 +136,17 @@ impl FileIo {
             wrapped: slots.active().wrapped.clone(),
             superblock: slots.superblock,
             size: sealed.size,
+            stored: sealed.size,
+            firm: sealed.firm,
+            guarded: 0,
+            unsynced: true,
+            changes: 0,
+            cuts: 0,
+            session: sealed.session,
+            staged: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
+            repaired: BTreeMap::new(),
+            seal_stored: true,
             root: sealed.root,
             sealed,
             seal_bytes: SEAL_OFFSETS
@@ -128,8 +175,12 @@ impl FileIo {
 
     /// Holds the lower length against the sealed size, and the tags against the root where they are few.
     fn check_size(&self, body: &mut Body, lower_len: u64) -> Result<(), FsError> {
-        if body.sealed.state != State::Clean {
-            return self.recover(body, lower_len);
+        if let Some(evidence) = self.evidence(body)? {
+            return self.recover(body, &evidence);
+        }
+        if body.sealed.session != self.session() {
+            // That mount ended well, and made everything durable.
+            body.firm = body.size;
         }
         let expected = layout::lower_len(body.size);
         if lower_len != expected {
@@ -152,6 +203,28 @@ impl FileIo {
         Ok(())
     }
 
+    /// What a crash left to repair.
+    fn evidence(&self, body: &Body) -> Result<Option<Evidence>, FsError> {
+        let keys = body.keys()?;
+        let Some(log) = &self.context.log else {
+            let crashed = body.sealed.state != State::Clean;
+            return Ok(crashed.then(|| Evidence { seal: body.sealed, records: Vec::new() }));
+        };
+        let with_seal = |(session, record): (u32, Record<Vec<u8>>)| {
+            let bytes = record.seal.as_ref();
+            (session, bytes.and_then(|bytes| Seal::parse(&keys, &body.superblock_bytes, bytes)), record)
+        };
+        let found: Vec<_> = log.old().of(&keys, body.superblock.file_id).into_iter().map(with_seal).collect();
+        let seals = found.iter().filter_map(|(_, seal, _)| *seal).chain([body.sealed]);
+        let seal = seals.max_by_key(|seal| seal.epoch).unwrap_or(body.sealed);
+        // What was written before the file was last repaired and sealed is void.
+        let current = found.into_iter().filter(|(session, ..)| *session == seal.session);
+        let records: Vec<_> = current.map(|(_, seal, record)| (seal, record)).collect();
+        let crashed =
+            seal.state != State::Clean || log.old().was_unclean(seal.session) || !records.is_empty();
+        Ok(crashed.then_some(Evidence { seal, records }))
+    }
+
     /// Gives an empty lower file its header.
     pub(super) fn make_header(&self, reserved: Option<Box<FreshKey>>) -> Result<Body, FsError> {
         let fresh = match reserved {
@@ -162,7 +235,8 @@ impl FileIo {
         let superblock = Superblock::new(self.context.volume_id, fresh.file_id, *keys.commitment());
         let superblock_bytes = superblock.encode();
         let slots = Slots::new(superblock, fresh.wrapped);
-        let sealed = Seal { epoch: 1, size: 0, root: [0; 16], state: State::Dirty };
+        let session = self.session();
+        let sealed = Seal { epoch: 1, size: 0, root: [0; 16], state: State::Dirty, firm: 0, session };
         let mut seal_bytes = [[0; SEAL_LEN]; 2];
         seal_bytes[1] = sealed.encode(&keys, &superblock_bytes);
         let body = Body {
@@ -170,6 +244,17 @@ impl FileIo {
             wrapped: slots.active().wrapped.clone(),
             superblock: slots.superblock.clone(),
             size: 0,
+            stored: 0,
+            firm: 0,
+            guarded: 0,
+            unsynced: true,
+            changes: 0,
+            cuts: 0,
+            session,
+            staged: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
+            repaired: BTreeMap::new(),
+            seal_stored: true,
             root: sealed.root,
             sealed,
             seal_bytes,

@@ -1,282 +1,301 @@
-//! The tag log: what the tags of a block were and become, noted before the block is overwritten.
+//! The tag log: what is about to change in blocks that must not be lost, durable before it changes.
 //!
-//! Data page and tag page are two pages. A daemon that is killed between the two leaves a block that its stored tag does
-//! not fit; the log then holds the tag that does. Called by `write` before it overwrites and by `recover` afterwards.
-//! Holds nothing secret; a record carries a MAC under its file's key, since it may say that a block was a hole.
+//! Data page and tag page of a block are two pages of the lower file, which the kernel writes back in any order. A
+//! record in the log, on stable storage before either is written, lets `recover` find the tag that fits. Records also
+//! carry seals, and where a sync is to cost one write instead of two, the data itself.
 //!
-//! `.kmsfs.log` in the lower root: 64 slots of 16 KiB, each used by one write at a time, never cleared (an old record
-//! fits no block any more). Removed at a clean unmount; after an unclean one renamed to `.kmsfs.log.<n>` and kept until
-//! every file it names was opened.
-//!
-//! ```text
-//! record:  0  magic "KML1" 4 B | 4  CRC-32C of 8..end u32 | 8  file id 16 B | 24  first block u64
-//!         32  blocks u32 | 36  length of the last block u32 | 40  per block: old entry 28 B, new entry 28 B
-//!         then  MAC of 0..here with the CRC as zero 16 B (page key, nonce = 8 zero bytes || "log\0")
-//! ```
+//! `.kmsfs.log` in the lower root: one page that names the mount's session, then two halves that are filled in turn. A
+//! half is used again when every file with records in it was synced. Stale records harm nobody: `recover` believes them
+//! only where the file still says what they say of it. Locks: a file's own before the log's, never the other way round.
 
 use std::collections::HashMap;
-use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::{Condvar, Mutex};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::io::Errno;
 
 use super::lower::Lower;
-use crate::crypto::{FileKeys, TAG_LEN, constant_time_eq, random_array};
+use super::old_logs::{self, Header, OldLogs};
+use super::record::{ALIGN, RECORD_MAX, Record};
+use crate::crypto::{FileKeys, VolumeKey, random_array};
 use crate::format::FileId;
-use crate::format::layout::{BLOCK_LEN, ENTRY_LEN};
-use crate::format::name;
-use crate::format::tags::Entry;
-use crate::sys::at;
+use crate::format::layout::BLOCK;
 
-/// Name of the log in the lower root.
-pub const LOG_NAME: &str = ".kmsfs.log";
-const SLOTS: u64 = 64;
-const SLOT_LEN: usize = 16 * 1024;
-const RECORD_HEADER: usize = 40;
-/// Most blocks of one record.
-const BLOCKS_MAX: usize = (SLOT_LEN - RECORD_HEADER - TAG_LEN) / (2 * ENTRY_LEN);
-const MAC_NONCE: [u8; 12] = *b"\0\0\0\0\0\0\0\0log\0";
-/// Most logs of unclean unmounts that are kept; the oldest go first.
-const OLD_LOGS_MAX: usize = 16;
-const MAGIC: [u8; 4] = *b"KML1";
-const _: () = assert!(BLOCKS_MAX >= 257, "a write of 1 MiB touches 257 blocks");
+pub use super::old_logs::LOG_NAME;
 
-/// What one logged write knew of one block.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Logged {
-    pub(super) block: u64,
-    pub(super) old: Entry,
-    pub(super) new: Entry,
-    /// Length of the block's plaintext after the write.
-    pub(super) new_len: usize,
+/// Bytes of one half.
+#[cfg(not(test))]
+const HALF: u64 = 2 << 20;
+/// So short that tests go round.
+#[cfg(test)]
+const HALF: u64 = 1 << 20;
+const _: () = assert!(RECORD_MAX as u64 <= HALF / 2);
+/// Files with records in one half, at most: each keeps its descriptor until it is synced.
+const FILES_MAX: usize = 512;
+
+/// What fsync and an in-place overwrite cost and promise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// A power cut leaves each block that was once synced as it was or as it was to become.
+    #[default]
+    Strict,
+    /// The log is written but not waited for: a power cut may lose blocks that were being overwritten.
+    Relaxed,
 }
 
-/// Whole records by file, each with the number of its log.
-type Pending = HashMap<FileId, Vec<(u32, Vec<u8>)>>;
+/// One half of the log.
+#[derive(Default)]
+struct Half {
+    /// Records whose changes are not in place yet.
+    pending: usize,
+    /// Files with records in it that were not synced since.
+    files: HashMap<usize, Arc<Lower>>,
+}
+
+struct State {
+    halves: [Half; 2],
+    current: usize,
+    /// Where the next record of the current half goes.
+    offset: u64,
+    /// How many records were written, and how many of them are durable.
+    written: u64,
+    durable: u64,
+    syncing: bool,
+    changing: bool,
+    failed: Option<Errno>,
+}
 
 /// The log of one mount.
-#[derive(Debug)]
 pub struct TagLog {
     root: OwnedFd,
     file: Lower,
-    free: Mutex<Vec<u64>>,
-    returned: Condvar,
-    /// From logs of unclean unmounts.
-    pending: Mutex<Pending>,
+    /// This mount's number.
+    pub(super) session: u32,
+    durability: Durability,
+    sequence: AtomicU64,
+    state: Mutex<State>,
+    changed: Condvar,
+    key: Option<Arc<VolumeKey>>,
+    old: OldLogs,
 }
 
-/// A slot in use; given back on drop.
-pub(super) struct InFlight<'a>(&'a TagLog, u64);
+/// A record whose changes are being put in place; dropped when they are.
+pub(super) struct Ticket<'a> {
+    log: &'a TagLog,
+    half: usize,
+    /// To be given to [`TagLog::commit`].
+    pub(super) number: u64,
+}
 
-impl Drop for InFlight<'_> {
+impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        self.0.free.lock().push(self.1);
-        self.0.returned.notify_one();
+        self.log.state.lock().halves[self.half].pending -= 1;
+        self.log.changed.notify_all();
     }
-}
-
-fn old_name(number: u32) -> String {
-    format!("{LOG_NAME}.{number}")
 }
 
 impl TagLog {
     /// Opens the log of the volume in `root`, after setting one of an unclean unmount aside.
     /// The caller holds the volume exclusively.
-    pub fn open(root: impl AsFd) -> Result<Self, Errno> {
+    pub fn open(root: impl AsFd, key: &Arc<VolumeKey>, durability: Durability) -> Result<Self, Errno> {
         let root = rustix::io::fcntl_dupfd_cloexec(root, 0)?;
-        set_aside_last(&root)?;
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::openat(&root, LOG_NAME, flags, Mode::RUSR | Mode::WUSR)?;
-        let log = Self {
-            pending: Mutex::new(read_old(&root)?),
-            root,
-            file: Lower(file),
-            free: Mutex::new((0..SLOTS).collect()),
-            returned: Condvar::new(),
-        };
-        Ok(log)
+        let old = OldLogs::set_aside(&root, key)?;
+        let session = u32::from_le_bytes(random_array()) | 1;
+        let header = Header { clean: false, session, unclean: old.sessions() };
+        let file = Lower::new(old_logs::create(&root, &header.encode(key))?);
+        reserve(&file);
+        old.remove_resolved();
+        Ok(Self::new(root, file, session, durability, Some(Arc::clone(key)), old))
     }
 
     /// The records of unclean unmounts alone, for a reader that changes nothing.
-    pub fn open_read_only(root: impl AsFd) -> Result<Self, Errno> {
+    pub fn open_read_only(root: impl AsFd, key: &Arc<VolumeKey>) -> Result<Self, Errno> {
         let root = rustix::io::fcntl_dupfd_cloexec(root, 0)?;
-        let mut pending = read_old(&root)?;
-        read_into(&root, LOG_NAME, u32::MAX, &mut pending);
-        let file = rustix::fs::openat(&root, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        let (free, returned) = (Mutex::new(Vec::new()), Condvar::new());
-        Ok(Self { root, file: Lower(file), free, returned, pending: Mutex::new(pending) })
+        let old = OldLogs::read_all(&root, key)?;
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&root, ".", flags, rustix::fs::Mode::empty())?;
+        Ok(Self::new(root, Lower::new(file), 0, Durability::Relaxed, None, old))
     }
 
-    /// Notes the change of the blocks from `first` on. Holds a slot until the guard is dropped, which must happen only
-    /// after data and tags were both written.
-    pub(super) fn note(
+    fn new(
+        root: OwnedFd,
+        file: Lower,
+        session: u32,
+        durability: Durability,
+        key: Option<Arc<VolumeKey>>,
+        old: OldLogs,
+    ) -> Self {
+        let state = State {
+            halves: Default::default(),
+            current: 0,
+            offset: 0,
+            written: 0,
+            durable: 0,
+            syncing: false,
+            changing: false,
+            failed: None,
+        };
+        let (sequence, changed) = (AtomicU64::new(1), Condvar::new());
+        Self { root, file, session, durability, sequence, state: Mutex::new(state), changed, key, old }
+    }
+
+    /// Whether a record is durable once it is committed.
+    pub(super) fn is_strict(&self) -> bool {
+        self.durability == Durability::Strict
+    }
+
+    /// What unclean unmounts left.
+    pub(super) fn old(&self) -> &OldLogs {
+        &self.old
+    }
+
+    /// Numbers the record and writes it for `lower`. Its changes may be made when [`TagLog::commit`] has come back, and
+    /// the ticket is dropped when they are.
+    pub(super) fn append<D: AsRef<[u8]>>(
         &self,
         keys: &FileKeys,
         file_id: FileId,
-        first: u64,
-        changes: &[(Entry, Entry)],
-        last_len: usize,
-    ) -> Result<InFlight<'_>, Errno> {
-        debug_assert!(changes.len() <= BLOCKS_MAX);
-        let mut record = Vec::with_capacity(RECORD_HEADER + changes.len() * 2 * ENTRY_LEN + TAG_LEN);
-        record.extend_from_slice(&MAGIC);
-        record.extend_from_slice(&[0; 4]);
-        record.extend_from_slice(&file_id.0);
-        record.extend_from_slice(&first.to_le_bytes());
-        record.extend_from_slice(&(changes.len() as u32).to_le_bytes());
-        record.extend_from_slice(&(last_len as u32).to_le_bytes());
-        for (old, new) in changes {
-            record.extend_from_slice(old);
-            record.extend_from_slice(new);
-        }
-        let mac = keys.page.mac(&MAC_NONCE, &record);
-        record.extend_from_slice(&mac);
-        let crc = crc32c::crc32c(&record[8..]);
-        record[4..8].copy_from_slice(&crc.to_le_bytes());
-        let guard = InFlight(self, self.take_slot());
-        self.file.write_at(&record, guard.1 * SLOT_LEN as u64).map_err(|(_, e)| e)?;
-        Ok(guard)
+        lower: &Arc<Lower>,
+        mut record: Record<D>,
+    ) -> Result<Ticket<'_>, Errno> {
+        record.sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
+        let mut bytes = record.encode(keys, file_id);
+        bytes.resize(bytes.len().next_multiple_of(ALIGN), 0);
+        let mut state = self.room(bytes.len() as u64)?;
+        let half = state.current;
+        let at = BLOCK + half as u64 * HALF + state.offset;
+        self.file.write_at(&bytes, at).map_err(|(_, e)| e)?;
+        state.offset += bytes.len() as u64;
+        state.written += 1;
+        state.halves[half].pending += 1;
+        state.halves[half].files.insert(Arc::as_ptr(lower) as usize, Arc::clone(lower));
+        Ok(Ticket { log: self, half, number: state.written })
     }
 
-    fn take_slot(&self) -> u64 {
-        let mut free = self.free.lock();
+    /// Waits until the current half has room for `len` bytes, turning to the other half where it has not.
+    fn room(&self, len: u64) -> Result<MutexGuard<'_, State>, Errno> {
+        let mut state = self.state.lock();
         loop {
-            if let Some(slot) = free.pop() {
-                return slot;
+            if let Some(e) = state.failed {
+                return Err(e);
             }
-            // Every holder is inside one write call of ours, so a slot comes back.
-            self.returned.wait(&mut free);
+            let full = state.offset + len > HALF || state.halves[state.current].files.len() >= FILES_MAX;
+            if !full {
+                return Ok(state);
+            }
+            if state.changing {
+                self.changed.wait(&mut state);
+                continue;
+            }
+            state.changing = true;
+            state = self.turn(state);
+            state.changing = false;
+            self.changed.notify_all();
         }
     }
 
-    /// What unclean unmounts left of `file_id`, as far as its key vouches for it.
-    pub(super) fn pending(&self, keys: &FileKeys, file_id: FileId) -> Vec<Logged> {
-        let pending = self.pending.lock();
-        let records = pending.get(&file_id).into_iter().flatten();
-        records
-            .filter(|(_, record)| is_genuine(keys, record))
-            .flat_map(|(_, record)| changes(record))
-            .collect()
+    /// Makes the records of the other half superfluous, then goes on there.
+    fn turn<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let other = 1 - state.current;
+        // Each is between its commit and the drop of its ticket, which wait for nothing that we hold.
+        while state.halves[other].pending > 0 {
+            self.changed.wait(&mut state);
+        }
+        let files = std::mem::take(&mut state.halves[other].files);
+        drop(state);
+        for lower in files.values() {
+            lower.sync_behind();
+        }
+        let mut state = self.state.lock();
+        (state.current, state.offset) = (other, 0);
+        state
     }
 
-    /// `file_id` was opened and is whole (or gone): its records are no longer needed.
-    pub fn resolve(&self, file_id: FileId) {
-        let mut pending = self.pending.lock();
-        let Some(records) = pending.remove(&file_id) else { return };
-        for (number, _) in records {
-            let needed = pending.values().flatten().any(|(other, _)| *other == number);
-            if !needed {
-                // Left behind, it costs a little space and is read again at the next mount.
-                let _ = rustix::fs::unlinkat(&self.root, old_name(number), AtFlags::empty());
+    /// Makes every record up to `number` durable; concurrent callers share one sync.
+    pub(super) fn commit(&self, number: u64) -> Result<(), Errno> {
+        if !self.is_strict() {
+            return Ok(());
+        }
+        let mut state = self.state.lock();
+        loop {
+            if let Some(e) = state.failed {
+                return Err(e);
             }
+            if state.durable >= number {
+                return Ok(());
+            }
+            if state.syncing {
+                self.changed.wait(&mut state);
+                continue;
+            }
+            state.syncing = true;
+            let target = state.written;
+            drop(state);
+            let synced = self.file.sync(true);
+            state = self.state.lock();
+            state.syncing = false;
+            match synced {
+                Ok(()) => state.durable = target,
+                // What the kernel could not write it forgets: no later sync would tell.
+                Err(e) => {
+                    log::error!(
+                        "the tag log cannot be written ({e}); overwriting is refused until the next mount"
+                    );
+                    state.failed = Some(e);
+                }
+            }
+            self.changed.notify_all();
         }
     }
 
-    /// Removes the log: every write is done.
+    /// Lets go of files that were removed and closed, which keep their space until then; tells whether there were any.
+    pub(super) fn release_removed(&self) -> bool {
+        let mut released = Vec::new();
+        for half in &mut self.state.lock().halves {
+            let gone = |lower: &Arc<Lower>| Arc::strong_count(lower) == 1 && lower.is_removed();
+            released.extend(half.files.extract_if(|_, lower| gone(lower)));
+        }
+        !released.is_empty()
+    }
+
+    /// Every file of the volume was opened and is whole: what unclean unmounts left is needed no longer.
+    pub fn settle_old(&self) {
+        self.old.settle();
+    }
+
+    /// Every write is done and sealed: makes all of it durable and says so. Without that, the next mount takes this one
+    /// for ended uncleanly.
     pub fn close(&self) {
-        let _ = rustix::fs::unlinkat(&self.root, LOG_NAME, AtFlags::empty());
-    }
-}
-
-/// Moves the log of an unclean unmount out of the way, under the next number; what else stands there under another name.
-fn set_aside_last(root: &OwnedFd) -> Result<(), Errno> {
-    let kind = match at::stat(root, LOG_NAME.as_bytes()) {
-        Ok(stat) => FileType::from_raw_mode(stat.st_mode),
-        Err(Errno::NOENT) => return Ok(()),
-        Err(e) => return Err(e),
-    };
-    if kind != FileType::RegularFile {
-        let aside = name::foreign(random_array());
-        log::warn!("{LOG_NAME} is not a regular file; it was not put there by kmsfs and is now {aside}");
-        return rustix::fs::renameat(root, LOG_NAME, root, &aside);
-    }
-    let numbers = old_numbers(root)?;
-    let next = numbers.last().map_or(Some(0), |n| n.checked_add(1));
-    let free = next.or_else(|| (0..=u32::MAX).find(|n| numbers.binary_search(n).is_err()));
-    rustix::fs::renameat(root, LOG_NAME, root, old_name(free.unwrap_or(0)))
-}
-
-/// Numbers of the logs that were set aside, in order, after dropping the oldest above the limit.
-fn old_numbers(root: &OwnedFd) -> Result<Vec<u32>, Errno> {
-    let mut numbers = Vec::new();
-    for entry in rustix::fs::Dir::read_from(root)? {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy();
-        let number = name.strip_prefix(LOG_NAME).and_then(|rest| rest.strip_prefix('.'));
-        // One number, one spelling.
-        numbers.extend(number.and_then(|n| n.parse::<u32>().ok()).filter(|n| old_name(*n) == name));
-    }
-    numbers.sort_unstable();
-    while numbers.len() >= OLD_LOGS_MAX {
-        let oldest = old_name(numbers.remove(0));
-        log::warn!("dropping {oldest}, the tag log of an earlier unclean unmount");
-        if let Err(e) = rustix::fs::unlinkat(root, &oldest, AtFlags::empty()) {
-            log::warn!("{oldest} cannot be removed: {e}");
-        }
-    }
-    Ok(numbers)
-}
-
-fn read_old(root: &OwnedFd) -> Result<Pending, Errno> {
-    let mut pending = Pending::new();
-    for number in old_numbers(root)? {
-        read_into(root, &old_name(number), number, &mut pending);
-    }
-    Ok(pending)
-}
-
-/// Adds the records of one log. What cannot be read keeps no volume from being mounted.
-fn read_into(root: &OwnedFd, name: &str, number: u32, pending: &mut Pending) {
-    let file = match at::open_regular(root, name.as_bytes(), OFlags::RDONLY, 0) {
-        Ok(file) => Lower(file),
-        Err(e) if e.kind() == ErrorKind::NotFound => return,
-        Err(e) => return log::warn!("the tag log {name} is passed over: {e}"),
-    };
-    let mut slot = vec![0; SLOT_LEN];
-    for index in 0..SLOTS {
-        match file.read_at(&mut slot, index * SLOT_LEN as u64) {
-            Ok(len) => {
-                let Some(end) = whole_record(&slot[..len]) else { continue };
-                let file_id = FileId(slot[8..24].try_into().expect("16 bytes"));
-                pending.entry(file_id).or_default().push((number, slot[..end].to_vec()));
+        let Some(key) = &self.key else { return };
+        let closed = rustix::fs::syncfs(&self.root).and_then(|()| {
+            let unclean = self.old.sessions();
+            if unclean.is_empty() {
+                return rustix::fs::unlinkat(&self.root, LOG_NAME, rustix::fs::AtFlags::empty());
             }
-            Err(e) => log::warn!("slot {index} of the tag log {name} cannot be read: {e}"),
+            self.file.set_len(BLOCK)?;
+            let header = Header { clean: true, session: self.session, unclean };
+            self.file.write_at(&header.encode(key)[..], 0).map_err(|(_, e)| e)
+        });
+        if let Err(e) = closed {
+            log::error!("the unmount could not make everything durable: {e}");
         }
     }
 }
 
-fn field(record: &[u8], at: usize) -> Option<u32> {
-    record.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes)
-}
-
-/// The length of the record in `slot`, if one stands there whole.
-fn whole_record(slot: &[u8]) -> Option<usize> {
-    let (count, last_len) = (field(slot, 32)? as usize, field(slot, 36)? as usize);
-    let end = RECORD_HEADER + count.min(BLOCKS_MAX) * 2 * ENTRY_LEN + TAG_LEN;
-    let sane =
-        slot[..4] == MAGIC && slot.len() >= end && count > 0 && count <= BLOCKS_MAX && last_len <= BLOCK_LEN;
-    (sane && field(slot, 4)? == crc32c::crc32c(&slot[8..end])).then_some(end)
-}
-
-fn is_genuine(keys: &FileKeys, record: &[u8]) -> bool {
-    let (body, mac) = record.split_at(record.len() - TAG_LEN);
-    let mut body = body.to_vec();
-    body[4..8].fill(0);
-    constant_time_eq(&keys.page.mac(&MAC_NONCE, &body), mac)
-}
-
-/// The changes of a whole record.
-fn changes(record: &[u8]) -> Vec<Logged> {
-    let first = u64::from_le_bytes(record[24..32].try_into().expect("8 bytes"));
-    let last_len = field(record, 36).unwrap_or(0) as usize;
-    let pairs = record[RECORD_HEADER..record.len() - TAG_LEN].as_chunks::<{ 2 * ENTRY_LEN }>().0;
-    let logged = |(i, both): (usize, &[u8; 2 * ENTRY_LEN])| Logged {
-        block: first.saturating_add(i as u64),
-        old: both[..ENTRY_LEN].try_into().expect("half of the record"),
-        new: both[ENTRY_LEN..].try_into().expect("half of the record"),
-        new_len: if i + 1 == pairs.len() { last_len } else { BLOCK_LEN },
-    };
-    pairs.iter().enumerate().map(logged).collect()
+/// Takes the space of the whole log now, so that a full disk refuses no overwrite later; or a part of it.
+fn reserve(file: &Lower) {
+    for part in [2 * HALF, HALF, HALF / 8] {
+        match file.reserve(0, BLOCK + part) {
+            Err(Errno::NOSPC | Errno::DQUOT) => {}
+            Ok(()) => {
+                // A write within the length is a write of data alone.
+                let _ = file.set_len(BLOCK + part);
+                return;
+            }
+            Err(e) => return log::debug!("the lower file system cannot reserve space for the tag log: {e}"),
+        }
+    }
+    log::warn!("there is no space for the tag log: overwriting may be refused until there is");
 }

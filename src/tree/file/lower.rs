@@ -2,19 +2,34 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 
 /// The lower file of one regular file.
 #[derive(Debug)]
-pub(super) struct Lower(pub(super) OwnedFd);
+pub(super) struct Lower {
+    fd: OwnedFd,
+    /// What a sync that nobody waited for could not do; the next one tells.
+    failed: Mutex<Option<Errno>>,
+}
+
+impl AsFd for Lower {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
 
 impl Lower {
+    pub(super) fn new(fd: OwnedFd) -> Self {
+        Self { fd, failed: Mutex::default() }
+    }
+
     /// Reads at `offset` until `out` is full or the file ends; gives the bytes read.
     pub(super) fn read_at(&self, out: &mut [u8], offset: u64) -> Result<usize, Errno> {
         let mut done = 0;
         while done < out.len() {
-            match rustix::io::pread(&self.0, &mut out[done..], offset + done as u64) {
+            match rustix::io::pread(&self.fd, &mut out[done..], offset + done as u64) {
                 Ok(0) => break,
                 Ok(n) => done += n,
                 Err(Errno::INTR) => {}
@@ -30,9 +45,11 @@ impl Lower {
         let (cut, failure) = fault::admit(data.len(), offset);
         #[cfg(test)]
         let data = &data[..cut];
+        #[cfg(test)]
+        trace::note(&self.fd, || trace::Change::Write(offset, data.to_vec()));
         let mut done = 0;
         while done < data.len() {
-            match rustix::io::pwrite(&self.0, &data[done..], offset + done as u64) {
+            match rustix::io::pwrite(&self.fd, &data[done..], offset + done as u64) {
                 Ok(0) => return Err((done, Errno::IO)),
                 Ok(n) => done += n,
                 Err(Errno::INTR) => {}
@@ -47,29 +64,72 @@ impl Lower {
     }
 
     pub(super) fn len(&self) -> Result<u64, Errno> {
-        Ok(rustix::fs::fstat(&self.0)?.st_size as u64)
+        Ok(rustix::fs::fstat(&self.fd)?.st_size as u64)
+    }
+
+    /// Whether the file has no name any more.
+    pub(super) fn is_removed(&self) -> bool {
+        rustix::fs::fstat(&self.fd).is_ok_and(|stat| stat.st_nlink == 0)
+    }
+
+    /// The modification time: seconds and nanoseconds.
+    pub(super) fn modified(&self) -> Result<(i64, u32), Errno> {
+        let stat = rustix::fs::fstat(&self.fd)?;
+        Ok((stat.st_mtime, stat.st_mtime_nsec as u32))
+    }
+
+    /// Sets the modification time.
+    pub(super) fn set_modified(&self, (seconds, nanos): (i64, u32)) -> Result<(), Errno> {
+        let times = Timestamps {
+            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+            last_modification: Timespec { tv_sec: seconds, tv_nsec: nanos.into() },
+        };
+        rustix::fs::futimens(&self.fd, &times)
     }
 
     pub(super) fn set_len(&self, len: u64) -> Result<(), Errno> {
         #[cfg(test)]
         fault::admit(1, 0).1.map_or(Ok(()), Err)?;
-        rustix::fs::ftruncate(&self.0, len)
+        #[cfg(test)]
+        trace::note(&self.fd, || trace::Change::Length(len));
+        rustix::fs::ftruncate(&self.fd, len)
     }
 
+    /// Makes what was written durable (fsync(2), fdatasync(2)).
     pub(super) fn sync(&self, data_only: bool) -> Result<(), Errno> {
-        if data_only { rustix::fs::fdatasync(&self.0) } else { rustix::fs::fsync(&self.0) }
+        let earlier = self.failed.lock().take();
+        earlier.map_or(Ok(()), Err)?;
+        self.sync_now(data_only)
+    }
+
+    /// The same, for somebody who cannot tell the file's users of an error: their next sync will.
+    pub(super) fn sync_behind(&self) {
+        if let Err(e) = self.sync_now(true) {
+            log::error!("a lower file cannot be synced: {e}");
+            *self.failed.lock() = Some(e);
+        }
+    }
+
+    fn sync_now(&self, data_only: bool) -> Result<(), Errno> {
+        #[cfg(test)]
+        fault::admit_sync()?;
+        #[cfg(test)]
+        trace::note(&self.fd, || trace::Change::Sync);
+        if data_only { rustix::fs::fdatasync(&self.fd) } else { rustix::fs::fsync(&self.fd) }
     }
 
     pub(super) fn reserve(&self, offset: u64, len: u64) -> Result<(), Errno> {
-        rustix::fs::fallocate(&self.0, FallocateFlags::KEEP_SIZE, offset, len)
+        rustix::fs::fallocate(&self.fd, FallocateFlags::KEEP_SIZE, offset, len)
     }
 
     /// Gives the space of a range back. A lower filesystem that cannot keeps it; the tags say hole all the same.
     pub(super) fn punch(&self, offset: u64, len: u64) -> Result<(), Errno> {
         #[cfg(test)]
         fault::admit(1, 0).1.map_or(Ok(()), Err)?;
+        #[cfg(test)]
+        trace::note(&self.fd, || trace::Change::Punch(offset, len));
         let flags = FallocateFlags::KEEP_SIZE | FallocateFlags::PUNCH_HOLE;
-        match rustix::fs::fallocate(&self.0, flags, offset, len) {
+        match rustix::fs::fallocate(&self.fd, flags, offset, len) {
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
             other => other,
         }
@@ -77,7 +137,7 @@ impl Lower {
 
     /// The first offset from `offset` on that the lower filesystem says holds data; `None` at the end.
     pub(super) fn next_data(&self, offset: u64) -> Result<Option<u64>, Errno> {
-        match rustix::fs::seek(&self.0, SeekFrom::Data(offset)) {
+        match rustix::fs::seek(&self.fd, SeekFrom::Data(offset)) {
             Ok(at) => Ok(Some(at)),
             Err(Errno::NXIO) => Ok(None),
             // A filesystem that cannot tell: everything is data.
@@ -91,13 +151,56 @@ impl Lower {
         &self,
         write: impl FnOnce() -> Result<(), E>,
     ) -> Result<(), E> {
-        let before = rustix::fs::fstat(self.0.as_fd())?;
+        let before = self.modified()?;
         write()?;
-        let times = Timestamps {
-            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-            last_modification: Timespec { tv_sec: before.st_mtime, tv_nsec: before.st_mtime_nsec as _ },
-        };
-        Ok(rustix::fs::futimens(&self.0, &times)?)
+        Ok(self.set_modified(before)?)
+    }
+}
+
+/// What this thread changes in the lower tree, for tests that replay parts of it.
+#[cfg(test)]
+pub(in crate::tree) mod trace {
+    use std::cell::RefCell;
+    use std::os::fd::AsFd;
+
+    /// One change of a lower file.
+    #[derive(Debug, Clone)]
+    pub(in crate::tree) enum Change {
+        /// Bytes at an offset.
+        Write(u64, Vec<u8>),
+        /// ftruncate(2)
+        Length(u64),
+        /// Offset and length of a hole.
+        Punch(u64, u64),
+        /// fsync(2)
+        Sync,
+    }
+
+    thread_local! {
+        static CHANGES: RefCell<Option<Vec<(u64, Change)>>> = const { RefCell::new(None) };
+    }
+
+    /// From here on changes are kept, each with its file's inode number.
+    pub(in crate::tree) fn start() {
+        CHANGES.set(Some(Vec::new()));
+    }
+
+    /// How many there are.
+    pub(in crate::tree) fn count() -> usize {
+        CHANGES.with_borrow(|changes| changes.as_ref().map_or(0, Vec::len))
+    }
+
+    /// All of them; none are kept from here on.
+    pub(in crate::tree) fn stop() -> Vec<(u64, Change)> {
+        CHANGES.take().unwrap_or_default()
+    }
+
+    pub(super) fn note(file: impl AsFd, change: impl FnOnce() -> Change) {
+        CHANGES.with_borrow_mut(|changes| {
+            if let Some(changes) = changes {
+                changes.push((rustix::fs::fstat(file).map_or(0, |stat| stat.st_ino), change()));
+            }
+        });
     }
 }
 
@@ -146,6 +249,14 @@ pub(in crate::tree) mod fault {
                 let first = !DEAD.replace(true);
                 (if first { cut } else { 0 }, Some(Errno::IO))
             }
+        }
+    }
+
+    /// A sync: the dead do none, and a full disk is no reason to fail.
+    pub(super) fn admit_sync() -> Result<(), Errno> {
+        match LEFT.get() {
+            Some((_, Fault::Kill)) => admit(1, 0).1.map_or(Ok(()), Err),
+            _ => Ok(()),
         }
     }
 

@@ -4,22 +4,28 @@
 //! Must never release plaintext that did not verify, nor leave a block that neither its stored nor its logged tag fits.
 
 mod body;
+#[cfg(test)]
+mod cut_tests;
 mod load;
 mod log;
 mod lower;
+mod old_logs;
 mod read;
+mod record;
 mod recover;
 mod resize;
 mod seek;
+mod stage;
 #[cfg(test)]
 mod tests;
 mod verify;
 mod write;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
-use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rustix::io::Errno;
 
 use super::{FreshKey, FsError, KeySource};
@@ -31,9 +37,10 @@ use lower::Lower;
 #[cfg(test)]
 pub(super) use lower::fault;
 
-pub use log::{LOG_NAME, TagLog};
+pub use log::{Durability, LOG_NAME, TagLog};
 pub use resize::Allocate;
 pub use seek::Seek;
+pub use stage::{Stage, start_flusher};
 pub use verify::Verified;
 
 /// What all files of one mount share.
@@ -46,6 +53,8 @@ pub struct FileContext {
     pub read_only: bool,
     /// The tag log; `None` only where nothing is ever overwritten.
     pub log: Option<TagLog>,
+    /// What waits to be put in place.
+    pub stage: Stage,
 }
 
 /// What is known of the lower file.
@@ -60,26 +69,50 @@ enum Inner {
 
 /// The data of one regular file.
 pub struct FileIo {
-    lower: Lower,
+    lower: Arc<Lower>,
     context: Arc<FileContext>,
     inner: RwLock<Inner>,
+    /// Held by whoever appends to the log, before `inner`.
+    flushing: Mutex<()>,
+    /// Owner or permissions have changed, or may have, since the lower file was last synced with its attributes.
+    attributes_unsynced: AtomicBool,
+    me: Weak<Self>,
 }
 
 impl FileIo {
     /// Takes over the lower file, opened for reading and, unless the mount is read-only, writing. Asks for no key.
-    pub fn new(fd: OwnedFd, context: Arc<FileContext>) -> Self {
-        Self { lower: Lower(fd), context, inner: RwLock::new(Inner::Unread) }
+    pub fn new(fd: OwnedFd, context: Arc<FileContext>) -> Arc<Self> {
+        Self::with(fd, context, Inner::Unread)
     }
 
     /// A new file's: the lower file was just made and is empty. `reserved` is the key its first write will use.
-    pub fn new_empty(fd: OwnedFd, context: Arc<FileContext>, reserved: Option<FreshKey>) -> Self {
-        let reserved = reserved.map(Box::new);
-        Self { lower: Lower(fd), context, inner: RwLock::new(Inner::Empty(reserved)) }
+    pub fn new_empty(fd: OwnedFd, context: Arc<FileContext>, reserved: Option<FreshKey>) -> Arc<Self> {
+        Self::with(fd, context, Inner::Empty(reserved.map(Box::new)))
+    }
+
+    fn with(fd: OwnedFd, context: Arc<FileContext>, inner: Inner) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            lower: Arc::new(Lower::new(fd)),
+            context,
+            inner: RwLock::new(inner),
+            flushing: Mutex::new(()),
+            attributes_unsynced: AtomicBool::new(true),
+            me: me.clone(),
+        })
     }
 
     /// The lower file, for operations that concern its inode.
     pub fn lower_fd(&self) -> BorrowedFd<'_> {
-        self.lower.0.as_fd()
+        self.lower.as_fd()
+    }
+
+    /// Changes attributes of the lower file, `times_only` or others too. Nothing that keeps times runs meanwhile.
+    pub fn with_attributes<R>(&self, times_only: bool, change: impl FnOnce() -> R) -> R {
+        let _nobody_else = self.inner.write();
+        if !times_only {
+            self.attributes_unsynced.store(true, Ordering::Release);
+        }
+        change()
     }
 
     /// Plaintext size in bytes. Asks for no key.
@@ -140,6 +173,10 @@ impl FileIo {
 
     /// Forgets the keys (not the metadata). The next use asks the key source again.
     pub fn drop_keys(&self) {
+        // What waits needs its keys; where it cannot be put in place now, it waits for them to come back.
+        if let Err(e) = self.flush() {
+            ::log::warn!("overwritten blocks wait for their place and their key: {e}");
+        }
         match &mut *self.inner.write() {
             Inner::Unread => {}
             Inner::Empty(reserved) => *reserved = None,
@@ -152,6 +189,7 @@ impl FileIo {
         if self.context.read_only || !self.is_unsealed() {
             return Ok(());
         }
+        self.flush()?;
         let mut inner = self.for_writing()?;
         let Inner::Loaded(body) = &mut *inner else { return Ok(()) };
         self.lower.keeping_mtime(|| body.write_clean_seal(&self.lower))
@@ -159,13 +197,31 @@ impl FileIo {
 
     /// Makes everything written so far durable (fsync(2), fdatasync(2)).
     pub fn sync(&self, data_only: bool) -> Result<(), FsError> {
+        let attributes_too = !data_only && self.attributes_unsynced.load(Ordering::Acquire);
+        if self.sync_by_log(attributes_too)? {
+            return Ok(());
+        }
+        let mut reached = None;
         if self.is_unsealed() && !self.context.read_only {
+            self.flush()?;
             let mut inner = self.for_writing()?;
             if let Inner::Loaded(body) = &mut *inner {
                 self.lower.keeping_mtime(|| body.write_promise(&self.lower))?;
+                reached = Some(body.sync_begins());
             }
         }
-        Ok(self.lower.sync(data_only)?)
+        if !data_only {
+            self.attributes_unsynced.store(false, Ordering::Release);
+        }
+        let synced = self.lower.sync(data_only);
+        if synced.is_err() {
+            self.attributes_unsynced.store(true, Ordering::Release);
+        }
+        synced?;
+        if let (Some(reached), Inner::Loaded(body)) = (reached, &mut *self.inner.write()) {
+            body.note_synced(reached);
+        }
+        Ok(())
     }
 
     fn is_unsealed(&self) -> bool {

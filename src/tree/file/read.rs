@@ -68,6 +68,11 @@ impl FileIo {
             }
             block = stop;
         }
+        if !body.is_settled() || !body.repaired.is_empty() {
+            for (block, entry) in (first..).zip(&mut entries) {
+                *entry = body.waiting(block).map_or(*entry, |staged| staged.entry);
+            }
+        }
         Ok(entries)
     }
 
@@ -80,7 +85,9 @@ impl FileIo {
         buffer: &mut Vec<u8>,
     ) -> Result<u64, FsError> {
         let inline = body.inline_block();
-        let stored = |(block, entry): &(u64, &Entry)| **entry != HOLE && Some(*block) != inline;
+        let stored = |(block, entry): &(u64, &Entry)| {
+            **entry != HOLE && Some(*block) != inline && body.waiting(*block).is_none()
+        };
         let mut present = (first..).zip(entries).filter(stored).map(|(block, _)| block);
         let Some(from) = present.next() else { return Ok(0) };
         let to = present.last().unwrap_or(from);
@@ -112,8 +119,11 @@ impl FileIo {
     }
 }
 
-/// Where the ciphertext of `block` is: in the header page's tail or in the buffer that begins at `base`.
+/// Where the ciphertext of `block` is: waiting for its place, in the header page's tail or in the buffer that begins at `base`.
 fn stored<'a>(body: &'a Body, block: u64, base: u64, buffer: &'a [u8]) -> &'a [u8] {
+    if let Some(staged) = body.waiting(block) {
+        return staged.data();
+    }
     if body.inline_block() == Some(block) {
         return &body.tail;
     }

@@ -1,178 +1,262 @@
 //! Repairing a file that was being written when its daemon or machine stopped. Called by `load` only.
 //!
-//! What the seal promised must verify under a stored or a logged tag. What lies beyond was promised to nobody: blocks
-//! there that do not verify become holes.
+//! What was on stable storage before (`firm`) must verify under a stored or a logged tag, or stand in the log as a whole;
+//! else it is damage and stays so. What lies beyond was promised to nobody: blocks there that do not verify become holes.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rustix::io::Errno;
+use rustix::fs::OFlags;
 
 use super::FileIo;
 use super::body::{Body, CachedPage};
-use super::log::Logged;
+use super::record::{Logged, Record};
+use super::stage::Staged;
 use super::write::{Change, PROMISE_EVERY};
 use crate::crypto::FileKeys;
 use crate::format::layout::{self, BLOCK, BLOCK_LEN};
-use crate::format::seal::State;
+use crate::format::seal::{Seal, State};
 use crate::format::tags::{Entry, HOLE, open_block};
 use crate::tree::FsError;
 
-/// What a suspect block turned out to be.
-enum Found {
-    /// It verifies under its stored tag.
-    Whole,
-    /// It verifies under this logged tag at this length.
-    Logged(Entry, usize),
-    /// It verifies under nothing.
-    Lost,
+type Word = Logged<Vec<u8>>;
+
+/// What is known of a file that was not closed well.
+pub(super) struct Evidence {
+    /// The newest seal, of header page and log.
+    pub(super) seal: Seal,
+    /// What the log says, in the order of writing, with the seals.
+    pub(super) records: Vec<(Option<Seal>, Record<Vec<u8>>)>,
+}
+
+/// What a block is to be.
+struct Version {
+    entry: Entry,
+    len: usize,
+    /// The ciphertext, where the lower file does not have it.
+    data: Option<Vec<u8>>,
+}
+
+/// A repair under way.
+struct Repair<'a> {
+    io: &'a FileIo,
+    keys: &'a FileKeys,
+    /// Whether the repair goes to the lower file, or stays in memory.
+    stores: bool,
+    /// Lengths of the blocks that the log spoke of.
+    settled: BTreeMap<u64, usize>,
 }
 
 impl FileIo {
-    /// Repairs `body`, whose seal is not clean and whose lower file is `lower_len` bytes long.
-    pub(super) fn recover(&self, body: &mut Body, lower_len: u64) -> Result<(), FsError> {
+    /// Repairs `body`.
+    pub(super) fn recover(&self, body: &mut Body, evidence: &Evidence) -> Result<(), FsError> {
+        let Evidence { seal, records } = evidence;
         let keys = body.keys()?;
         // The root says nothing in this state: the tag pages' own MACs must do.
         body.holes_trusted.store(true, Ordering::Release);
-        let logged = self.logged(body, &keys);
-        if body.sealed.state == State::Cutting {
-            self.complete_cut(body, &keys, lower_len, &logged)?;
+        (body.session, body.firm) = (seal.session, seal.firm);
+        let writable = rustix::fs::fcntl_getfl(&self.lower).is_ok_and(|flags| flags.contains(OFlags::RDWR));
+        let stores = writable && !self.context.read_only;
+        let mut repair = Repair { io: self, keys: &keys, stores, settled: BTreeMap::new() };
+        repair.follow_log(body, records)?;
+        let size = if seal.state == State::Cutting {
+            repair.complete_cut(body, seal.size)?;
+            let inline = body.inline_block();
+            repair.settle_blocks(body, seal.firm.min(seal.size), seal.size, inline)?
         } else {
-            self.settle_size(body, &keys, lower_len, &logged)?;
-            self.settle_promised(body, &keys, &logged)?;
+            repair.settle_size(body, seal.firm)?
+        };
+        if !layout::tail_is_inline(size) || size / BLOCK != body.stored / BLOCK {
+            body.tail.clear();
         }
+        (body.size, body.stored, body.firm) = (size, size, size.min(body.firm));
         body.root = body.sum_of_terms(&self.lower, &keys)?;
         log::info!("file {} was repaired after an unclean stop", body.superblock.file_id);
-        if self.context.read_only {
-            return Ok(());
-        }
-        let stored = self.lower.keeping_mtime(|| {
-            body.unsaved.insert(0);
-            body.length_unsaved = true;
-            body.write_clean_seal(&self.lower)
-        });
-        match stored {
-            // The lower file could be opened for reading only: the repair stays in memory, the log keeps its records.
-            Err(FsError::Os(Errno::BADF)) => Ok(()),
-            Err(e) => Err(e),
-            Ok(()) => Ok(self.lower.sync(true)?),
-        }
+        if stores { self.store_repair(body, evidence) } else { Ok(()) }
     }
 
-    fn logged(&self, body: &Body, keys: &FileKeys) -> BTreeMap<u64, Vec<Logged>> {
-        let mut by_block = BTreeMap::<_, Vec<_>>::new();
-        let log = self.context.log.as_ref();
-        for record in log.into_iter().flat_map(|log| log.pending(keys, body.superblock.file_id)) {
-            by_block.entry(record.block).or_default().push(record);
+    /// Makes the repair durable, then says that the file is whole.
+    fn store_repair(&self, body: &mut Body, evidence: &Evidence) -> Result<(), FsError> {
+        self.lower.keeping_mtime(|| {
+            body.unsaved.insert(0);
+            body.length_unsaved = true;
+            body.save_pages(&self.lower)
+        })?;
+        let told = evidence.records.iter().filter_map(|(_, record)| record.modified).next_back();
+        if let Some(time) = told.filter(|time| self.lower.modified().is_ok_and(|now| now < *time)) {
+            self.lower.set_modified(time)?;
         }
-        by_block
+        // The log is needed until here: the seal that makes it void comes after.
+        self.lower.sync(true)?;
+        (body.firm, body.session) = (body.size, self.session());
+        self.lower.keeping_mtime(|| body.write_clean_seal(&self.lower))?;
+        Ok(self.lower.sync(true)?)
+    }
+}
+
+impl Repair<'_> {
+    /// Gives each block that the log speaks of the newest version that is to be had.
+    fn follow_log(
+        &mut self,
+        body: &mut Body,
+        records: &[(Option<Seal>, Record<Vec<u8>>)],
+    ) -> Result<(), FsError> {
+        let mut words = BTreeMap::<u64, Vec<&Word>>::new();
+        for (seal, record) in records {
+            if let Some(cut) = seal.filter(|seal| seal.state == State::Cutting) {
+                words.retain(|block, _| *block < layout::block_count(cut.size));
+            }
+            for word in &record.blocks {
+                words.entry(word.block).or_default().push(word);
+            }
+        }
+        for (block, words) in words {
+            let entry = body.entry(&self.io.lower, self.keys, block)?;
+            // A file that has another tag by now was changed since, by ways that need no log.
+            if !words.iter().any(|word| word.old == entry || word.new == entry) {
+                continue;
+            }
+            let Some(version) = self.newest(body, block, entry, &words) else { continue };
+            self.settled.insert(block, version.len);
+            self.put(body, block, version, entry)?;
+        }
+        Ok(())
+    }
+
+    fn newest(&self, body: &Body, block: u64, stored: Entry, words: &[&Word]) -> Option<Version> {
+        let stands = |entry: &Entry, len: usize| {
+            let in_header = body.inline_block() == Some(block) && *entry == stored;
+            *entry == HOLE || in_header || self.opens(body, block, entry, len)
+        };
+        for word in words.iter().rev() {
+            let (entry, len) = (word.new, word.new_len);
+            if stands(&entry, len) {
+                return Some(Version { entry, len, data: None });
+            }
+            if word.data.is_some() {
+                return Some(Version { entry, len, data: word.data.clone() });
+            }
+        }
+        let first = words.first()?;
+        stands(&first.old, first.old_len).then_some(Version {
+            entry: first.old,
+            len: first.old_len,
+            data: None,
+        })
+    }
+
+    /// Gives `block` the version; its entry is `stored` so far.
+    fn put(&self, body: &mut Body, block: u64, version: Version, stored: Entry) -> Result<(), FsError> {
+        let Version { entry, data, .. } = version;
+        if body.inline_block() == Some(block) && entry != stored {
+            body.tail.clear();
+        }
+        if let Some(data) = data {
+            if self.stores {
+                self.io.lower.write_at(&data, layout::block_offset(block)).map_err(|(_, e)| e)?;
+            } else {
+                let len = data.len();
+                body.repaired.insert(block, Staged { image: Arc::new(data), at: 0, len, entry });
+            }
+        }
+        if entry == stored { Ok(()) } else { self.set_entry(body, block, entry) }
     }
 
     /// A cut was under way: the sealed size rules.
-    fn complete_cut(
-        &self,
-        body: &mut Body,
-        keys: &FileKeys,
-        lower_len: u64,
-        logged: &BTreeMap<u64, Vec<Logged>>,
-    ) -> Result<(), FsError> {
-        let block = body.size / BLOCK;
-        let len = layout::block_len(block, body.size);
-        let in_page = body.tail.is_empty() && len > 0 && body.entry(&self.lower, keys, block)? != HOLE;
-        if in_page && matches!(self.examine(body, keys, block, len, &[])?, Found::Lost) {
-            // The last block still has its old length, or its new tag is only in the log.
-            let before = layout::block_len(block, layout::plain_size(lower_len));
-            let records = logged.get(&block).map_or(&[][..], Vec::as_slice);
-            match self.examine(body, keys, block, before, records)? {
-                Found::Whole => self.shorten(body, keys, block, before, len)?,
-                Found::Logged(entry, found) if found == len => self.set_entry(body, keys, block, entry)?,
-                Found::Logged(..) | Found::Lost => {}
-            }
+    fn complete_cut(&self, body: &mut Body, size: u64) -> Result<(), FsError> {
+        let (block, len) = (size / BLOCK, layout::block_len(size / BLOCK, size));
+        let entry = body.entry(&self.io.lower, self.keys, block)?;
+        let in_header = body.inline_block() == Some(block) && body.stored == size;
+        if len > 0 && entry != HOLE && !in_header {
+            self.shorten(body, block, len, size)?;
         }
-        let kept = layout::block_count(body.size);
-        let page_no = if kept == 0 { 0 } else { layout::tag_page(kept - 1) };
-        for block in kept..layout::first_block(page_no + 1) {
-            if body.entry(&self.lower, keys, block)? != HOLE {
-                self.set_entry(body, keys, block, HOLE)?;
-            }
-        }
+        self.drop_beyond(body, layout::block_count(size))?;
+        body.stored = size;
         Ok(())
     }
 
-    /// Seals the first `len` bytes of a block anew that is stored with `before` bytes.
-    fn shorten(
-        &self,
-        body: &mut Body,
-        keys: &FileKeys,
-        block: u64,
-        before: usize,
-        len: usize,
-    ) -> Result<(), FsError> {
+    /// Gives the last block its length of `len` bytes in a file of `size`, and the place that goes with it.
+    fn shorten(&self, body: &mut Body, block: u64, len: usize, size: u64) -> Result<(), FsError> {
+        let entry = body.entry(&self.io.lower, self.keys, block)?;
+        let inline = layout::tail_is_inline(size);
         let mut data = [0; BLOCK_LEN];
-        let entry = body.entry(&self.lower, keys, block)?;
-        self.open_stored(body, keys, block, &entry, &mut data[..before])?;
-        let change = Change::of_block(keys, body.superblock.file_id, block, &data[..len]);
-        let (entry, sealed) = change.single(len);
-        if layout::tail_is_inline(body.size) {
-            body.tail = sealed.to_vec();
-        } else if !self.context.read_only {
-            self.lower.write_at(sealed, layout::block_offset(block)).map_err(|(_, e)| e)?;
-        }
-        self.set_entry(body, keys, block, entry)
-    }
-
-    /// Finds the true size: what was promised, and beyond it what verifies.
-    fn settle_size(
-        &self,
-        body: &mut Body,
-        keys: &FileKeys,
-        lower_len: u64,
-        logged: &BTreeMap<u64, Vec<Logged>>,
-    ) -> Result<(), FsError> {
-        let (promised, reached) = (body.size, layout::plain_size(lower_len));
-        if reached <= promised {
-            return self.check_not_cut(body, keys, reached);
-        }
-        let (edge, standing) = (promised / BLOCK, self.settle_beyond(body, keys, reached, logged)?);
-        let reached = believable(body, promised, reached, standing);
-        body.size = promised;
-        if self.edge_reaches(body, keys, edge, reached, logged)? {
-            body.size = reached;
-            if !layout::tail_is_inline(reached) {
-                body.tail.clear();
+        let held = self.settled.get(&block).copied();
+        let before = layout::block_len(block, layout::plain_size(self.io.lower.len()?));
+        let lengths = [Some(len), held, Some(before), Some(layout::block_len(block, body.stored))];
+        for found in lengths.into_iter().flatten().filter(|found| *found >= len) {
+            if self.open_version(body, block, &entry, &mut data[..found]).is_err() {
+                continue;
             }
-        } else {
-            self.drop_beyond(body, keys, layout::block_count(promised), reached)?;
+            if found == len && !inline {
+                return Ok(());
+            }
+            let change = Change::of_block(self.keys, body.superblock.file_id, block, &data[..len]);
+            let (new, sealed) = change.single(len);
+            if inline {
+                (body.tail, body.stored) = (sealed.to_vec(), size);
+                body.repaired.remove(&block);
+                return self.set_entry(body, block, new);
+            }
+            return self.put(body, block, Version { entry: new, len, data: Some(sealed.to_vec()) }, entry);
         }
         Ok(())
     }
 
-    /// Keeps of the blocks between the promised size and `reached` what verifies; gives the end of the last one, as a
-    /// count of blocks. Costs as much as the lower file holds there, not as much as it is long.
-    fn settle_beyond(
+    /// Finds the true size: `firm` at least, and beyond it what verifies.
+    fn settle_size(&self, body: &mut Body, firm: u64) -> Result<u64, FsError> {
+        let sealed = body.stored;
+        if let Some(block) = body.inline_block() {
+            // The header page is one with its tail; what it knows nothing of never was.
+            self.drop_beyond(body, layout::block_count(sealed))?;
+            return self.settle_blocks(body, firm, sealed, Some(block));
+        }
+        let reached = layout::plain_size(self.io.lower.len()?);
+        if reached < firm {
+            self.check_not_cut(body, firm, reached)?;
+        }
+        let target = reached.max(firm);
+        self.settle_blocks(body, firm, target, None)
+    }
+
+    /// Makes holes of the blocks from `firm` on that do not verify in a file of `target` bytes, of which `inline` is
+    /// in the header page; gives the size that stands. Costs as much as the lower file holds, not as much as it is long.
+    fn settle_blocks(
         &self,
         body: &mut Body,
-        keys: &FileKeys,
-        reached: u64,
-        logged: &BTreeMap<u64, Vec<Logged>>,
+        firm: u64,
+        target: u64,
+        inline: Option<u64>,
     ) -> Result<u64, FsError> {
-        let promised = layout::block_count(body.size);
-        let mut standing = promised;
-        body.size = reached;
-        self.for_present(body, promised, layout::block_count(reached), |body, block| {
-            let records = logged.get(&block).map_or(&[][..], Vec::as_slice);
-            let len = layout::block_len(block, reached);
-            match self.examine(body, keys, block, len, records)? {
-                Found::Whole => {}
-                Found::Logged(entry, found) if found == len => self.set_entry(body, keys, block, entry)?,
-                Found::Logged(..) | Found::Lost => self.set_entry(body, keys, block, HOLE)?,
+        let (edge, partial) = (firm / BLOCK, (firm % BLOCK) as usize);
+        let (mut standing, mut lost, mut ends) = (firm, false, None);
+        self.for_present(body, edge, layout::block_count(target), |body, block| {
+            let entry = body.entry(&self.io.lower, self.keys, block)?;
+            let len = layout::block_len(block, target);
+            if entry == HOLE || ends.is_some() {
+                return Ok(());
             }
-            if body.entry(&self.lower, keys, block)? != HOLE {
-                standing = block + 1;
+            if inline == Some(block) || self.opens_now(body, block, &entry, len) {
+                standing = block * BLOCK + len as u64;
+                return Ok(());
+            }
+            let shorter =
+                self.settled.get(&block).copied().or((block == edge && partial > 0).then_some(partial));
+            if let Some(shorter) = shorter.filter(|len| self.opens_now(body, block, &entry, *len)) {
+                ends = Some(block * BLOCK + shorter as u64);
+            } else if block > edge || partial == 0 {
+                lost = true;
+                self.set_entry(body, block, HOLE)?;
             }
             Ok(())
         })?;
-        Ok(standing)
+        let size = match ends {
+            Some(end) => end,
+            None if lost && layout::block_count(standing) < layout::block_count(target) => standing.max(firm),
+            None => believable(body, firm, target, standing),
+        };
+        self.drop_beyond(body, layout::block_count(size))?;
+        Ok(size)
     }
 
     /// Calls `f` for the blocks `from..to`, but for whole groups that the lower file holds nothing for.
@@ -189,162 +273,89 @@ impl FileIo {
             for block in block..stop {
                 f(body, block)?;
             }
-            block = if stop < to { self.skip_absent_groups(stop)?.unwrap_or(to) } else { to };
+            block = if stop < to { self.io.skip_absent_groups(stop)?.unwrap_or(to) } else { to };
         }
         Ok(())
     }
 
-    /// Whether the block at the promised end stands with the length that the lower length tells.
-    fn edge_reaches(
-        &self,
-        body: &mut Body,
-        keys: &FileKeys,
-        edge: u64,
-        reached: u64,
-        logged: &BTreeMap<u64, Vec<Logged>>,
-    ) -> Result<bool, FsError> {
-        if body.size.is_multiple_of(BLOCK) || body.entry(&self.lower, keys, edge)? == HOLE {
-            return Ok(true);
-        }
-        let (promised, len) = (body.size, layout::block_len(edge, reached));
-        let tail = std::mem::take(&mut body.tail);
-        body.size = reached;
-        let records = logged.get(&edge).map_or(&[][..], Vec::as_slice);
-        match self.examine(body, keys, edge, len, records)? {
-            Found::Whole => Ok(true),
-            Found::Logged(entry, found) if found == len => {
-                self.set_entry(body, keys, edge, entry)?;
-                Ok(true)
-            }
-            Found::Logged(..) | Found::Lost => {
-                (body.size, body.tail) = (promised, tail);
-                Ok(false)
+    /// Forgets the tags of the blocks from `from` on: in the last tag page that is needed, which may have reached the disk
+    /// when the length did not. Later pages go with the length.
+    fn drop_beyond(&self, body: &mut Body, from: u64) -> Result<(), FsError> {
+        let page_no = if from == 0 { 0 } else { layout::tag_page(from - 1) };
+        for block in from..layout::first_block(page_no + 1) {
+            if body.entry(&self.io.lower, self.keys, block)? != HOLE {
+                self.set_entry(body, block, HOLE)?;
             }
         }
+        body.pages.lock().retain(|no, _| *no <= page_no);
+        body.unsaved.retain(|no| *no <= page_no);
+        Ok(())
     }
 
-    fn drop_beyond(&self, body: &mut Body, keys: &FileKeys, from: u64, reached: u64) -> Result<(), FsError> {
-        self.for_present(body, from, layout::block_count(reached), |body, block| {
-            if body.entry(&self.lower, keys, block)? != HOLE {
-                self.set_entry(body, keys, block, HOLE)?;
-            }
-            Ok(())
-        })
-    }
-
-    /// A lower file shorter than promised is whole only where what is missing holds nothing.
-    fn check_not_cut(&self, body: &Body, keys: &FileKeys, reached: u64) -> Result<(), FsError> {
+    /// A lower file shorter than what was durable is whole only where what is missing holds nothing.
+    fn check_not_cut(&self, body: &Body, firm: u64, reached: u64) -> Result<(), FsError> {
         // Later groups have lost their tag pages too.
         let first = reached / BLOCK;
-        let stop = layout::first_block(layout::tag_page(first) + 1).min(layout::block_count(body.size));
+        let stop = layout::first_block(layout::tag_page(first) + 1).min(layout::block_count(firm));
         for block in first..stop {
-            let stored = layout::block_offset(block) + layout::block_len(block, body.size) as u64;
+            let stored = layout::block_offset(block) + layout::block_len(block, firm) as u64;
             let missing =
-                stored > layout::lower_len(reached).max(BLOCK) && body.inline_block() != Some(block);
-            if missing && body.entry(&self.lower, keys, block)? != HOLE {
+                stored > layout::lower_len(reached).max(BLOCK) && !body.repaired.contains_key(&block);
+            if missing && body.entry(&self.io.lower, self.keys, block)? != HOLE {
                 return Err(body.corrupt(format_args!("the file was cut: block {block} is missing")));
             }
         }
         Ok(())
     }
 
-    /// Holds each logged block below the promised size against its stored and its logged tags.
-    fn settle_promised(
-        &self,
-        body: &mut Body,
-        keys: &FileKeys,
-        logged: &BTreeMap<u64, Vec<Logged>>,
-    ) -> Result<(), FsError> {
-        for (block, records) in logged {
-            if *block >= layout::block_count(body.size) || body.inline_block() == Some(*block) {
-                continue;
-            }
-            let len = layout::block_len(*block, body.size);
-            match self.examine(body, keys, *block, len, records)? {
-                Found::Whole | Found::Lost => {}
-                Found::Logged(entry, found) => {
-                    self.set_entry(body, keys, *block, entry)?;
-                    if found < len {
-                        // A cut had begun with this block: complete it.
-                        let reached = body.size;
-                        body.size = block * BLOCK + found as u64;
-                        body.tail.clear();
-                        self.drop_beyond(body, keys, block + 1, reached)?;
-                    }
-                }
-            }
-        }
-        Ok(())
+    /// Whether the lower file has `block` under `entry` with `len` bytes.
+    fn opens(&self, body: &Body, block: u64, entry: &Entry, len: usize) -> bool {
+        len > 0 && self.open_stored(body, block, entry, &mut [0; BLOCK_LEN][..len]).is_ok()
     }
 
-    /// Holds a block, stored with `len` bytes, against its stored tag and the logged ones.
-    fn examine(
-        &self,
-        body: &Body,
-        keys: &FileKeys,
-        block: u64,
-        len: usize,
-        records: &[Logged],
-    ) -> Result<Found, FsError> {
-        let entry = body.entry(&self.lower, keys, block)?;
-        let mut data = [0; BLOCK_LEN];
-        let mut opens =
-            |entry: &Entry, len: usize| self.open_stored(body, keys, block, entry, &mut data[..len]).is_ok();
-        if entry == HOLE && records.is_empty() || entry != HOLE && opens(&entry, len) {
-            return Ok(Found::Whole);
-        }
-        for record in records {
-            if record.new != HOLE && opens(&record.new, record.new_len) {
-                return Ok(Found::Logged(record.new, record.new_len));
-            }
-            if record.old != HOLE && opens(&record.old, len) {
-                return Ok(Found::Logged(record.old, len));
-            }
-        }
-        // A hole whose filling was logged but never reached the disk is a hole still.
-        let was_hole = records.iter().any(|record| record.old == HOLE && record.new == entry);
-        Ok(match entry {
-            HOLE => Found::Whole,
-            _ if was_hole => Found::Logged(HOLE, len),
-            _ => Found::Lost,
-        })
+    /// The same, or whether it was repaired in memory.
+    fn opens_now(&self, body: &Body, block: u64, entry: &Entry, len: usize) -> bool {
+        len > 0 && self.open_version(body, block, entry, &mut [0; BLOCK_LEN][..len]).is_ok()
     }
 
-    fn open_stored(
-        &self,
-        body: &Body,
-        keys: &FileKeys,
-        block: u64,
-        entry: &Entry,
-        out: &mut [u8],
-    ) -> Result<(), FsError> {
+    fn open_version(&self, body: &Body, block: u64, entry: &Entry, out: &mut [u8]) -> Result<(), FsError> {
+        let tail = (body.inline_block() == Some(block)).then_some(&body.tail[..]);
+        let held = body.repaired.get(&block).map(Staged::data).or(tail);
+        let Some(sealed) = held else { return self.open_stored(body, block, entry, out) };
+        let fits = sealed.len() == out.len();
+        let opened = fits.then(|| open_block(self.keys, body.superblock.file_id, block, entry, sealed, out));
+        opened.and_then(Result::ok).ok_or_else(|| body.corrupt(format_args!("block {block} does not verify")))
+    }
+
+    fn open_stored(&self, body: &Body, block: u64, entry: &Entry, out: &mut [u8]) -> Result<(), FsError> {
         let mut sealed = [0; BLOCK_LEN];
         let sealed = &mut sealed[..out.len()];
-        if self.lower.read_at(sealed, layout::block_offset(block))? < sealed.len() {
+        if self.io.lower.read_at(sealed, layout::block_offset(block))? < sealed.len() {
             return Err(body.corrupt(format_args!("block {block} is missing")));
         }
-        open_block(keys, body.superblock.file_id, block, entry, sealed, out)
+        open_block(self.keys, body.superblock.file_id, block, entry, sealed, out)
             .map_err(|_| body.corrupt(format_args!("block {block} does not verify")))
     }
 
-    fn set_entry(&self, body: &mut Body, keys: &FileKeys, block: u64, entry: Entry) -> Result<(), FsError> {
+    fn set_entry(&self, body: &mut Body, block: u64, entry: Entry) -> Result<(), FsError> {
         let page_no = layout::tag_page(block);
-        let old = body.page(&self.lower, keys, page_no)?.as_ref().clone();
+        let old = body.page(&self.io.lower, self.keys, page_no)?.as_ref().clone();
         let mut page = old.page.clone();
         page.set(layout::entry_index(block), entry);
-        body.replace_page(page_no, &old, CachedPage::new(keys, page_no, page));
+        body.replace_page(page_no, &old, CachedPage::new(self.keys, page_no, page));
         body.unsaved.insert(page_no);
         Ok(())
     }
 }
 
-/// The size that the lower length tells, unless it is farther from what was promised than a writer goes and
-/// nothing stands there: then the end of what stands.
-fn believable(body: &Body, promised: u64, reached: u64, standing: u64) -> u64 {
-    if reached - promised <= PROMISE_EVERY || standing == layout::block_count(reached) {
+/// The size that the lower length tells, unless it is farther from what was promised than a writer goes and nothing
+/// stands there: then the end of what stands.
+fn believable(body: &Body, firm: u64, reached: u64, standing: u64) -> u64 {
+    let promised = firm.max(body.sealed.size);
+    if reached.saturating_sub(promised) <= PROMISE_EVERY || standing >= reached {
         return reached;
     }
-    let kept = promised.max(standing * BLOCK);
+    let kept = promised.max(standing);
     log::warn!(
         "file {}: its lower file is {reached} bytes long, of which {promised} were promised and {kept} verify; \
          the rest is cut off",

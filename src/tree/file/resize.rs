@@ -3,7 +3,9 @@
 use rustix::io::Errno;
 
 use super::body::{Body, CachedPage, xor};
-use super::log::InFlight;
+use super::log::Ticket;
+use super::record::Logged;
+use super::stage::goes;
 use super::write::Change;
 use super::{FileIo, Inner};
 use crate::crypto::FileKeys;
@@ -35,30 +37,43 @@ impl FileIo {
         if size > MAX_SIZE {
             return Err(FsError::Os(Errno::FBIG));
         }
-        let mut inner = self.for_writing()?;
-        if matches!(&*inner, Inner::Empty(_)) && size == 0 {
-            return Ok(());
+        loop {
+            self.flush()?;
+            let _one = self.flushing.lock();
+            let mut inner = self.for_writing()?;
+            if matches!(&*inner, Inner::Empty(_)) && size == 0 {
+                return Ok(());
+            }
+            let (body, keys) = self.body_for_write(&mut inner)?;
+            if !body.is_settled() {
+                continue;
+            }
+            if size < body.size {
+                return self.cut(body, &keys, size);
+            }
+            if self.grow(body, &keys, size)? {
+                return Ok(());
+            }
         }
-        let (body, keys) = self.body_for_write(&mut inner)?;
-        if size < body.size {
-            return self.cut(body, &keys, size);
-        }
-        if size > body.size {
-            self.grow(body, &keys, size)?;
-        }
-        Ok(())
     }
 
-    /// Extends the file by a hole.
-    fn grow(&self, body: &mut Body, keys: &FileKeys, size: u64) -> Result<(), FsError> {
-        self.fill_tail(body, keys, size)?;
+    /// Extends the file by a hole; `false` where the last block must be flushed first. The caller holds `flushing`.
+    fn grow(&self, body: &mut Body, keys: &FileKeys, size: u64) -> Result<bool, FsError> {
+        if size <= body.size {
+            return Ok(true);
+        }
+        self.begin_changes(body)?;
+        if self.fill_tail(body, keys, size)? {
+            return Ok(false);
+        }
         if size > body.size {
             self.apply(body, keys, Change::none(size / BLOCK), size)?;
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// Cuts the file. The sealed size goes first, so that whoever opens the file after a crash completes the cut.
+    /// Cuts the file. The sealed size goes first, so that whoever opens the file after a crash completes the cut; by way
+    /// of the log where something durable goes. The caller holds `flushing`.
     fn cut(&self, body: &mut Body, keys: &FileKeys, size: u64) -> Result<(), FsError> {
         let block = size / BLOCK;
         let tail_len = layout::block_len(block, size);
@@ -72,51 +87,89 @@ impl FileIo {
         let edge_page = if kept_blocks == 0 { 0 } else { layout::tag_page(kept_blocks - 1) };
         let root = self.root_of_pages(body, keys, edge_page)?;
         let change = has_tail.then(|| Change::of_block(keys, body.superblock.file_id, block, tail));
-        if edge_page > 0 {
+        let _ticket = self.announce_cut(body, keys, change.as_ref(), size)?;
+        // A seal without its head tags goes only where they stay as they are: all of them are in use.
+        if edge_page > 0 && body.seal_stored {
             body.write_seal(&self.lower, State::Cutting, size)?;
-        } else if has_tail && !layout::tail_is_inline(size) {
-            body.mark_dirty(&self.lower)?;
+        } else if edge_page > 0 {
+            // Where this fails, the log has it.
+            let _ = body.store_seal(&self.lower);
         }
         let old = body.page(&self.lower, keys, edge_page)?.as_ref().clone();
         let mut page = old.page.clone();
         for index in (kept_blocks - layout::first_block(edge_page)) as usize..page.entries().len() {
             page.set(index, HOLE);
         }
-        let _in_flight = self.place_tail(body, keys, &old, change.as_ref(), &mut page, size)?;
+        if let Err(e) = self.place_tail(body, change.as_ref(), &mut page, size) {
+            self.take_back_cut(body, keys, change.as_ref())?;
+            return Err(e);
+        }
         body.root = root;
         body.replace_page(edge_page, &old, CachedPage::new(keys, edge_page, page));
         body.pages.lock().retain(|no, _| *no <= edge_page);
         body.unsaved.retain(|no| *no <= edge_page);
-        body.size = size;
+        body.set_size(size);
         let inline = change.filter(|_| layout::tail_is_inline(size));
         body.tail = inline.map_or_else(Vec::new, |change| change.single(tail_len).1.to_vec());
         self.finish_cut(body, edge_page)
     }
 
-    /// Enters the tag of the shortened last block and, where it has a page of its own, writes it there. The log's slot
-    /// is held until the tag is stored too.
+    /// Notes the cut in the log, with the shortened last block, where something durable or that block's old state goes.
+    fn announce_cut(
+        &self,
+        body: &mut Body,
+        keys: &FileKeys,
+        change: Option<&Change>,
+        size: u64,
+    ) -> Result<Option<Ticket<'_>>, FsError> {
+        let replaces = change.is_some() && !layout::tail_is_inline(size);
+        if size >= body.firm && !replaces && !self.must_announce(body) {
+            return Ok(None);
+        }
+        let block = size / BLOCK;
+        let mut blocks = Vec::new();
+        if let Some(change) = change {
+            let (new, data) = change.single(layout::block_len(block, size));
+            let (old, old_len) = (body.entry(&self.lower, keys, block)?, layout::block_len(block, body.size));
+            let data = Some(data.to_vec());
+            blocks.push(Logged { block, old, old_len, new, new_len: layout::block_len(block, size), data });
+        }
+        self.announce(body, blocks, State::Cutting, size)
+    }
+
+    /// Notes in the log that the cut did not come about after all.
+    fn take_back_cut(
+        &self,
+        body: &mut Body,
+        keys: &FileKeys,
+        change: Option<&Change>,
+    ) -> Result<(), FsError> {
+        let Some(change) = change else { return Ok(()) };
+        let block = change.first();
+        let (new, new_len) = (body.entry(&self.lower, keys, block)?, layout::block_len(block, body.size));
+        let old = change.single(0).0;
+        let word = Logged { block, old, old_len: 0, new, new_len, data: None };
+        let _ticket = self.announce(body, vec![word], State::Dirty, body.stored)?;
+        body.store_seal(&self.lower)
+    }
+
+    /// Enters the tag of the shortened last block and, where it has a page of its own, writes it there.
     fn place_tail(
         &self,
-        body: &Body,
-        keys: &FileKeys,
-        old: &CachedPage,
+        body: &mut Body,
         change: Option<&Change>,
         page: &mut TagPage,
         size: u64,
-    ) -> Result<Option<InFlight<'_>>, FsError> {
-        let Some(change) = change else { return Ok(None) };
+    ) -> Result<(), FsError> {
+        let Some(change) = change else { return Ok(()) };
         let block = size / BLOCK;
-        let index = layout::entry_index(block);
         let (entry, data) = change.single(layout::block_len(block, size));
-        page.set(index, entry);
-        if layout::tail_is_inline(size) {
-            return Ok(None);
+        page.set(layout::entry_index(block), entry);
+        if !layout::tail_is_inline(size) {
+            body.touched();
+            self.lower.write_at(data, layout::block_offset(block)).map_err(|(_, e)| e)?;
         }
-        let pair = (*old.page.entry(index), entry);
-        let (id, log) = (body.superblock.file_id, self.context.log.as_ref());
-        let in_flight = log.map(|log| log.note(keys, id, block, &[pair], data.len())).transpose()?;
-        self.lower.write_at(data, layout::block_offset(block)).map_err(|(_, e)| e)?;
-        Ok(in_flight)
+        Ok(())
     }
 
     fn finish_cut(&self, body: &mut Body, edge_page: u64) -> Result<(), FsError> {
@@ -173,17 +226,27 @@ impl FileIo {
         if len == 0 {
             return Err(FsError::Os(Errno::INVAL));
         }
-        let mut inner = self.for_writing()?;
-        if matches!(&*inner, Inner::Empty(_)) && what == Allocate::Punch {
-            return Ok(());
-        }
-        let (body, keys) = self.body_for_write(&mut inner)?;
-        match what {
-            Allocate::Reserve { keep_size } => self.reserve(body, &keys, offset, end, keep_size),
-            Allocate::Punch => self.punch(body, &keys, offset, end),
-            Allocate::Zero { keep_size } => {
-                self.punch(body, &keys, offset, end)?;
-                self.reserve(body, &keys, offset, end, keep_size)
+        loop {
+            self.flush()?;
+            let _one = self.flushing.lock();
+            let mut inner = self.for_writing()?;
+            if matches!(&*inner, Inner::Empty(_)) && what == Allocate::Punch {
+                return Ok(());
+            }
+            let (body, keys) = self.body_for_write(&mut inner)?;
+            if !body.is_settled() {
+                continue;
+            }
+            let done = match what {
+                Allocate::Reserve { keep_size } => self.reserve(body, &keys, offset, end, keep_size),
+                Allocate::Punch => self.punch(body, &keys, offset, end).map(|()| true),
+                Allocate::Zero { keep_size } => {
+                    self.punch(body, &keys, offset, end)?;
+                    self.reserve(body, &keys, offset, end, keep_size)
+                }
+            };
+            if done? {
+                return Ok(());
             }
         }
     }
@@ -195,14 +258,12 @@ impl FileIo {
         offset: u64,
         end: u64,
         keep_size: bool,
-    ) -> Result<(), FsError> {
+    ) -> Result<bool, FsError> {
         let from = layout::block_offset(offset / BLOCK);
         let to = layout::block_offset((end - 1) / BLOCK) + BLOCK;
+        body.touched();
         self.lower.reserve(from, to - from)?;
-        if !keep_size && end > body.size {
-            self.grow(body, keys, end)?;
-        }
-        Ok(())
+        if keep_size { Ok(true) } else { self.grow(body, keys, end) }
     }
 
     /// Makes the range read as zeros: whole blocks become holes, the edges are rewritten.
@@ -238,11 +299,12 @@ impl FileIo {
         self.read_block(body, keys, block, data)?;
         data[(offset - block * BLOCK) as usize..(end - block * BLOCK) as usize].fill(0);
         let change = Change::of_block(keys, body.superblock.file_id, block, data);
-        self.apply(body, keys, change, body.size)
+        self.replace_block(body, keys, change, body.size).map(drop)
     }
 
-    /// Turns the blocks `from..to` into holes: the tags first, then the space goes back.
+    /// Turns the blocks `from..to` into holes: the tags first, then the space goes back. The caller holds `flushing`.
     fn clear_blocks(&self, body: &mut Body, keys: &FileKeys, from: u64, to: u64) -> Result<(), FsError> {
+        self.begin_changes(body)?;
         body.mark_dirty(&self.lower)?;
         let mut block = from;
         while block < to {
@@ -269,6 +331,7 @@ impl FileIo {
         for block in from..to {
             page.set(layout::entry_index(block), HOLE);
         }
+        let _ticket = self.announce_holes(body, &old, from, to)?;
         if page != old.page {
             body.replace_page(page_no, &old, CachedPage::new(keys, page_no, page));
             if body.inline_block().is_some_and(|block| (from..to).contains(&block)) {
@@ -281,6 +344,30 @@ impl FileIo {
             }
         }
         let start = layout::block_offset(from);
+        body.touched();
         Ok(self.lower.punch(start, layout::block_offset(to - 1) + BLOCK - start)?)
+    }
+
+    /// Notes in the log which blocks of one tag page go, as far as they may be on stable storage.
+    fn announce_holes(
+        &self,
+        body: &mut Body,
+        old: &CachedPage,
+        from: u64,
+        to: u64,
+    ) -> Result<Option<Ticket<'_>>, FsError> {
+        let guarded = layout::block_count(body.guarded).min(to);
+        let inline = body.inline_block();
+        let lost = (from..guarded).map(|block| (block, *old.page.entry(layout::entry_index(block))));
+        let blocks: Vec<_> = lost
+            .filter(|(block, entry)| *entry != HOLE && Some(*block) != inline)
+            .map(|(block, entry)| goes(block, entry, layout::block_len(block, body.size)))
+            .collect();
+        if blocks.is_empty() {
+            return Ok(None);
+        }
+        let ticket = self.announce(body, blocks, State::Dirty, body.size)?;
+        body.store_seal(&self.lower)?;
+        Ok(ticket)
     }
 }

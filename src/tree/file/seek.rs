@@ -35,7 +35,7 @@ impl FileIo {
             }
             block = layout::first_block(layout::tag_page(block) + 1);
             if what == Seek::Data && block < count {
-                block = self.skip_absent_groups(block)?.unwrap_or(count);
+                block = self.next_present(body, block)?.unwrap_or(count);
             }
         }
         match what {
@@ -57,6 +57,12 @@ impl FileIo {
         let entries = self.entries(body, keys, block, stop - 1)?;
         let wanted = |entry: &[u8; 28]| (*entry == HOLE) == (what == Seek::Hole);
         Ok((block..stop).zip(&entries).find(|(_, entry)| wanted(entry)).map(|(block, _)| block))
+    }
+
+    /// The same, or a group in which a block waits for its place.
+    pub(super) fn next_present(&self, body: &Body, block: u64) -> Result<Option<u64>, FsError> {
+        let waiting = body.next_waiting(block).map(|at| block.max(layout::first_block(layout::tag_page(at))));
+        Ok(self.skip_absent_groups(block)?.into_iter().chain(waiting).min())
     }
 
     /// The first block of the group from `block` on that the lower file holds anything for.

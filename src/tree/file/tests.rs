@@ -12,8 +12,8 @@ use proptest::prelude::*;
 use rustix::fs::{Mode, OFlags};
 
 use super::lower::fault::{self, Fault};
-use super::{Allocate, FileContext, FileIo, Seek, TagLog};
-use crate::crypto::{DataKey, random_array};
+use super::{Allocate, Durability, FileContext, FileIo, Seek, Stage, TagLog};
+use crate::crypto::{DataKey, Secret, VolumeKey, random_array};
 use crate::format::layout::{self, BLOCK};
 use crate::format::{FileId, VolumeId, WrappedKey};
 use crate::tree::{FreshKey, FsError, KeyError, KeySource};
@@ -39,43 +39,62 @@ impl KeySource for MapKeys {
 }
 
 /// A lower directory with one file, removed on drop.
-struct Bench {
-    dir: PathBuf,
+pub(super) struct Bench {
+    pub(super) dir: PathBuf,
     keys: Arc<MapKeys>,
+    volume: Arc<VolumeKey>,
 }
 
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
 impl Bench {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let n = COUNTER.fetch_add(1, Ordering::Relaxed);
         let base =
             if Path::new("/dev/shm").is_dir() { PathBuf::from("/dev/shm") } else { std::env::temp_dir() };
         let dir = base.join(format!("kmsfs-file-{}-{n}", std::process::id()));
         std::fs::create_dir(&dir).unwrap();
-        Self { dir, keys: Arc::default() }
+        Self { dir, keys: Arc::default(), volume: Arc::new(VolumeKey::new(Secret::random())) }
     }
 
-    fn path(&self) -> PathBuf {
+    /// Another directory for the same volume.
+    pub(super) fn again(&self) -> Self {
+        let fresh = Self::new();
+        let (dir, keys, volume) = (fresh.dir.clone(), self.keys.clone(), self.volume.clone());
+        std::mem::forget(fresh);
+        Self { dir, keys, volume }
+    }
+
+    pub(super) fn path(&self) -> PathBuf {
         self.dir.join("file")
     }
 
-    fn fd(&self) -> OwnedFd {
+    pub(super) fn fd(&self) -> OwnedFd {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
         rustix::fs::open(self.path(), flags, Mode::RUSR | Mode::WUSR).unwrap()
     }
 
     /// A new mount's view: what the last one did not close is found as it was left.
-    fn mount(&self) -> FileIo {
+    pub(super) fn mount(&self) -> Arc<FileIo> {
         self.mount_as(false)
     }
 
-    fn mount_as(&self, read_only: bool) -> FileIo {
+    fn mount_as(&self, read_only: bool) -> Arc<FileIo> {
         let root = rustix::fs::open(&self.dir, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
-        let log = if read_only { TagLog::open_read_only(&root) } else { TagLog::open(&root) };
+        let log = if read_only {
+            TagLog::open_read_only(&root, &self.volume)
+        } else {
+            TagLog::open(&root, &self.volume, Durability::Strict)
+        };
         let keys: Arc<dyn KeySource> = self.keys.clone();
         let log = Some(log.unwrap());
-        let context = Arc::new(FileContext { volume_id: VolumeId([1; 16]), keys, read_only, log });
+        let context = Arc::new(FileContext {
+            volume_id: VolumeId([1; 16]),
+            keys,
+            read_only,
+            log,
+            stage: Stage::default(),
+        });
         FileIo::new(self.fd(), context)
     }
 
@@ -93,6 +112,12 @@ impl Bench {
     }
 }
 
+/// Ends a mount well: the file is sealed, and the log says that nothing is open.
+fn unmount(file: &FileIo) {
+    file.seal().unwrap();
+    file.context.log.as_ref().unwrap().close();
+}
+
 impl Drop for Bench {
     fn drop(&mut self) {
         fault::clear();
@@ -100,7 +125,7 @@ impl Drop for Bench {
     }
 }
 
-fn contents(file: &FileIo) -> Vec<u8> {
+pub(super) fn contents(file: &FileIo) -> Vec<u8> {
     let mut out = Vec::new();
     file.read(0, 1 << 26, &mut out).unwrap();
     out
@@ -113,7 +138,7 @@ fn cases() -> ProptestConfig {
 }
 
 #[derive(Debug, Clone)]
-enum Op {
+pub(super) enum Op {
     Write(u64, usize, u8),
     Truncate(u64),
     Punch(u64, u64),
@@ -137,7 +162,7 @@ fn place() -> impl Strategy<Value = u64> {
     ]
 }
 
-fn op() -> impl Strategy<Value = Op> {
+pub(super) fn op() -> impl Strategy<Value = Op> {
     let len =
         || prop_oneof![3 => 1..5000_u64, 1 => 1..200_000_u64, 1 => Just(BLOCK), 1 => 600_000..700_000_u64];
     prop_oneof![
@@ -159,7 +184,7 @@ fn pattern(offset: u64, len: usize, seed: u8) -> Vec<u8> {
 }
 
 /// What the operation does to a plain file.
-fn apply_to_model(model: &mut Vec<u8>, op: &Op) {
+pub(super) fn apply_to_model(model: &mut Vec<u8>, op: &Op) {
     let clear = |model: &mut Vec<u8>, offset: u64, len: u64| {
         let end = ((offset + len) as usize).min(model.len());
         let start = (offset as usize).min(end);
@@ -184,7 +209,7 @@ fn apply_to_model(model: &mut Vec<u8>, op: &Op) {
     }
 }
 
-fn apply_to_file(file: &FileIo, op: &Op) -> Result<(), FsError> {
+pub(super) fn apply_to_file(file: &FileIo, op: &Op) -> Result<(), FsError> {
     match *op {
         Op::Write(offset, len, seed) => file.write(offset, &pattern(offset, len, seed)),
         Op::Truncate(size) => file.truncate(size),
@@ -231,7 +256,7 @@ proptest! {
                 prop_assert_eq!(&out, &model[start..(start + len).min(model.len())]);
             }
             if matches!(op, Op::Remount) {
-                if clean { file.seal().unwrap(); }
+                if clean { file.seal().unwrap(); } else { file.flush().unwrap(); }
                 drop(file);
                 file = bench.mount();
                 prop_assert_eq!(file.size().unwrap(), model.len() as u64);
@@ -319,8 +344,7 @@ proptest! {
         let bench = Bench::new();
         let file = bench.mount();
         file.write(0, &pattern(0, size as usize, 7)).unwrap();
-        file.seal().unwrap();
-        drop(file);
+        unmount(&file);
         let good = bench.bytes();
         let mut bad = good.clone();
         let at = at.index(good.len());
@@ -383,8 +407,7 @@ fn a_block_put_back_is_detected() {
         file.seal().unwrap();
         let old = bench.bytes();
         file.write(BLOCK * 2, &pattern(0, 4096, 2)).unwrap();
-        file.seal().unwrap();
-        drop(file);
+        unmount(&file);
         let new = bench.bytes();
         let mut back = new.clone();
         // Block 2 with its tag, and the MAC of its page, as they were.
@@ -404,8 +427,7 @@ fn a_whole_group_put_back_or_removed_is_detected() {
     file.seal().unwrap();
     let old = bench.bytes();
     file.write(100 * BLOCK, &pattern(0, 4096, 2)).unwrap();
-    file.seal().unwrap();
-    drop(file);
+    unmount(&file);
     let new = bench.bytes();
     let (from, to) = (layout::tag_page_offset(1) as usize, layout::tag_page_offset(2) as usize);
     let mut back = new.clone();
@@ -419,7 +441,7 @@ fn a_whole_group_put_back_or_removed_is_detected() {
 #[test]
 fn blocks_do_not_move_between_files() {
     let bench = Bench::new();
-    let other = Bench { dir: bench.dir.clone(), keys: bench.keys.clone() };
+    let other = Bench { dir: bench.dir.clone(), keys: bench.keys.clone(), volume: bench.volume.clone() };
     let file = bench.mount();
     file.write(0, &[1; 8192]).unwrap();
     file.seal().unwrap();
@@ -498,7 +520,13 @@ fn a_foreign_volume_and_a_lost_key_are_told_apart() {
     assert!(matches!(file.ensure_keys(), Err(FsError::Key(KeyError::Denied(_)))));
     assert_eq!(file.size().unwrap(), 4, "the size needs no key");
     let keys: Arc<dyn KeySource> = bench.keys.clone();
-    let context = FileContext { volume_id: VolumeId([2; 16]), keys, read_only: false, log: None };
+    let context = FileContext {
+        volume_id: VolumeId([2; 16]),
+        keys,
+        read_only: false,
+        log: None,
+        stage: Stage::default(),
+    };
     let foreign = FileIo::new(bench.fd(), Arc::new(context));
     assert!(matches!(foreign.ensure_keys(), Err(FsError::Corrupt(why)) if why.contains("belongs to volume")));
 }

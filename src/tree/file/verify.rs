@@ -37,7 +37,7 @@ impl FileIo {
             let stop = layout::first_block(layout::tag_page(block) + 1).min(count);
             (block..stop).for_each(|block| self.verify_block(body, &keys, block, &mut found));
             let next = if stop < count {
-                self.skip_absent_groups(stop)?.map_or(count, |b| b.min(count))
+                self.next_present(body, stop)?.map_or(count, |b| b.min(count))
             } else {
                 stop
             };

@@ -1,14 +1,17 @@
 //! Writing a range: blocks are sealed into an image of the lower file, which one positioned write puts in place.
 //!
-//! Order within one change: mark the file dirty, note old and new tags in the log, data (with the tag pages that lie
-//! between), the tag page before the data or the header page, the lower length. Cut at any point, each block fits its
-//! stored or its logged tag.
+//! Blocks that may be on stable storage already are staged (`stage`), whoever else goes straight to the lower file. Order
+//! there: mark the file dirty, data (with the tag pages that lie between), the tag page before the data or the header
+//! page, the lower length. Cut at any point, what was there before is there still.
+
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::FileIo;
 use super::body::{Body, CachedPage};
 use super::lower::Lower;
+use super::stage::Staged;
+use super::{FileIo, Inner};
 use crate::crypto::{FileKeys, Nonce, random_array, random_nonces};
 use crate::format::FileId;
 use crate::format::layout::{self, BLOCK, BLOCK_LEN, MAX_SIZE};
@@ -65,6 +68,21 @@ impl Change {
         (self.entries[0], &self.image[..len])
     }
 
+    /// The blocks, to be put in place later; the last one has `last_len` bytes.
+    fn into_staged(self, last_len: usize) -> impl Iterator<Item = (u64, Staged)> {
+        let (first, last) = (self.first, self.last());
+        let places: Vec<usize> = (first..=last).map(|block| self.place(block)).collect();
+        let (entries, image) = (self.entries, Arc::new(self.image));
+        (first..=last).zip(places).zip(entries).map(move |((block, at), entry)| {
+            let len = if block == last { last_len } else { BLOCK_LEN };
+            (block, Staged { image: Arc::clone(&image), at, len, entry })
+        })
+    }
+
+    pub(super) fn first(&self) -> u64 {
+        self.first
+    }
+
     fn last(&self) -> u64 {
         self.first + self.entries.len() as u64 - 1
     }
@@ -73,23 +91,83 @@ impl Change {
 impl FileIo {
     /// Writes `data` at `offset` (pwrite(2)); a gap before it becomes a hole.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), FsError> {
+        match self.write_once(offset, data) {
+            Err(FsError::Os(Errno::NOSPC | Errno::DQUOT)) if self.context.release_removed() => {
+                self.write_once(offset, data)
+            }
+            done => done,
+        }
+    }
+
+    fn write_once(&self, offset: u64, data: &[u8]) -> Result<(), FsError> {
         if data.is_empty() {
             return Ok(());
         }
         let end = offset.checked_add(data.len() as u64).filter(|end| *end <= MAX_SIZE);
         let end = end.ok_or(FsError::Os(Errno::FBIG))?;
         let (keys, id) = self.keys_for_write()?;
+        loop {
+            let border = self.border(end);
+            let split = if offset < border && border < end { (border - offset) as usize } else { data.len() };
+            let (head, rest) = data.split_at(split);
+            if self.write_part(&keys, id, offset, head)?
+                && (rest.is_empty() || self.write_part(&keys, id, border, rest)?)
+            {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Where the blocks that change by way of the log end, for a write that ends at `end`: what may be on stable storage,
+    /// less an end of the file that is kept in the header page, which changes as a whole.
+    fn border(&self, end: u64) -> u64 {
+        match (&*self.inner.read(), &self.context.log) {
+            (Inner::Loaded(body), Some(_)) => body.border(end),
+            _ => 0,
+        }
+    }
+
+    /// Writes a part that lies on one side of the border; `false` where the border has moved.
+    fn write_part(&self, keys: &FileKeys, id: FileId, offset: u64, data: &[u8]) -> Result<bool, FsError> {
+        let end = offset + data.len() as u64;
         // Whole blocks depend on nothing but the data: they are sealed before the file is locked.
         let mut change = Change::new(offset / BLOCK, (end - 1) / BLOCK);
-        seal_whole_blocks(&mut change, &keys, id, offset, data);
-        let mut inner = self.for_writing()?;
-        let (body, keys) = self.body_for_write(&mut inner)?;
-        let new_size = body.size.max(end);
-        if body.size < change.first * BLOCK {
-            self.fill_tail(body, &keys, new_size)?;
+        seal_whole_blocks(&mut change, keys, id, offset, data);
+        self.make_room()?;
+        let mut log_first = false;
+        loop {
+            if log_first {
+                self.flush()?;
+            }
+            let _one = log_first.then(|| self.flushing.lock());
+            let mut inner = self.for_writing()?;
+            let (body, keys) = self.body_for_write(&mut inner)?;
+            let new_size = body.size.max(end);
+            let border = if self.context.log.is_some() { body.border(end) } else { 0 };
+            if offset < border && border < end {
+                return Ok(false);
+            }
+            if offset < border {
+                self.seal_edges(body, &keys, &mut change, offset, data, new_size)?;
+                let last_len = layout::block_len(change.last(), new_size);
+                self.stage(body, change.into_staged(last_len), new_size);
+                return Ok(true);
+            }
+            let gap = body.size < change.first * BLOCK && self.has_partial_tail(body, &keys)?;
+            if gap || body.stored != body.size || self.must_announce(body) {
+                if !log_first || body.stored != body.size {
+                    log_first = true;
+                    continue;
+                }
+                self.begin_changes(body)?;
+                if self.fill_tail(body, &keys, new_size)? {
+                    continue;
+                }
+            }
+            self.seal_edges(body, &keys, &mut change, offset, data, new_size)?;
+            self.apply(body, &keys, change, new_size)?;
+            return Ok(true);
         }
-        self.seal_edges(body, &keys, &mut change, offset, data, new_size)?;
-        self.apply(body, &keys, change, new_size)
     }
 
     /// Seals the first and last block of a write where they are not whole: the rest of them is read first.
@@ -122,18 +200,43 @@ impl FileIo {
         Ok(())
     }
 
-    /// Gives the last block, where it is partial, the length it has in a file of `new_size` bytes, filled with zeros.
-    pub(super) fn fill_tail(&self, body: &mut Body, keys: &FileKeys, new_size: u64) -> Result<(), FsError> {
+    pub(super) fn has_partial_tail(&self, body: &Body, keys: &FileKeys) -> Result<bool, FsError> {
         let block = body.size / BLOCK;
-        if body.size.is_multiple_of(BLOCK) || body.entry(&self.lower, keys, block)? == HOLE {
-            return Ok(());
+        let partial = !body.size.is_multiple_of(BLOCK);
+        Ok(partial && (body.waiting(block).is_some() || body.entry(&self.lower, keys, block)? != HOLE))
+    }
+
+    /// Gives the last block, where it is partial, the length it has in a file of `new_size` bytes, filled with zeros.
+    /// `true` where it was staged: then it must be flushed before anything is put behind it.
+    pub(super) fn fill_tail(&self, body: &mut Body, keys: &FileKeys, new_size: u64) -> Result<bool, FsError> {
+        if !self.has_partial_tail(body, keys)? {
+            return Ok(false);
         }
+        let block = body.size / BLOCK;
         let grown = new_size.min((block + 1) * BLOCK);
         let mut data = [0; BLOCK_LEN];
         let data = &mut data[..layout::block_len(block, grown)];
         self.read_block(body, keys, block, data)?;
         let change = Change::of_block(keys, body.superblock.file_id, block, data);
-        self.apply(body, keys, change, grown)
+        self.replace_block(body, keys, change, grown)
+    }
+
+    /// Puts a change of one block in place, or stages it where that block may be on stable storage; `true` then.
+    pub(super) fn replace_block(
+        &self,
+        body: &mut Body,
+        keys: &FileKeys,
+        change: Change,
+        new_size: u64,
+    ) -> Result<bool, FsError> {
+        let staged = self.context.log.is_some() && change.first * BLOCK < body.border(new_size);
+        if staged {
+            let len = layout::block_len(change.first, new_size);
+            self.stage(body, change.into_staged(len), new_size);
+        } else {
+            self.apply(body, keys, change, new_size)?;
+        }
+        Ok(staged)
     }
 
     /// Puts `change` in place and gives the file `new_size` bytes, which is at least what it has.
@@ -155,35 +258,14 @@ impl FileIo {
             body.write_seal(&self.lower, State::Dirty, body.size)?;
         }
         let before = pages_before(body, &self.lower, keys, &change)?;
-        let _in_flight = if stored > 0 { self.note(body, keys, &change, &before, new_size)? } else { None };
         let after = pages_after(keys, &change, &before);
         fill_gaps(&mut change, &after);
+        body.touched();
         let result = self.write_image(&change, stored, new_size);
         if let Err(short) = result {
             return self.settle_short(body, keys, change, before, short);
         }
         self.commit(body, &change, before, after, tail, new_size)
-    }
-
-    /// Notes the change in the log where it touches blocks that were promised or stand.
-    fn note(
-        &self,
-        body: &Body,
-        keys: &FileKeys,
-        change: &Change,
-        before: &[(u64, CachedPage)],
-        new_size: u64,
-    ) -> Result<Option<super::log::InFlight<'_>>, FsError> {
-        let Some(log) = &self.context.log else { return Ok(None) };
-        let old = old_entries(change, before);
-        let overwrites = old.iter().any(|entry| *entry != HOLE);
-        let spans_promised = before.len() > 1 && change.first < layout::block_count(body.sealed.size);
-        if !(overwrites || spans_promised) {
-            return Ok(None);
-        }
-        let changes: Vec<_> = old.into_iter().zip(change.entries.iter().copied()).collect();
-        let last_len = layout::block_len(change.last(), new_size);
-        Ok(Some(log.note(keys, body.superblock.file_id, change.first, &changes, last_len)?))
     }
 
     /// Writes the image of the first `stored` blocks; on an error tells how many whole blocks were written.
@@ -215,7 +297,7 @@ impl FileIo {
         }
         let size = if whole == 0 { body.size } else { body.size.max((change.last() + 1) * BLOCK) };
         if size > body.size {
-            body.size = size;
+            body.set_size(size);
             body.tail.clear();
         }
         body.length_unsaved = true;
@@ -246,7 +328,7 @@ impl FileIo {
         for page_no in &in_image {
             body.unsaved.remove(page_no);
         }
-        body.size = new_size;
+        body.set_size(new_size);
         body.length_unsaved |= grown && sets_len;
         if let Some(tail) = tail {
             body.tail = tail;
@@ -324,15 +406,6 @@ fn pages_after(keys: &FileKeys, change: &Change, before: &[(u64, CachedPage)]) -
         CachedPage::new(keys, *page_no, page)
     };
     before.iter().map(with_entries).collect()
-}
-
-fn old_entries(change: &Change, before: &[(u64, CachedPage)]) -> Vec<Entry> {
-    let blocks = change.first..change.first + change.entries.len() as u64;
-    let entry_of = |block: u64| {
-        let page = before.iter().find(|(no, _)| *no == layout::tag_page(block));
-        page.map_or(HOLE, |(_, page)| *page.page.entry(layout::entry_index(block)))
-    };
-    blocks.map(entry_of).collect()
 }
 
 /// Puts the tag pages that lie between the blocks into the image.
