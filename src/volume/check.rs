@@ -54,7 +54,7 @@ pub enum Class {
     Sidecar,
     /// A file's superblock or key slots: it does not open.
     Header,
-    /// One of two superblocks or slots is torn; the other serves.
+    /// One of two superblocks or slots is torn, as a rewrap cut short leaves it; the other serves.
     TornHeader,
     /// A file's data key cannot be had.
     Key,
@@ -73,7 +73,7 @@ pub enum Class {
 impl Class {
     /// Whether data or names are affected, as opposed to a remark.
     pub fn is_error(self) -> bool {
-        !matches!(self, Self::Leftover | Self::Foreign)
+        !matches!(self, Self::TornHeader | Self::Leftover | Self::Foreign)
     }
 }
 
