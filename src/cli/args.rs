@@ -17,7 +17,7 @@ Exit codes:
   5  the key service cannot be reached
   6  in use: lower directory, mount point or a rewrap
   7  the mount failed
-fsck has e2fsck's: 0 clean, 4 errors found, 8 could not check, 32 interrupted.";
+fsck has e2fsck's: 0 clean, 1 all repaired, 4 errors left, 8 could not check, 32 interrupted.";
 
 /// An encrypted filesystem whose file keys live in a key management service.
 #[derive(Debug, Parser)]
@@ -49,7 +49,7 @@ pub enum Command {
     Info(InfoArgs),
     /// Bring every header to the current version of its key, or under another key
     Rewrap(RewrapArgs),
-    /// Check records, names, headers and data; changes nothing
+    /// Check records, names, headers and data; with --repair, put right what can be
     Fsck(FsckArgs),
     /// Drop every data key of a mount now; the next use of a file asks the key service again
     Lock(LockArgs),

@@ -41,19 +41,23 @@ impl Tree {
             if !CHANGEABLE.contains(changed) {
                 return Err(FsError::Os(Errno::OPNOTSUPP));
             }
-            // What a writer, or the kernel on its behalf, still has to write could not be written any more.
             if changed.contains(IFlags::IMMUTABLE) && wanted.contains(IFlags::IMMUTABLE) {
-                let slot = node.file.read();
-                if slot.writers > 0 {
-                    return Err(FsError::Os(Errno::BUSY));
-                }
-                if let Some(open) = slot.open.as_ref().filter(|open| open.writable) {
-                    open.io.seal()?;
-                    open.restore_modified()?;
-                }
+                return self.set_immutable(&node, || Ok(fs::ioctl_setflags(fd, wanted)?));
             }
             Ok(fs::ioctl_setflags(fd, wanted)?)
         })
+    }
+
+    /// Does `set`, which makes the file of `node` immutable, while it is closed. A descriptor from before can be opened
+    /// for writing in the mount, and every write to it fails, at the worst after its writer has closed.
+    fn set_immutable(&self, node: &Node, set: impl FnOnce() -> Result<(), FsError>) -> Result<(), FsError> {
+        let mut slot = node.file.write();
+        // What a writer, or the kernel on its behalf, still has to write could not be written any more.
+        if slot.writers > 0 {
+            return Err(FsError::Os(Errno::BUSY));
+        }
+        self.close(node, &mut slot)?;
+        set()
     }
 
     /// Runs `action` on a descriptor that takes these calls, which `O_PATH` does not.

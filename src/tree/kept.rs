@@ -42,7 +42,7 @@ impl Kept {
 impl Tree {
     /// Keeps the sealed file of `slot`, if it may be; `true` when it is.
     pub(super) fn keep(&self, node: &Arc<Node>, slot: &mut FileSlot) -> bool {
-        if slot.kept {
+        if slot.kept && !slot.left_open {
             return true;
         }
         let worth_it = slot.open.as_ref().is_some_and(|open| open.io.has_header());
