@@ -110,11 +110,13 @@ impl KmsError {
         Self { code, message: message.into() }
     }
 
-    /// The JSON body of the answer.
+    /// The JSON body of the answer. An empty message is left out, as AWS does: botocore tells `""` from absent.
     pub fn body(&self) -> Vec<u8> {
         let mut map = serde_json::Map::new();
         map.insert("__type".into(), self.code.name().into());
-        map.insert(self.code.message_member().into(), self.message.clone().into());
+        if !self.message.is_empty() {
+            map.insert(self.code.message_member().into(), self.message.clone().into());
+        }
         serde_json::Value::Object(map).to_string().into_bytes()
     }
 }
@@ -148,6 +150,8 @@ mod tests {
         assert_eq!(denied, br#"{"__type":"AccessDeniedException","Message":"no"}"#);
         let absent = KmsError::new(ErrorCode::NotFoundException, "a \"b\"").body();
         assert_eq!(absent, br#"{"__type":"NotFoundException","message":"a \"b\""}"#);
+        let silent = KmsError::new(ErrorCode::InvalidCiphertextException, "").body();
+        assert_eq!(silent, br#"{"__type":"InvalidCiphertextException"}"#);
         let read: ErrorBody = serde_json::from_slice(&denied).unwrap();
         assert_eq!((read.error_type.as_str(), read.message.as_str()), ("AccessDeniedException", "no"));
     }

@@ -135,7 +135,9 @@ impl Service {
         let text = |name: &str| value[name].as_str().map(str::to_owned);
         let code = text("__type").unwrap();
         assert_eq!(reply.error.unwrap().name(), code);
-        let message = text(if code == "AccessDeniedException" { "Message" } else { "message" }).unwrap();
+        let message = text(if code == "AccessDeniedException" { "Message" } else { "message" });
+        assert_ne!(message.as_deref(), Some(""), "what has no message has no member for it");
+        let message = message.unwrap_or_default();
         Err(Failure { status: reply.status, code, message })
     }
 
