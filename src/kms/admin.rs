@@ -94,7 +94,7 @@ fn read(answer: &[u8]) -> Result<Value, Failure> {
 }
 
 fn usage(what: String) -> Failure {
-    Failure::Refused(what)
+    Failure::Usage(what)
 }
 
 /// `CreateUser` becomes `create-user`.
@@ -200,6 +200,12 @@ mod tests {
 
     fn owned(list: &[(&str, &str)]) -> Vec<(String, String)> {
         list.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_wrong_command_line_has_the_exit_code_of_wrong_usage() {
+        let missing = pairs_of(find("CreateUser").unwrap(), &[]).unwrap_err();
+        assert_eq!((missing.to_string().as_str(), missing.exit_code()), ("USER-NAME is missing", 2));
     }
 
     #[test]

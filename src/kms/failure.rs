@@ -31,6 +31,8 @@ Exit codes:
 pub enum Failure {
     /// The daemon answered with an error.
     Refused(String),
+    /// The command line asks for what there is not.
+    Usage(String),
     /// The state directory cannot be used.
     State(PathBuf, StateError),
     /// The state directory was initialised before.
@@ -66,6 +68,7 @@ impl Failure {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Refused(_) => 1,
+            Self::Usage(_) => 2,
             Self::State(_, StateError::Held(_)) | Self::NotRunning(_) | Self::NotStopped(_) => 5,
             Self::State(_, StateError::Io(_)) | Self::System(..) => 9,
             Self::State(..)
@@ -86,7 +89,9 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Refused(what) | Self::Secret(what) | Self::Child(what, _) => f.write_str(what),
+            Self::Refused(what) | Self::Usage(what) | Self::Secret(what) | Self::Child(what, _) => {
+                f.write_str(what)
+            }
             Self::State(dir, error) => write_state(f, dir, error),
             Self::Initialised(dir) => write!(
                 f,
