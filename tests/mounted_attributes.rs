@@ -389,6 +389,30 @@ fn statfs_tells_the_lower_filesystems_figures() {
     mount.unmount();
 }
 
+/// Clears what would keep the files below a directory from being removed, also when the test fails.
+struct Removable(std::path::PathBuf);
+
+impl Drop for Removable {
+    fn drop(&mut self) {
+        use rustix::fs::IFlags;
+        let mut dirs = vec![self.0.clone()];
+        while let Some(dir) = dirs.pop() {
+            for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+                let Ok(kind) = entry.file_type() else { continue };
+                let kept = kind.is_file() || kind.is_dir();
+                if let Some(file) = kept.then(|| File::open(entry.path()).ok()).flatten()
+                    && let Ok(flags) = rustix::fs::ioctl_getflags(&file)
+                {
+                    let _ = rustix::fs::ioctl_setflags(&file, flags - (IFlags::IMMUTABLE | IFlags::APPEND));
+                }
+                if kind.is_dir() {
+                    dirs.push(entry.path());
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn inode_flags_are_those_of_the_lower_file() {
     use rustix::fs::IFlags;
@@ -399,6 +423,7 @@ fn inode_flags_are_those_of_the_lower_file() {
         return;
     }
     drop(probe);
+    let _removable = Removable(volume.lower().clone());
     let mount = volume.mount();
     let path = mount.join("file");
     fs::write(&path, "content").unwrap();

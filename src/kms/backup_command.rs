@@ -52,7 +52,13 @@ fn offline(state: &StateDir, seal: Option<&SealSource>) -> Result<Vec<u8>, Failu
 }
 
 fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let mut file = opened.map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => {
+            io::Error::new(error.kind(), "it exists, and a backup overwrites nothing; name a new file")
+        }
+        _ => error,
+    })?;
     file.write_all(bytes).and_then(|()| file.sync_all()).inspect_err(|_| {
         // Half a backup is none.
         let _ = fs::remove_file(path);

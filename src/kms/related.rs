@@ -67,8 +67,7 @@ impl Kms {
         rotation: MaterialRotation,
     ) -> Result<(), KmsError> {
         let fresh = fresh_material(&record)?;
-        let mut next = vec![key.with_record(record)];
-        next.extend(self.others(key).iter().map(|other| other.with_record(other.record.clone())));
+        let mut next = self.next_of_all(key, record);
         let mut changes = Vec::with_capacity(next.len());
         for key in &mut next {
             changes.push(self.add_version(key, &fresh, Some(rotation))?);
@@ -85,8 +84,7 @@ impl Kms {
         record: KeyRecord,
         rotation: MaterialRotation,
     ) -> Result<(), KmsError> {
-        let mut next = vec![key.with_record(record)];
-        next.extend(self.others(key).iter().map(|other| other.with_record(other.record.clone())));
+        let mut next = self.next_of_all(key, record);
         for material in next.iter_mut().filter_map(|key| key.record.materials.last_mut()) {
             if let Some(imported) = material.imported.as_mut().filter(|imported| imported.pending) {
                 imported.pending = false;
@@ -95,6 +93,13 @@ impl Kms {
             }
         }
         self.replace_all(turn, next, Vec::new())
+    }
+
+    /// `key` with its next record, and what is related to it as it is, to be changed together.
+    fn next_of_all(&self, key: &Key, record: KeyRecord) -> Vec<Key> {
+        let mut next = vec![key.with_record(record)];
+        next.extend(self.others(key).iter().map(|other| other.with_record(other.record.clone())));
+        next
     }
 
     /// The keys related to `key` but for itself.

@@ -189,13 +189,7 @@ impl Verifier {
         serves: impl Fn(&str) -> bool,
         secret_of: impl Fn(&str, Option<&str>) -> Result<AccessKeySecret, SignatureError>,
     ) -> Result<(), SignatureError> {
-        let header = request.header("authorization").ok_or(SignatureError::Missing)?;
-        let authorization = parse_authorization(header).map_err(SignatureError::Incomplete)?;
-        let time = request_time(request)?;
-        check_scope(&authorization.scope, request.services, &time, serves)?;
-        check_skew(&time, now_seconds)?;
-        check_signed_headers(request, &authorization)?;
-        secret_of(authorization.access_key_id, request.header(TOKEN)).map(|_| ())
+        checked_head(request, now_seconds, serves, secret_of).map(drop)
     }
 
     /// Who signed `request`. `serves` tells whether a region is served, `secret_of` finds the secret of an active
@@ -207,14 +201,8 @@ impl Verifier {
         serves: impl Fn(&str) -> bool,
         secret_of: impl Fn(&str, Option<&str>) -> Result<AccessKeySecret, SignatureError>,
     ) -> Result<Signed<'a>, SignatureError> {
-        let header = request.header("authorization").ok_or(SignatureError::Missing)?;
-        let authorization = parse_authorization(header).map_err(SignatureError::Incomplete)?;
-        let time = request_time(request)?;
-        check_scope(&authorization.scope, request.services, &time, serves)?;
-        check_skew(&time, now_seconds)?;
-        check_signed_headers(request, &authorization)?;
-        let session_token = request.header(TOKEN);
-        let secret = secret_of(authorization.access_key_id, session_token)?;
+        let Head { authorization, time, session_token, secret } =
+            checked_head(request, now_seconds, serves, secret_of)?;
         let body_hash = check_body(request)?;
         let text = text_to_sign(request, &authorization, &time, &body_hash)?;
         let expected = self.signing_key(&authorization, secret).sign(&text);
@@ -245,6 +233,31 @@ impl Verifier {
         keys.insert(authorization.access_key_id.to_owned(), cached);
         key
     }
+}
+
+/// What the head of a request says of its signer, as far as it can be believed without the body.
+struct Head<'a> {
+    authorization: Authorization<'a>,
+    time: String,
+    session_token: Option<&'a str>,
+    secret: AccessKeySecret,
+}
+
+fn checked_head<'a>(
+    request: &SignedRequest<'a>,
+    now_seconds: u64,
+    serves: impl Fn(&str) -> bool,
+    secret_of: impl Fn(&str, Option<&str>) -> Result<AccessKeySecret, SignatureError>,
+) -> Result<Head<'a>, SignatureError> {
+    let header = request.header("authorization").ok_or(SignatureError::Missing)?;
+    let authorization = parse_authorization(header).map_err(SignatureError::Incomplete)?;
+    let time = request_time(request)?;
+    check_scope(&authorization.scope, request.services, &time, serves)?;
+    check_skew(&time, now_seconds)?;
+    check_signed_headers(request, &authorization)?;
+    let session_token = request.header(TOKEN);
+    let secret = secret_of(authorization.access_key_id, session_token)?;
+    Ok(Head { authorization, time, session_token, secret })
 }
 
 fn check_scope(

@@ -224,28 +224,34 @@ mod tests {
         }
     }
 
+    /// A new file with `data`, still open for one writing handle.
+    fn written(tree: &Tree, name: &[u8], data: &[u8]) -> u64 {
+        let caller = Caller { uid: 0, gid: 0, pid: 0 };
+        let new = NewObject { permissions: 0o600, umask: 0, caller };
+        let (attr, _) = tree.create(ROOT_ID, name, new, true).unwrap();
+        tree.write(attr.node_id, 0, data, WriteManner::default()).unwrap();
+        attr.node_id
+    }
+
     #[test]
     fn a_file_that_cannot_be_sealed_is_kept_until_it_can() {
         let bench = Bench::new();
         let tree = bench.tree();
-        let caller = Caller { uid: 0, gid: 0, pid: 0 };
-        let new = NewObject { permissions: 0o600, umask: 0, caller };
-        let (attr, _) = tree.create(ROOT_ID, b"file", new, true).unwrap();
-        tree.write(attr.node_id, 0, &[5; 10_000], WriteManner::default()).unwrap();
+        let id = written(&tree, b"file", &[5; 10_000]);
         fault::after(Some((0, Fault::Full)));
-        tree.release_file(attr.node_id, true);
+        tree.release_file(id, true);
         assert_eq!((tree.left_open_count(), tree.open_file_count()), (1, 1));
         // The kernel may forget it now; what memory knows of it must not go.
-        tree.forget(attr.node_id, 1);
+        tree.forget(id, 1);
         let mut back = Vec::new();
         tree.look_up(ROOT_ID, b"file").unwrap();
         fault::after(Some((0, Fault::Full)));
-        tree.read(attr.node_id, 0, 20_000, &mut back).unwrap();
+        tree.read(id, 0, 20_000, &mut back).unwrap();
         assert_eq!(back, [5; 10_000]);
         assert_eq!(tree.left_open_count(), 1);
         tree.close_left_open();
         assert_eq!((tree.left_open_count(), tree.open_file_count()), (0, 0));
-        tree.forget(attr.node_id, 1);
+        tree.forget(id, 1);
         assert_eq!(tree.node_count(), 1, "the root alone is known");
     }
 
@@ -253,16 +259,13 @@ mod tests {
     fn a_kept_file_that_could_not_be_sealed_again_is_let_go_once_it_can() {
         let bench = Bench::new();
         let tree = bench.tree();
-        let caller = Caller { uid: 0, gid: 0, pid: 0 };
-        let new = NewObject { permissions: 0o600, umask: 0, caller };
-        let (attr, _) = tree.create(ROOT_ID, b"file", new, true).unwrap();
-        tree.write(attr.node_id, 0, &[5; 10_000], WriteManner::default()).unwrap();
-        tree.release_file(attr.node_id, true);
+        let id = written(&tree, b"file", &[5; 10_000]);
+        tree.release_file(id, true);
         assert_eq!((tree.kept.len(), tree.left_open_count()), (1, 0));
         // The kernel may truncate and write back with no handle; some call of that, or of the seal after it, fails.
         for calls in 0..100 {
             fault::after(Some((calls, Fault::Full)));
-            let _ = tree.truncate(attr.node_id, 9_000 - u64::from(calls));
+            let _ = tree.truncate(id, 9_000 - u64::from(calls));
             if tree.left_open_count() > 0 {
                 break;
             }
@@ -271,7 +274,7 @@ mod tests {
         assert_eq!(tree.left_open_count(), 1);
         tree.close_left_open();
         assert_eq!(tree.left_open_count(), 0);
-        tree.forget(attr.node_id, 1);
+        tree.forget(id, 1);
         assert_eq!(tree.node_count(), 1, "the root alone is known");
     }
 
@@ -279,19 +282,16 @@ mod tests {
     fn a_forgotten_node_does_not_take_its_successor_off_the_open_files() {
         let bench = Bench::new();
         let tree = bench.tree();
-        let caller = Caller { uid: 0, gid: 0, pid: 0 };
-        let new = NewObject { permissions: 0o600, umask: 0, caller };
-        let (attr, _) = tree.create(ROOT_ID, b"file", new, true).unwrap();
-        tree.write(attr.node_id, 0, b"x", WriteManner::default()).unwrap();
-        tree.release_file(attr.node_id, true);
+        let id = written(&tree, b"file", b"x");
+        tree.release_file(id, true);
         // As `Tree::forget` does it, with another thread's look-up and open in between.
-        let old = tree.nodes.forget(attr.node_id, 1).unwrap();
+        let old = tree.nodes.forget(id, 1).unwrap();
         tree.look_up(ROOT_ID, b"file").unwrap();
-        tree.open_file(attr.node_id, true, false).unwrap();
+        tree.open_file(id, true, false).unwrap();
         tree.let_go(&old);
         assert_eq!((tree.kept.len(), tree.nodes_open().len()), (0, 1));
-        tree.write(attr.node_id, 0, b"y", WriteManner::default()).unwrap();
-        tree.release_file(attr.node_id, true);
+        tree.write(id, 0, b"y", WriteManner::default()).unwrap();
+        tree.release_file(id, true);
         assert_eq!(tree.kept.len(), 1);
     }
 
@@ -299,15 +299,12 @@ mod tests {
     fn closed_files_are_kept_ready_until_too_many_or_nameless() {
         let bench = Bench::new();
         let tree = bench.tree();
-        let caller = Caller { uid: 0, gid: 0, pid: 0 };
-        let new = NewObject { permissions: 0o600, umask: 0, caller };
         let name = |number: usize| format!("file{number}").into_bytes();
         let ids: Vec<u64> = (0..KEPT_MAX + 10)
             .map(|number| {
-                let (attr, _) = tree.create(ROOT_ID, &name(number), new, true).unwrap();
-                tree.write(attr.node_id, 0, b"x", WriteManner::default()).unwrap();
-                tree.release_file(attr.node_id, true);
-                attr.node_id
+                let id = written(&tree, &name(number), b"x");
+                tree.release_file(id, true);
+                id
             })
             .collect();
         assert_eq!((tree.kept.len(), tree.open_file_count()), (KEPT_MAX, 0));

@@ -74,12 +74,11 @@ impl<'a> Repair<'a> {
         why: &str,
     ) -> Option<Mended> {
         match class {
-            Class::Name | Class::Sidecar | Class::Link | Class::Leftover => {
+            Class::Name | Class::Sidecar | Class::Link | Class::Leftover | Class::Header => {
                 self.move_away(class, dir, name, plain, why)
             }
             Class::DirectoryRecord => self.directory_record(dir, plain),
             Class::TornHeader => mend_header(dir, name),
-            Class::Header => self.move_away(class, dir, name, plain, why),
             Class::Key => self.other_slot(dir, name),
             Class::Data => self.surplus(dir, name),
             Class::VolumeRecord | Class::Unreadable | Class::Foreign => None,

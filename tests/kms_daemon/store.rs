@@ -80,7 +80,7 @@ fn a_backup_of_a_running_daemon_restores_elsewhere() {
     let (state, path) = (state.to_str().unwrap(), file.to_str().unwrap());
     let backup = || kmsd(&["backup", "--dir", state, "--to", path], None);
     assert_ok(&backup());
-    assert_fails(&backup(), 9, "exists");
+    assert_fails(&backup(), 9, "name a new file");
     daemon.ok("DeleteAlias", &json!({"AliasName": "alias/kept"}));
     let bytes = fs::read(&file).unwrap();
     assert!(!bytes.windows(10).any(|window| window == b"alias/kept"), "what is in it cannot be read");
