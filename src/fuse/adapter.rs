@@ -13,36 +13,28 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, INodeNo, IoctlFlags, KernelConfig,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
 };
 
-use super::attr::{decode_device, file_attr, file_type, set_time};
+use super::attr::{decode_device, set_time};
+use super::dirs::Dirs;
 use super::errno::report;
-use super::handles::Streams;
+use super::files::Files;
 use super::ioctl;
-use super::reply::{
-    absent_entry, allocation, nameless, open_flags, reply_attr, reply_data, reply_empty, reply_entry,
-    reply_sized, reply_written,
-};
-use super::seeker::{SeekRequest, Seeker};
+use super::reply::{absent_entry, reply_attr, reply_data, reply_empty, reply_entry, reply_sized};
+use super::seeker::Seeker;
 use super::server::Server;
 use super::session::{MountOptions, negotiate};
-use crate::tree::{
-    Attr, Caller, DirStream, FsError, KeyError, Kind, NewObject, RenameMode, Seek, SetAttr, SpecialFile,
-    Tree, WriteManner, XattrMode,
-};
-
-/// An entry or attribute that is found stale at once, for answers that must not be cached.
-const NO_TIME: Duration = Duration::ZERO;
+use crate::tree::{Caller, FsError, Kind, NewObject, RenameMode, SetAttr, SpecialFile, Tree, XattrMode};
 
 /// The filesystem as the library drives it.
 pub struct Adapter {
     server: Arc<Server>,
-    streams: Streams,
-    seeker: Seeker,
+    dirs: Dirs,
+    files: Files,
     cache_time: Duration,
     writeback: bool,
 }
@@ -51,50 +43,15 @@ fn caller(request: &Request) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
 }
 
-/// File handles carry nothing: the state of an open file hangs on its inode.
-const FILE: FileHandle = FileHandle(0);
-
 impl Adapter {
     /// Serves the server's tree.
     pub fn new(server: Arc<Server>, seeker: Seeker, options: &MountOptions) -> Self {
         let writeback = options.writeback && !options.read_only;
-        Self { server, seeker, streams: Streams::default(), cache_time: options.cache_time, writeback }
+        let cache_time = options.cache_time;
+        let dirs = Dirs::new(server.clone(), cache_time);
+        let files = Files::new(server.clone(), seeker, cache_time);
+        Self { server, dirs, files, cache_time, writeback }
     }
-
-    fn open_stream(&self, id: INodeNo) -> Result<u64, FsError> {
-        self.streams.insert(self.server.run(id.0, |tree| tree.open_stream(id.0))?)
-    }
-
-    fn listing(
-        &self,
-        id: INodeNo,
-        handle: FileHandle,
-        list: impl FnOnce(&Tree, &mut DirStream) -> Result<(), FsError>,
-    ) -> Result<(), FsError> {
-        let stream = self.streams.find(handle.0)?;
-        self.server.run(id.0, |tree| list(tree, &mut stream.lock()))
-    }
-}
-
-/// Makes and opens a file, or opens the one that is there unless the caller insists on a new one.
-fn create_or_open(
-    tree: &Tree,
-    parent: u64,
-    name: &[u8],
-    new: NewObject,
-    flags: i32,
-) -> Result<(Attr, u32), FsError> {
-    let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
-    match tree.create(parent, name, new, write) {
-        Err(FsError::Os(rustix::io::Errno::EXIST)) if flags & libc::O_EXCL == 0 => {}
-        other => return other,
-    }
-    let (attr, generation) = tree.look_up(parent, name)?;
-    let opened = tree.open_file(attr.node_id, write, flags & libc::O_TRUNC != 0);
-    let attr = opened.and_then(|()| tree.attr(attr.node_id)).inspect_err(|_| {
-        tree.forget(attr.node_id, 1);
-    })?;
-    Ok((attr, generation))
 }
 
 impl Filesystem for Adapter {
@@ -238,15 +195,7 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, _request: &Request, id: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let write = flags.acc_mode() != OpenAccMode::O_RDONLY;
-        self.server.answer(
-            id.0,
-            move |tree| tree.open_file(id.0, write, flags.0 & libc::O_TRUNC != 0),
-            move |opened| match opened {
-                Ok(()) => reply.opened(FILE, open_flags(flags.0)),
-                Err(e) => reply.error(report(id.0, &e)),
-            },
-        );
+        self.files.open(id, flags, reply);
     }
 
     fn read(
@@ -275,19 +224,7 @@ impl Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let manner = WriteManner {
-            from_cache: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
-            clear_set_id: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
-        };
-        let len = data.len() as u32;
-        match self.server.run(id.0, |tree| tree.write(id.0, offset, data, manner)) {
-            Err(FsError::Key(KeyError::Absent(_))) => {
-                let data = data.to_vec();
-                let write = move |tree: &Tree| tree.write(id.0, offset, &data, manner).map(|()| len);
-                self.server.wait(id.0, write, move |written| reply_written(reply, id, written));
-            }
-            done => reply_written(reply, id, done.map(|()| len)),
-        }
+        self.files.write(id, offset, data, write_flags, reply);
     }
 
     /// Nothing to do at a close: the kernel has written back, and the file is sealed at its release.
@@ -306,39 +243,21 @@ impl Filesystem for Adapter {
         &self,
         _request: &Request,
         id: INodeNo,
-        _handle: FileHandle,
-        flags: OpenFlags,
+        handle: FileHandle,
+        _flags: OpenFlags,
         _owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let write = flags.acc_mode() != OpenAccMode::O_RDONLY;
-        let released = self.server.run(id.0, |tree| {
-            tree.release_file(id.0, write);
-            Ok(())
-        });
-        reply_empty(reply, id, released);
+        self.files.release(id, handle, reply);
     }
 
-    fn fsync(
-        &self,
-        _request: &Request,
-        id: INodeNo,
-        _handle: FileHandle,
-        data_only: bool,
-        reply: ReplyEmpty,
-    ) {
-        let sync = move |tree: &Tree| tree.sync_file(id.0, data_only);
-        self.server.answer_slowly(id.0, sync, move |done| reply_empty(reply, id, done));
+    fn fsync(&self, _request: &Request, id: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        self.files.sync(id, handle, data_only, reply);
     }
 
     fn opendir(&self, _request: &Request, id: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        match self.open_stream(id) {
-            Ok(number) => {
-                reply.opened(FileHandle(number), FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE);
-            }
-            Err(e) => reply.error(report(id.0, &e)),
-        }
+        self.dirs.open(id, reply);
     }
 
     fn readdir(
@@ -347,18 +266,9 @@ impl Filesystem for Adapter {
         id: INodeNo,
         handle: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
-        let listed = self.listing(id, handle, |tree, stream| {
-            tree.list(stream, offset, |entry| {
-                let name = OsStr::from_bytes(&entry.name);
-                !reply.add(INodeNo(entry.node_id), entry.position, file_type(entry.kind), name)
-            })
-        });
-        match listed {
-            Ok(()) => reply.ok(),
-            Err(e) => reply.error(report(id.0, &e)),
-        }
+        self.dirs.read(id, handle, offset, reply);
     }
 
     fn readdirplus(
@@ -367,37 +277,9 @@ impl Filesystem for Adapter {
         id: INodeNo,
         handle: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
-        let listed = self.listing(id, handle, |tree, stream| {
-            let dir = stream.listed_dir();
-            tree.list(stream, offset, |entry| {
-                let name = OsStr::from_bytes(&entry.name);
-                let Some((attr, generation)) = tree.look_up_listed(&dir, entry) else {
-                    // Node id 0 says "no attributes": for the dots, and for an entry that just went.
-                    let attr = nameless(entry.node_id, file_type(entry.kind));
-                    return !reply.add(INodeNo(0), entry.position, name, &NO_TIME, &attr, Generation(0));
-                };
-                let generation = Generation(generation.into());
-                let ttl = &self.cache_time;
-                let full = reply.add(
-                    INodeNo(attr.node_id),
-                    entry.position,
-                    name,
-                    ttl,
-                    &file_attr(&attr),
-                    generation,
-                );
-                if full {
-                    tree.forget(attr.node_id, 1);
-                }
-                !full
-            })
-        });
-        match listed {
-            Ok(()) => reply.ok(),
-            Err(e) => reply.error(report(id.0, &e)),
-        }
+        self.dirs.read_plus(id, handle, offset, reply);
     }
 
     fn releasedir(
@@ -408,13 +290,11 @@ impl Filesystem for Adapter {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        self.streams.remove(handle.0);
-        reply.ok();
+        self.dirs.release(handle, reply);
     }
 
     fn fsyncdir(&self, _request: &Request, id: INodeNo, _handle: FileHandle, _data: bool, reply: ReplyEmpty) {
-        let sync = move |tree: &Tree| tree.sync_dir(id.0);
-        self.server.answer_slowly(id.0, sync, move |done| reply_empty(reply, id, done));
+        self.dirs.sync(id, reply);
     }
 
     fn statfs(&self, _request: &Request, id: INodeNo, reply: ReplyStatfs) {
@@ -495,18 +375,7 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let new = NewObject { permissions: mode, umask, caller: caller(request) };
-        let (name, ttl) = (name.as_bytes().to_vec(), self.cache_time);
-        self.server.answer(
-            parent.0,
-            move |tree| create_or_open(tree, parent.0, &name, new, flags),
-            move |made| match made {
-                Ok((attr, generation)) => {
-                    let generation = Generation(generation.into());
-                    reply.created(&ttl, &file_attr(&attr), generation, FILE, open_flags(flags));
-                }
-                Err(e) => reply.error(report(parent.0, &e)),
-            },
-        );
+        self.files.create(parent, name, new, flags, reply);
     }
 
     fn ioctl(
@@ -533,9 +402,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let Some(what) = allocation(mode) else { return reply.error(Errno::EOPNOTSUPP) };
-        let allocate = move |tree: &Tree| tree.allocate(id.0, what, offset, length);
-        self.server.answer_slowly(id.0, allocate, move |done| reply_empty(reply, id, done));
+        self.files.allocate(id, offset, length, mode, reply);
     }
 
     fn lseek(
@@ -547,12 +414,7 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let what = match whence {
-            libc::SEEK_DATA => Seek::Data,
-            libc::SEEK_HOLE => Seek::Hole,
-            _ => return reply.error(Errno::EINVAL),
-        };
-        self.seeker.seek(SeekRequest { id: id.0, offset: offset as u64, what, reply });
+        self.files.seek(id, offset, whence, reply);
     }
 
     fn copy_file_range(
@@ -568,11 +430,6 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        // The reply has 32 bits; the caller goes on from where the copy ended.
-        let len = len.min(u64::from(u32::MAX) & !0xfff);
-        let copy = move |tree: &Tree| {
-            tree.copy_range(from.0, from_offset, to.0, to_offset, len).map(|copied| copied as u32)
-        };
-        self.server.answer_slowly(from.0, copy, move |copied| reply_written(reply, from, copied));
+        self.files.copy((from, from_offset), (to, to_offset), len, reply);
     }
 }

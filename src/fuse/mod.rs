@@ -4,7 +4,9 @@
 
 mod adapter;
 mod attr;
+mod dirs;
 mod errno;
+mod files;
 mod handles;
 mod ioctl;
 mod mount;

@@ -1,0 +1,182 @@
+//! Open regular files: what programs do through their descriptors.
+//!
+//! A descriptor's handle stands for nothing but the descriptor; what is known of the file hangs on its inode.
+//! Called by the adapter.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuser::{
+    Errno, FileHandle, Generation, INodeNo, OpenAccMode, OpenFlags, ReplyCreate, ReplyEmpty, ReplyLseek,
+    ReplyOpen, ReplyWrite, WriteFlags,
+};
+
+use super::attr::file_attr;
+use super::errno::report;
+use super::handles::Handles;
+use super::reply::{allocation, open_flags, reply_empty, reply_written};
+use super::seeker::{SeekRequest, Seeker};
+use super::server::Server;
+use crate::tree::{Attr, FsError, KeyError, NewObject, Seek, Tree, WriteManner};
+
+/// Files open at a time. The kernel's own limit (fs.file-max) is mostly met before; a handle takes less than 100 bytes.
+const HANDLES_MAX: usize = 4 << 20;
+
+/// One open file description.
+pub struct Descriptor {
+    /// It may write, which its release has to tell the tree.
+    write: bool,
+}
+
+/// The open files of a mount.
+pub struct Files {
+    server: Arc<Server>,
+    seeker: Seeker,
+    descriptors: Arc<Handles<Descriptor>>,
+    cache_time: Duration,
+}
+
+impl Files {
+    /// None is open yet.
+    pub fn new(server: Arc<Server>, seeker: Seeker, cache_time: Duration) -> Self {
+        Self { server, seeker, descriptors: Arc::new(Handles::new(HANDLES_MAX)), cache_time }
+    }
+
+    /// Opens a file.
+    pub fn open(&self, id: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let write = flags.acc_mode() != OpenAccMode::O_RDONLY;
+        let descriptors = self.descriptors.clone();
+        self.server.answer(
+            id.0,
+            move |tree| {
+                tree.open_file(id.0, write, flags.0 & libc::O_TRUNC != 0)?;
+                described(tree, &descriptors, id.0, write)
+            },
+            move |opened| match opened {
+                Ok(handle) => reply.opened(handle, open_flags(flags.0)),
+                Err(e) => reply.error(report(id.0, &e)),
+            },
+        );
+    }
+
+    /// Makes and opens a file.
+    pub fn create(&self, parent: INodeNo, name: &OsStr, new: NewObject, flags: i32, reply: ReplyCreate) {
+        let (name, ttl) = (name.as_bytes().to_vec(), self.cache_time);
+        let descriptors = self.descriptors.clone();
+        self.server.answer(
+            parent.0,
+            move |tree| {
+                let (attr, generation) = create_or_open(tree, parent.0, &name, new, flags)?;
+                let handle = described(tree, &descriptors, attr.node_id, writes(flags));
+                let handle = handle.inspect_err(|_| tree.forget(attr.node_id, 1))?;
+                Ok((attr, generation, handle))
+            },
+            move |made| match made {
+                Ok((attr, generation, handle)) => {
+                    let generation = Generation(generation.into());
+                    reply.created(&ttl, &file_attr(&attr), generation, handle, open_flags(flags));
+                }
+                Err(e) => reply.error(report(parent.0, &e)),
+            },
+        );
+    }
+
+    /// Ends a descriptor.
+    pub fn release(&self, id: INodeNo, handle: FileHandle, reply: ReplyEmpty) {
+        let released = self.server.run(id.0, |tree| {
+            if let Some(descriptor) = self.descriptors.remove(handle.0) {
+                tree.release_file(id.0, descriptor.write);
+            }
+            Ok(())
+        });
+        reply_empty(reply, id, released);
+    }
+
+    /// Writes `data` at `offset`.
+    pub fn write(&self, id: INodeNo, offset: u64, data: &[u8], flags: WriteFlags, reply: ReplyWrite) {
+        let manner = WriteManner {
+            from_cache: flags.contains(WriteFlags::FUSE_WRITE_CACHE),
+            clear_set_id: flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+        };
+        let len = data.len() as u32;
+        match self.server.run(id.0, |tree| tree.write(id.0, offset, data, manner)) {
+            Err(FsError::Key(KeyError::Absent(_))) => {
+                let data = data.to_vec();
+                let write = move |tree: &Tree| tree.write(id.0, offset, &data, manner).map(|()| len);
+                self.server.wait(id.0, write, move |written| reply_written(reply, id, written));
+            }
+            done => reply_written(reply, id, done.map(|()| len)),
+        }
+    }
+
+    /// Makes what was written durable.
+    pub fn sync(&self, id: INodeNo, _handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        let sync = move |tree: &Tree| tree.sync_file(id.0, data_only);
+        self.server.answer_slowly(id.0, sync, move |done| reply_empty(reply, id, done));
+    }
+
+    /// Takes or gives back space.
+    pub fn allocate(&self, id: INodeNo, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
+        let Some(what) = allocation(mode) else { return reply.error(Errno::EOPNOTSUPP) };
+        let allocate = move |tree: &Tree| tree.allocate(id.0, what, offset, length);
+        self.server.answer_slowly(id.0, allocate, move |done| reply_empty(reply, id, done));
+    }
+
+    /// The next data or hole.
+    pub fn seek(&self, id: INodeNo, offset: i64, whence: i32, reply: ReplyLseek) {
+        let what = match whence {
+            libc::SEEK_DATA => Seek::Data,
+            libc::SEEK_HOLE => Seek::Hole,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        self.seeker.seek(SeekRequest { id: id.0, offset: offset as u64, what, reply });
+    }
+
+    /// Copies from one file to another; each is an inode and an offset in it.
+    pub fn copy(&self, from: (INodeNo, u64), to: (INodeNo, u64), len: u64, reply: ReplyWrite) {
+        // The reply has 32 bits; the caller goes on from where the copy ended.
+        let len = len.min(u64::from(u32::MAX) & !0xfff);
+        let copy = move |tree: &Tree| {
+            tree.copy_range(from.0.0, from.1, to.0.0, to.1, len).map(|copied| copied as u32)
+        };
+        self.server.answer_slowly(from.0.0, copy, move |copied| reply_written(reply, from.0, copied));
+    }
+}
+
+fn writes(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY
+}
+
+/// Gives the file just opened a handle, or closes it again.
+fn described(
+    tree: &Tree,
+    descriptors: &Handles<Descriptor>,
+    id: u64,
+    write: bool,
+) -> Result<FileHandle, FsError> {
+    let number = descriptors.insert(Descriptor { write });
+    number.map(FileHandle).inspect_err(|_| tree.release_file(id, write))
+}
+
+/// Makes and opens a file, or opens the one that is there unless the caller insists on a new one.
+fn create_or_open(
+    tree: &Tree,
+    parent: u64,
+    name: &[u8],
+    new: NewObject,
+    flags: i32,
+) -> Result<(Attr, u32), FsError> {
+    let write = writes(flags);
+    match tree.create(parent, name, new, write) {
+        Err(FsError::Os(rustix::io::Errno::EXIST)) if flags & libc::O_EXCL == 0 => {}
+        other => return other,
+    }
+    let (attr, generation) = tree.look_up(parent, name)?;
+    let opened = tree.open_file(attr.node_id, write, flags & libc::O_TRUNC != 0);
+    let attr = opened.and_then(|()| tree.attr(attr.node_id)).inspect_err(|_| {
+        tree.forget(attr.node_id, 1);
+    })?;
+    Ok((attr, generation))
+}
