@@ -46,6 +46,8 @@ impl Lower {
         #[cfg(test)]
         let data = &data[..cut];
         #[cfg(test)]
+        fault::admit_len(offset + data.len() as u64).map_err(|e| (0, e))?;
+        #[cfg(test)]
         trace::note(&self.fd, || trace::Change::Write(offset, data.to_vec()));
         let mut done = 0;
         while done < data.len() {
@@ -91,8 +93,22 @@ impl Lower {
         #[cfg(test)]
         fault::admit(1, 0).1.map_or(Ok(()), Err)?;
         #[cfg(test)]
+        fault::admit_len(len)?;
+        #[cfg(test)]
         trace::note(&self.fd, || trace::Change::Length(len));
         rustix::fs::ftruncate(&self.fd, len)
+    }
+
+    /// Whether the filesystem takes a file of `len` bytes (EFBIG where not). Changes nothing: the kernel checks the end of
+    /// the range before the filesystem sees that there is nothing to punch.
+    pub(super) fn may_reach(&self, len: u64) -> Result<(), Errno> {
+        #[cfg(test)]
+        fault::admit_len(len)?;
+        let flags = FallocateFlags::KEEP_SIZE | FallocateFlags::PUNCH_HOLE;
+        match rustix::fs::fallocate(&self.fd, flags, len.saturating_sub(1), 1) {
+            Err(Errno::FBIG) => Err(Errno::FBIG),
+            _ => Ok(()),
+        }
     }
 
     /// Makes what was written durable (fsync(2), fdatasync(2)).
@@ -262,11 +278,23 @@ pub(in crate::tree) mod fault {
 
     thread_local! {
         static DEAD: Cell<bool> = const { Cell::new(false) };
+        static LONGEST: Cell<u64> = const { Cell::new(u64::MAX) };
+    }
+
+    /// No lower file gets longer than `len` bytes.
+    pub(in crate::tree) fn longest(len: u64) {
+        LONGEST.set(len);
+    }
+
+    /// Whether a file may reach `len` bytes.
+    pub(super) fn admit_len(len: u64) -> Result<(), Errno> {
+        if len > LONGEST.get() { Err(Errno::FBIG) } else { Ok(()) }
     }
 
     /// Back to a machine without faults.
     pub(in crate::tree) fn clear() {
         LEFT.set(None);
         DEAD.set(false);
+        LONGEST.set(u64::MAX);
     }
 }

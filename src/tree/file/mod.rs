@@ -6,6 +6,8 @@
 mod body;
 #[cfg(test)]
 mod cut_tests;
+#[cfg(test)]
+mod limit_tests;
 mod load;
 mod log;
 mod lower;

@@ -37,6 +37,9 @@ impl FileIo {
         if size > MAX_SIZE {
             return Err(FsError::Os(Errno::FBIG));
         }
+        if size > self.size()? {
+            self.lower.may_reach(layout::lower_len(size))?;
+        }
         loop {
             self.flush()?;
             let _one = self.flushing.lock();
@@ -237,33 +240,29 @@ impl FileIo {
             if !body.is_settled() {
                 continue;
             }
-            let done = match what {
-                Allocate::Reserve { keep_size } => self.reserve(body, &keys, offset, end, keep_size),
-                Allocate::Punch => self.punch(body, &keys, offset, end).map(|()| true),
+            let keep_size = match what {
+                Allocate::Reserve { keep_size } => keep_size,
+                Allocate::Punch => return self.punch(body, &keys, offset, end),
                 Allocate::Zero { keep_size } => {
+                    // Where there is no room for it, nothing is lost.
+                    self.reserve(body, offset, end)?;
                     self.punch(body, &keys, offset, end)?;
-                    self.reserve(body, &keys, offset, end, keep_size)
+                    keep_size
                 }
             };
-            if done? {
+            self.reserve(body, offset, end)?;
+            if keep_size || self.grow(body, &keys, end)? {
                 return Ok(());
             }
         }
     }
 
-    fn reserve(
-        &self,
-        body: &mut Body,
-        keys: &FileKeys,
-        offset: u64,
-        end: u64,
-        keep_size: bool,
-    ) -> Result<bool, FsError> {
+    /// Has the lower filesystem set the range's place apart.
+    fn reserve(&self, body: &mut Body, offset: u64, end: u64) -> Result<(), FsError> {
         let from = layout::block_offset(offset / BLOCK);
         let to = layout::block_offset((end - 1) / BLOCK) + BLOCK;
         body.touched();
-        self.lower.reserve(from, to - from)?;
-        if keep_size { Ok(true) } else { self.grow(body, keys, end) }
+        Ok(self.lower.reserve(from, to - from)?)
     }
 
     /// Makes the range read as zeros: whole blocks become holes, the edges are rewritten.
@@ -367,7 +366,9 @@ impl FileIo {
             return Ok(None);
         }
         let ticket = self.announce(body, blocks, State::Dirty, body.size)?;
-        body.store_seal(&self.lower)?;
+        // Where this fails, the log has it; from here on the blocks must go, or a recovery would take them from a file
+        // that still shows them.
+        let _ = body.store_seal(&self.lower);
         Ok(ticket)
     }
 }

@@ -154,6 +154,9 @@ impl FileIo {
                 return Ok(true);
             }
             let gap = body.size < change.first * BLOCK && self.has_partial_tail(body, &keys)?;
+            if gap {
+                self.lower.may_reach(layout::lower_len(new_size))?;
+            }
             if gap || body.stored != body.size || self.must_announce(body) {
                 if !log_first || body.stored != body.size {
                     log_first = true;
@@ -261,6 +264,10 @@ impl FileIo {
         let after = pages_after(keys, &change, &before);
         fill_gaps(&mut change, &after);
         body.touched();
+        if change.entries.is_empty() {
+            // The lower filesystem may refuse the length: before anything else has it.
+            self.lower.set_len(layout::lower_len(new_size))?;
+        }
         let result = self.write_image(&change, stored, new_size);
         if let Err(short) = result {
             return self.settle_short(body, keys, change, before, short);
@@ -316,8 +323,8 @@ impl FileIo {
         new_size: u64,
     ) -> Result<(), FsError> {
         let grown = new_size != body.size;
-        // Otherwise the last block's data has just set the lower length.
-        let sets_len = tail.is_some() || change.entries.is_empty();
+        // Otherwise the lower file has its length from the last block's data, or got it first.
+        let sets_len = tail.is_some();
         let head = touches_head(change) || tail.is_some() || (grown && !body.tail.is_empty());
         let in_image: Vec<u64> = before.iter().skip(1).map(|(no, _)| *no).collect();
         let first_page = before.first().map(|(no, _)| *no);
