@@ -211,6 +211,26 @@ fn extended_attributes_of_files_and_directories() {
 }
 
 #[test]
+fn attributes_of_an_empty_file_leave_the_time_of_its_last_write() {
+    let volume = Volume::new("xattr-time");
+    let mount = volume.mount();
+    let path = mount.join("f");
+    let file = File::create(&path).unwrap();
+    file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::new(1_000, 18)).unwrap();
+    drop(file);
+    let none = rustix::fs::setxattr(&path, "user.none", b"", XattrFlags::REPLACE);
+    assert_eq!(none, Err(Errno::NODATA));
+    rustix::fs::setxattr(&path, "user.some", b"value", XattrFlags::CREATE).unwrap();
+    let modified = |mount: &Mount| {
+        let m = fs::metadata(mount.join("f")).unwrap();
+        (m.mtime(), m.mtime_nsec())
+    };
+    assert_eq!(modified(&mount), (1_000, 18));
+    mount.unmount();
+    assert_eq!(modified(&volume.mount()), (1_000, 18));
+}
+
+#[test]
 fn trusted_attributes_of_links_and_special_files_as_root() {
     if !is_root() {
         return eprintln!("skipped: trusted attributes need root");

@@ -76,7 +76,8 @@ impl Tree {
     ) -> Result<R, FsError> {
         match node.kind {
             Kind::File => self.with_file(node, write, |file| {
-                let keys = if write { Some(file.io.keys_for_write()?) } else { file.io.keys_for_read()? };
+                let keys =
+                    if write { Some(file.io.keys_for_attributes()?) } else { file.io.keys_for_read()? };
                 let (keys, id) = keys.ok_or_else(|| no_header(node.id))?;
                 action(&keys.xattr, &id.0)
             }),

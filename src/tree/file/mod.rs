@@ -159,11 +159,20 @@ impl FileIo {
         }
     }
 
-    /// The file's keys and identity, making a header where there is none: for extended attributes.
-    pub fn keys_for_write(&self) -> Result<(Arc<FileKeys>, FileId), FsError> {
+    /// The file's keys and identity, making a header where there is none: for a write.
+    fn keys_for_write(&self) -> Result<(Arc<FileKeys>, FileId), FsError> {
         let mut inner = self.for_writing()?;
         let (body, keys) = self.body_for_write(&mut inner)?;
         Ok((keys, body.superblock.file_id))
+    }
+
+    /// The same for extended attributes, for which a header may be made, but not the time of the last write changed.
+    pub fn keys_for_attributes(&self) -> Result<(Arc<FileKeys>, FileId), FsError> {
+        if matches!(&*self.for_reading()?, Inner::Empty(_)) {
+            let mut inner = self.for_writing()?;
+            self.lower.keeping_mtime(|| self.body_for_write(&mut inner).map(drop))?;
+        }
+        self.keys_for_write()
     }
 
     /// The file's keys and identity; `None` for a file without header.
