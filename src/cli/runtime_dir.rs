@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use super::error::CliError;
 
 const SYSTEM: &str = "/run/kmsfs";
+/// Logs of ended mounts that are kept.
+const OLD_LOGS_MAX: usize = 16;
 
 /// The directory of this user's mounts.
 pub fn own() -> PathBuf {
@@ -46,4 +48,59 @@ pub fn stem(mountpoint: &Path) -> String {
     let mut hasher = DefaultHasher::new();
     mountpoint.hash(&mut hasher);
     format!("mount-{:016x}", hasher.finish())
+}
+
+/// Where the mount at `mountpoint` keeps its log.
+pub fn log_of(mountpoint: &Path) -> Result<PathBuf, CliError> {
+    let dir = make()?;
+    bound_logs(&dir);
+    Ok(dir.join(format!("{}.log", stem(mountpoint))))
+}
+
+/// Removes the oldest logs of mounts that have ended, but for a few.
+fn bound_logs(dir: &Path) {
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    let is_old = |path: &Path| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let is_log = name.and_then(|name| name.strip_prefix("mount-")?.strip_suffix(".log")).is_some();
+        is_log && !path.with_extension("sock").exists()
+    };
+    let logs = entries.flatten().map(|entry| entry.path()).filter(|path| is_old(path));
+    let dated = |path: PathBuf| Some((std::fs::symlink_metadata(&path).ok()?.modified().ok()?, path));
+    let mut logs: Vec<_> = logs.filter_map(dated).collect();
+    logs.sort();
+    for (_, path) in logs.iter().take(logs.len().saturating_sub(OLD_LOGS_MAX)) {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_logs_and_those_of_living_mounts_stay() {
+        let dir = std::env::temp_dir().join(format!("kmsfs-logs-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let put = |name: &str, age: u64| {
+            let file = std::fs::File::create(dir.join(name)).unwrap();
+            file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000 - age))
+                .unwrap();
+        };
+        for number in 0..OLD_LOGS_MAX as u64 + 5 {
+            put(&format!("mount-{number:016x}.log"), number);
+        }
+        put("mount-a.log", 900);
+        put("mount-a.sock", 900);
+        put("kmsd.log", 900);
+        bound_logs(&dir);
+        let mut left: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        let mut expected: Vec<_> =
+            (0..OLD_LOGS_MAX).map(|number| format!("mount-{number:016x}.log").into()).collect();
+        expected.extend(["mount-a.log", "mount-a.sock", "kmsd.log"].map(std::ffi::OsString::from));
+        expected.sort();
+        assert_eq!(left, expected);
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
 }

@@ -62,7 +62,7 @@ pub fn as_child(args: &MountArgs, kms: Option<&str>) -> Result<(), CliError> {
 fn open_log(named: Option<&Path>, mountpoint: &Path) -> Result<(File, PathBuf), CliError> {
     let path = match named {
         Some(path) => path.to_owned(),
-        None => runtime_dir::make()?.join(format!("{}.log", runtime_dir::stem(mountpoint))),
+        None => runtime_dir::log_of(mountpoint)?,
     };
     let mut options = File::options();
     let file = options.append(true).create(true).mode(0o600).open(&path);
@@ -91,6 +91,7 @@ fn harden() -> Result<(), CliError> {
     std::env::set_current_dir("/").map_err(failed)?;
     crate::sys::harden::forbid_dumps().map_err(failed)?;
     crate::sys::harden::raise_open_files(OPEN_FILES);
+    crate::sys::harden::obey_quotas().map_err(failed)?;
     Ok(())
 }
 

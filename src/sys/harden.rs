@@ -7,6 +7,7 @@ use std::io;
 
 use rustix::fs::Mode;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
+use rustix::thread::CapabilitySet;
 
 /// No core file, and no reading of our memory by other processes of the same user.
 pub fn forbid_dumps() -> io::Result<()> {
@@ -18,6 +19,17 @@ pub fn forbid_dumps() -> io::Result<()> {
 /// No program started from here on gains rights by set-uid bits or file capabilities.
 pub fn no_new_privileges() -> io::Result<()> {
     rustix::thread::set_no_new_privs(true)?;
+    Ok(())
+}
+
+/// Quotas hold for this process too: root's CAP_SYS_RESOURCE would write beyond them. For the calling thread and those
+/// that it starts.
+pub fn obey_quotas() -> io::Result<()> {
+    let mut sets = rustix::thread::capabilities(None)?;
+    if sets.effective.contains(CapabilitySet::SYS_RESOURCE) {
+        sets.effective.remove(CapabilitySet::SYS_RESOURCE);
+        rustix::thread::set_capabilities(None, sets)?;
+    }
     Ok(())
 }
 
@@ -44,6 +56,13 @@ pub fn raise_open_files(wanted: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn quotas_are_obeyed_by_the_thread_that_says_so() {
+        obey_quotas().unwrap();
+        let sets = rustix::thread::capabilities(None).unwrap();
+        assert!(!sets.effective.contains(CapabilitySet::SYS_RESOURCE));
+    }
 
     #[test]
     fn a_hardened_process_leaves_no_core_and_no_way_in() {
