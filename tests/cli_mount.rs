@@ -40,6 +40,31 @@ fn a_mount_keeps_what_is_written_and_tells_about_itself() {
 }
 
 #[test]
+fn a_busy_mount_stays_and_a_lazy_end_waits_for_the_last_file() {
+    use std::io::{Seek, SeekFrom, Write};
+    let desk = Desk::with_volume("busy");
+    let mnt = desk.mount();
+    let mut held = fs::File::options().read(true).write(true).create_new(true).open(mnt.join("held")).unwrap();
+    held.write_all(b"before").unwrap();
+    let said = desk.kmsfs("umount {mnt}").fails(6, "close what is open there, or use --lazy");
+    assert!(!said.err.contains(".;"), "{}", said.err);
+    held.write_all(b" after").unwrap();
+    desk.kmsfs("umount {mnt} --lazy").ok();
+    assert!(!mnt.join("held").exists());
+    desk.kmsfs("mount {lower} {mnt}").fails(6, "in use by another mount");
+    held.write_all(b" and on").unwrap();
+    held.sync_all().unwrap();
+    let mut text = String::new();
+    held.seek(SeekFrom::Start(0)).unwrap();
+    held.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "before after and on");
+    drop(held);
+    eventually("the first mount has ended", || desk.kmsfs("mount {lower} {mnt}").code == 0);
+    assert_eq!(fs::read_to_string(mnt.join("held")).unwrap(), "before after and on");
+    desk.umount();
+}
+
+#[test]
 fn places_that_cannot_be_mounted_are_refused_with_the_reason() {
     let desk = Desk::with_volume("places");
     for dir in ["full", "other", "lower/inside"] {

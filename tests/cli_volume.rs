@@ -52,6 +52,13 @@ fn init_refuses_what_it_must_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn init_refuses_a_place_in_the_lower_tree_of_another_volume() {
+    let desk = Desk::with_volume("init-inside");
+    desk.kmsfs("init {lower}/deep --key alias/k").fails(2, "lies in the lower directory of the volume");
+    assert!(!desk.path("lower/deep").exists());
+}
+
+#[test]
 fn a_second_init_does_not_touch_the_first_volume() {
     let desk = Desk::with_volume("init-twice");
     let record = fs::read(desk.path("lower/.kmsfs.volume")).unwrap();

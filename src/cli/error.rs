@@ -91,7 +91,9 @@ impl From<VolumeError> for CliError {
             VolumeError::Key(..) | VolumeError::UnfitKey(..) => Exit::Key,
             VolumeError::Client(e) if e.is_unavailable() => Exit::Service,
             VolumeError::InUse(..) => Exit::Busy,
-            VolumeError::SheetInside(_) => Exit::Usage,
+            VolumeError::SheetInside(_) | VolumeError::InsideVolume(..) | VolumeError::ShortNames(..) => {
+                Exit::Usage
+            }
             VolumeError::Client(_)
             | VolumeError::NotEmpty(_)
             | VolumeError::Io(..)

@@ -156,7 +156,7 @@ impl MountPlan {
     }
 }
 
-const DEAD: &str = "holds a mount whose daemon is gone; unmount it first";
+const DEAD: &str = "holds a mount whose daemon is gone; unmount it first, with 'kmsfs umount'";
 
 /// How a mount whose daemon died answers.
 fn is_dead(error: &std::io::Error) -> bool {

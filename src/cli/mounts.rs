@@ -108,6 +108,7 @@ fn detach(mountpoint: &Path, lazy: bool) -> Result<(), CliError> {
             Err(e) => complaint = format!("{program}: {e}"),
         }
     }
+    let complaint = complaint.trim_end_matches('.');
     let busy = complaint.to_ascii_lowercase().contains("busy");
     let exit = if busy { Exit::Busy } else { Exit::Failed };
     let hint = if busy { "; close what is open there, or use --lazy" } else { "" };

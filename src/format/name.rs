@@ -17,8 +17,8 @@ use crate::crypto::{DirKey, TAG_LEN, sha256};
 pub const NAME_MAX: usize = 255;
 /// Names are padded to a multiple of this, so that lengths show only roughly.
 const PAD: usize = 16;
-/// Longest text stored as the entry's own name.
-const TEXT_MAX: usize = 255;
+/// Longest lower name, in bytes.
+pub const LOWER_NAME_MAX: usize = 255;
 const LONG_PREFIX: &str = ".kmsfs.l.";
 const SIDECAR_PREFIX: &str = ".kmsfs.n.";
 const RESERVED_PREFIX: &[u8] = b".kmsfs.";
@@ -81,7 +81,7 @@ pub fn encrypt(key: &DirKey, name: &[u8]) -> Result<LowerName, NameError> {
     let tag = key.names.seal(&FIXED_NONCE, b"name", &mut sealed);
     sealed.extend_from_slice(&tag);
     let text = text::encode(&sealed);
-    if text.len() <= TEXT_MAX {
+    if text.len() <= LOWER_NAME_MAX {
         return Ok(LowerName { entry: text, sidecar: None });
     }
     let hash = text::encode(&sha256(text.as_bytes()));

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::api::ErrorCode;
 use crate::client::ClientError;
+use crate::format::name::LOWER_NAME_MAX;
 use crate::format::record::RecordError;
 use crate::tree::{FsError, KeyError};
 
@@ -34,6 +35,10 @@ pub enum VolumeError {
     },
     /// The recovery sheet would lie inside the tree that it is to recover.
     SheetInside(PathBuf),
+    /// The directory for a new volume lies in the lower tree of another, which is at the second path.
+    InsideVolume(PathBuf, PathBuf),
+    /// The lower filesystem allows names of this many bytes only.
+    ShortNames(PathBuf, u64),
     /// The key cannot wrap data keys: its name, and why.
     UnfitKey(String, String),
     /// The lower file system said no: to what, on which path.
@@ -105,8 +110,26 @@ impl std::fmt::Display for VolumeError {
                 "{} lies inside the volume; name a place outside with --recovery-sheet",
                 path.display()
             ),
+            Self::InsideVolume(path, volume) => write!(
+                f,
+                "{} lies in the lower directory of the volume {}, which would take it for foreign; name a place outside",
+                path.display(),
+                volume.display()
+            ),
+            Self::ShortNames(path, most) => write!(
+                f,
+                "names on the filesystem of {} have at most {most} bytes, and a volume needs {LOWER_NAME_MAX}; choose a place \
+                 on another filesystem (ext4, XFS, btrfs, tmpfs)",
+                path.display()
+            ),
             Self::UnfitKey(key, why) => write!(f, "the key {key} cannot be used for a volume: {why}"),
-            Self::Io(what, path, e) => write!(f, "cannot {what} {}: {e}", path.display()),
+            Self::Io(what, path, e) => {
+                write!(f, "cannot {what} {}: {e}", path.display())?;
+                if e.kind() == io::ErrorKind::ReadOnlyFilesystem {
+                    write!(f, "; the lower filesystem must be mounted for writing")?;
+                }
+                Ok(())
+            }
             Self::Tree(e) => write!(f, "cannot open the tree: {e}"),
         }
     }

@@ -13,6 +13,7 @@ use super::{VolumeError, context, key_error, record_file};
 use crate::client::{GeneratedKey, Kms};
 use crate::crypto::{Secret, VolumeKey, random_array};
 use crate::format::dir::{self, DIR_RECORD};
+use crate::format::name::LOWER_NAME_MAX;
 use crate::format::record::{VOLUME_RECORD, VOLUME_RECORD_COPY, VolumeRecord, VolumeSettings};
 use crate::format::{VolumeId, WrappedKey};
 
@@ -46,6 +47,7 @@ pub struct Made {
 /// Makes a volume in `lower`, which is an empty directory or none yet.
 pub fn init(lower: &Path, kms: &Kms, options: &InitOptions) -> Result<Made, VolumeError> {
     check_empty(lower)?;
+    check_place(lower)?;
     let id = VolumeId(random_array());
     // The key first: a service that says no leaves nothing behind.
     let generated = kms
@@ -96,6 +98,24 @@ fn check_empty(lower: &Path) -> Result<(), VolumeError> {
     // A file system's own lost+found does not count.
     let foreign = entries.any(|entry| entry.map_or(true, |e| e.file_name() != "lost+found"));
     if foreign { Err(VolumeError::NotEmpty(lower.to_owned())) } else { Ok(()) }
+}
+
+/// No volume may lie in the lower tree of another one, nor where its names do not fit.
+fn check_place(lower: &Path) -> Result<(), VolumeError> {
+    let place = std::path::absolute(lower).map_err(|e| VolumeError::io("find", lower, e))?;
+    // What the nearest directory that exists really is.
+    let existing = place.ancestors().find_map(|at| std::fs::canonicalize(at).ok()).unwrap_or_default();
+    let holds = |at: &Path, name| std::fs::symlink_metadata(at.join(name)).is_ok();
+    let is_volume = |at: &&Path| holds(at, VOLUME_RECORD) || holds(at, DIR_RECORD);
+    if let Some(volume) = existing.ancestors().find(is_volume) {
+        return Err(VolumeError::InsideVolume(lower.to_owned(), volume.to_owned()));
+    }
+    let figures = rustix::fs::statvfs(&existing).map_err(|e| VolumeError::io("examine", &existing, e))?;
+    fits_names(lower, figures.f_namemax)
+}
+
+fn fits_names(lower: &Path, most: u64) -> Result<(), VolumeError> {
+    if most < LOWER_NAME_MAX as u64 { Err(VolumeError::ShortNames(lower.to_owned(), most)) } else { Ok(()) }
 }
 
 fn populate(lower: &Path, record: &VolumeRecord, volume_key: &VolumeKey) -> Result<(), VolumeError> {
@@ -192,4 +212,16 @@ fn check_root_record(root: BorrowedFd<'_>, lower: &Path, key: &VolumeKey) -> Res
         let why = std::io::Error::other("the directory record is not of the volume on the recovery sheet");
         VolumeError::io("restore", &place, why)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filesystem_of_short_names_is_refused_and_told() {
+        assert!(fits_names(Path::new("/lower"), 255).is_ok());
+        let refused = fits_names(Path::new("/lower"), 143).unwrap_err().to_string();
+        assert!(refused.contains("at most 143 bytes") && refused.contains("/lower"), "{refused}");
+    }
 }
