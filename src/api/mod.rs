@@ -43,7 +43,7 @@ pub use hex::{hex, unhex};
 pub use key_ref::{Arn, ArnError, ArnResource, KeyId, KeyRef, uuid_text};
 pub use mark::AdvanceMarkRequest;
 pub use operation::{Family, Operation, TARGET_PREFIX, TARGET_PREFIX_ADMIN};
-pub use parameters::{Parameters, Shown};
+pub use parameters::{Parameters, Shown, lower_first};
 pub use request::{Request, Violation, parse};
 pub use request_data::*;
 pub use request_grant::*;

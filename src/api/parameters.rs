@@ -53,6 +53,12 @@ pub(super) fn push_camel(out: &mut String, snake: &str) {
     }
 }
 
+/// `AccessKeyId` becomes `accessKeyId`.
+pub fn lower_first(name: &str) -> String {
+    let mut chars = name.chars();
+    chars.next().map(|first| first.to_ascii_lowercase()).into_iter().chain(chars).collect()
+}
+
 /// Appends a JSON string.
 pub(super) fn push_json(out: &mut String, text: &str) {
     out.push('"');

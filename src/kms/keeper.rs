@@ -229,11 +229,13 @@ impl Service for Keeper {
             let (status, body) = call.wire.error(&error, &request_id);
             return Answer { status, body, request_id };
         };
+        let begin = Instant::now();
         if let Wire::Query { json } = call.wire {
-            let IamReply { status, body, request_id } = self.kms.handle_iam(&caller, call.body, json);
+            let IamReply { status, body, request_id, action, error } =
+                self.kms.handle_iam(&caller, call.body, json);
+            self.metrics.count_identity(action, error, begin.elapsed());
             return Answer { status, body, request_id };
         }
-        let begin = Instant::now();
         let Reply { status, body, request_id, error } = self.kms.handle(&caller, call.target, call.body);
         self.metrics.count(Operation::from_target(call.target), error, begin.elapsed());
         Answer { status, body, request_id }

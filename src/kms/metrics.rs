@@ -2,11 +2,16 @@
 //!
 //! Written on every call by relaxed atomics, read by the admin socket. Names no key, no principal and no address.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use crate::api::{ErrorCode, Operation};
+
+use super::iam::actions::{Action, Service};
 
 /// Upper bounds of the latency buckets, in microseconds; the last one is open.
 const BOUNDS_US: [u64; 12] = [25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 50_000, 250_000, 1_000_000];
@@ -27,6 +32,15 @@ struct PerOperation {
 pub struct Metrics {
     /// By operation; the last one stands for unknown ones.
     operations: Vec<PerOperation>,
+    /// Of IAM and STS, by operation; the names are those of the list of actions, so there are no more.
+    identities: Mutex<BTreeMap<String, PerAction>>,
+}
+
+/// The counters of an operation of IAM or STS.
+#[derive(Debug, Default)]
+struct PerAction {
+    counts: PerOperation,
+    errors: BTreeMap<&'static str, u64>,
 }
 
 /// What is read at the moment of asking.
@@ -48,7 +62,8 @@ impl Default for Metrics {
             errors: ErrorCode::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
             ..PerOperation::default()
         };
-        Self { operations: (0..=Operation::ALL.len()).map(|_| one()).collect() }
+        let operations = (0..=Operation::ALL.len()).map(|_| one()).collect();
+        Self { operations, identities: Mutex::default() }
     }
 }
 
@@ -57,14 +72,26 @@ impl Metrics {
     pub fn count(&self, operation: Option<Operation>, error: Option<ErrorCode>, took: Duration) {
         let place = operation.map_or(Operation::ALL.len(), |operation| operation as usize);
         let entry = &self.operations[place];
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        add(&entry.calls, 1);
-        add(&entry.micros, micros);
-        if let Some(bucket) = BOUNDS_US.iter().position(|bound| micros <= *bound) {
-            add(&entry.buckets[bucket], 1);
-        }
+        entry.count(took);
         if let Some(code) = error {
             add(&entry.errors[code as usize], 1);
+        }
+    }
+
+    /// Counts one call to IAM or STS.
+    pub fn count_identity(&self, action: Option<&Action>, error: Option<&'static str>, took: Duration) {
+        let name = action.map_or_else(
+            || String::from("iam:unknown"),
+            |action| {
+                let prefix = if action.service == Service::Iam { "iam" } else { "sts" };
+                format!("{prefix}:{}", action.name)
+            },
+        );
+        let mut identities = self.identities.lock();
+        let entry = identities.entry(name).or_default();
+        entry.counts.count(took);
+        if let Some(code) = error {
+            *entry.errors.entry(code).or_default() += 1;
         }
     }
 
@@ -86,18 +113,17 @@ impl Metrics {
                 );
             }
         }
-        self.write_total(
-            &mut out,
-            "kmsd_denied_total",
-            "Calls that no policy or grant allowed.",
-            ErrorCode::AccessDeniedException,
-        );
-        self.write_total(
-            &mut out,
-            "kmsd_throttled_total",
-            "Calls beyond their quota.",
-            ErrorCode::ThrottlingException,
-        );
+        let identities = self.identities.lock();
+        for (name, entry) in &*identities {
+            for (code, count) in &entry.errors {
+                let _ = writeln!(out, "kmsd_errors_total{{operation=\"{name}\",error=\"{code}\"}} {count}");
+            }
+        }
+        let of = |code: &str| identities.values().filter_map(|entry| entry.errors.get(code)).sum::<u64>();
+        let denied = ("kmsd_denied_total", "Calls that no policy or grant allowed.");
+        self.write_total(&mut out, denied, ErrorCode::AccessDeniedException, of("AccessDenied"));
+        let throttled = ("kmsd_throttled_total", "Calls beyond their quota.");
+        self.write_total(&mut out, throttled, ErrorCode::ThrottlingException, of("Throttling"));
         head(
             &mut out,
             "kmsd_call_duration_seconds",
@@ -107,13 +133,27 @@ impl Metrics {
         for (name, entry) in &used {
             write_histogram(&mut out, name, entry);
         }
+        for (name, entry) in &*identities {
+            write_histogram(&mut out, name, &entry.counts);
+        }
         out
     }
 
-    fn write_total(&self, out: &mut String, name: &str, help: &str, code: ErrorCode) {
+    fn write_total(&self, out: &mut String, (name, help): (&str, &str), code: ErrorCode, further: u64) {
         let total: u64 = self.operations.iter().map(|entry| read(&entry.errors[code as usize])).sum();
         head(out, name, "counter", help);
-        let _ = writeln!(out, "{name} {total}");
+        let _ = writeln!(out, "{name} {}", total + further);
+    }
+}
+
+impl PerOperation {
+    fn count(&self, took: Duration) {
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        add(&self.calls, 1);
+        add(&self.micros, micros);
+        if let Some(bucket) = BOUNDS_US.iter().position(|bound| micros <= *bound) {
+            add(&self.buckets[bucket], 1);
+        }
     }
 }
 
@@ -177,6 +217,9 @@ mod tests {
         }
         metrics.count(None, Some(ErrorCode::UnknownOperationException), Duration::ZERO);
         metrics.count(Some(Operation::Encrypt), Some(ErrorCode::ThrottlingException), Duration::ZERO);
+        let assume = crate::kms::iam::actions::find("AssumeRole");
+        metrics.count_identity(assume, Some("AccessDenied"), Duration::from_micros(20));
+        metrics.count_identity(None, Some("Throttling"), Duration::ZERO);
         let text = metrics.text(GAUGES);
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let (name, value) = line.rsplit_once(' ').unwrap();
@@ -186,8 +229,10 @@ mod tests {
         has("kmsd_keys 7");
         has("kmsd_errors_total{operation=\"Decrypt\",error=\"AccessDeniedException\"} 1");
         has("kmsd_errors_total{operation=\"unknown\",error=\"UnknownOperationException\"} 1");
-        has("kmsd_denied_total 1");
-        has("kmsd_throttled_total 1");
+        has("kmsd_denied_total 2");
+        has("kmsd_throttled_total 2");
+        has("kmsd_errors_total{operation=\"sts:AssumeRole\",error=\"AccessDenied\"} 1");
+        has("kmsd_call_duration_seconds_count{operation=\"sts:AssumeRole\"} 1");
         has("kmsd_call_duration_seconds_bucket{operation=\"Decrypt\",le=\"0.000025\"} 2");
         has("kmsd_call_duration_seconds_bucket{operation=\"Decrypt\",le=\"0.0005\"} 3");
         has("kmsd_call_duration_seconds_bucket{operation=\"Decrypt\",le=\"+Inf\"} 4");

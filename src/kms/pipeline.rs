@@ -83,7 +83,7 @@ pub struct Kms {
     pub(super) makers: Makers,
     pub(super) last_usage: LastUsage,
     writer: Mutex<()>,
-    quotas: Quotas,
+    pub(super) quotas: Quotas,
     faults: Vec<Fault>,
 }
 
@@ -244,21 +244,12 @@ impl Kms {
         let outcome = match Operation::from_target(target) {
             Some(operation) => {
                 notes.operation = Some(operation);
-                self.contain(|| dispatch(self, caller, operation, body, now, &mut notes))
+                contain(|| dispatch(self, caller, operation, body, now, &mut notes))
             }
             None => Err(KmsError::new(ErrorCode::UnknownOperationException, "")),
         };
         let outcome = self.record(caller, target, now, id, &notes, outcome);
         reply(request_id, outcome)
-    }
-
-    /// A fault in one call is that call's error: it is recorded, and the others go on.
-    fn contain(&self, call: impl FnOnce() -> Result<Answer, KmsError>) -> Result<Answer, KmsError> {
-        // Records are replaced whole and locks do not poison, so nothing half done is seen after a panic.
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).unwrap_or_else(|_| {
-            log::error!("a call ended in a fault of kmsd; {self:?} goes on");
-            Err(KmsError::new(ErrorCode::KMSInternalException, ""))
-        })
     }
 
     /// The steps of a call whose operation is known.
@@ -369,6 +360,15 @@ impl Kms {
         }
         outcome
     }
+}
+
+/// A fault in one call is that call's error: it is recorded, and the others go on.
+fn contain(call: impl FnOnce() -> Result<Answer, KmsError>) -> Result<Answer, KmsError> {
+    // Records are replaced whole and locks do not poison, so nothing half done is seen after a panic.
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).unwrap_or_else(|_| {
+        log::error!("a call ended in a fault of kmsd, which goes on serving the others");
+        Err(KmsError::new(ErrorCode::KMSInternalException, ""))
+    })
 }
 
 /// What a caller is told whose call has no place in the log, or no record.

@@ -14,6 +14,7 @@ use parking_lot::RwLock;
 use crate::api::{ErrorCode, KeySpec, KmsError, Operation};
 
 use super::home::Home;
+use super::iam::actions::Service;
 
 /// Most accounts and regions told apart; beyond it all start anew.
 const MAX_HOMES: usize = 4096;
@@ -109,6 +110,8 @@ groups! {
     UpdateAlias: 5.0, WRITES; [UpdateAlias];
     UpdateKeyDescription: 5.0, WRITES; [UpdateKeyDescription];
     UpdatePrimaryRegion: 5.0, WRITES; [UpdatePrimaryRegion];
+    Identities: 20.0, WRITES; [];
+    Sessions: 600.0, CRYPTO; [];
 }
 
 impl Group {
@@ -215,10 +218,18 @@ impl Quotas {
         spec: Option<KeySpec>,
         pair: Option<&str>,
     ) -> Result<(), KmsError> {
+        Group::of_call(operation, spec, pair).map_or(Ok(()), |group| self.take_of(home, group))
+    }
+
+    /// Takes the token of one call to IAM or STS.
+    pub(super) fn take_identity(&self, home: Home<'_>, service: Service) -> Result<(), KmsError> {
+        self.take_of(home, if service == Service::Iam { Group::Identities } else { Group::Sessions })
+    }
+
+    fn take_of(&self, home: Home<'_>, group: Group) -> Result<(), KmsError> {
         if self.profile == QuotaProfile::Off {
             return Ok(());
         }
-        let Some(group) = Group::of_call(operation, spec, pair) else { return Ok(()) };
         let now = u64::try_from(self.begin.elapsed().as_nanos()).unwrap_or(u64::MAX / 2);
         if self.buckets(home)[group as usize].take(now, group.rate(self.profile)) {
             return Ok(());
@@ -279,6 +290,14 @@ mod tests {
         assert_eq!(granted(&quotas, other, Operation::CreateKey, 10), 5);
         let elsewhere = Home::new("111122223333", "eu-west-1");
         assert_eq!(granted(&quotas, elsewhere, Operation::CreateKey, 10), 5);
+    }
+
+    #[test]
+    fn identities_and_sessions_have_quotas_of_their_own() {
+        let quotas = Quotas::new(QuotaProfile::Aws);
+        let granted = |service| (0..1000).filter(|_| quotas.take_identity(HOME, service).is_ok()).count();
+        assert!((20..200).contains(&granted(Service::Iam)));
+        assert!((600..1000).contains(&granted(Service::Sts)));
     }
 
     #[test]

@@ -104,8 +104,12 @@ fn access_keys_sign_while_they_are_active() {
     assert_eq!(s.fails("iam.DeleteUser", json!({"UserName": "alice"})).0, "DeleteConflict");
     s.ok("iam.DeleteAccessKey", json!({"UserName": "alice", "AccessKeyId": id}));
     assert!(s.kms.signer(id, None).is_err());
-    let shown = s.audit.records().iter().map(ToString::to_string).collect::<String>();
+    let records = s.audit.records();
+    let shown = records.iter().map(ToString::to_string).collect::<String>();
     assert!(!shown.contains(secret), "no secret is recorded");
+    let created = records.iter().find(|record| record["eventName"] == "CreateAccessKey").unwrap();
+    let told = &created["responseElements"]["accessKey"];
+    assert_eq!((&told["accessKeyId"], &told["userName"]), (&json!(id), &json!("alice")));
 }
 
 #[test]
@@ -199,6 +203,13 @@ fn a_role_is_assumed_by_whom_it_trusts_and_its_session_is_limited() {
     let role = "arn:aws:iam::111122223333:role/r";
     let body = json!({"RoleArn": role, "RoleSessionName": "s1"});
     let answer = s.ok_as(&user("alice"), "sts.AssumeRole", body.clone());
+    let record = s.audit.records().pop().unwrap();
+    let told = &record["responseElements"]["credentials"];
+    assert_eq!(told["accessKeyId"], answer["Credentials"]["AccessKeyId"]);
+    assert_eq!(told["expiration"], answer["Credentials"]["Expiration"]);
+    for secret in ["SecretAccessKey", "SessionToken"] {
+        assert!(!record.to_string().contains(answer["Credentials"][secret].as_str().unwrap()), "{secret}");
+    }
     assert_eq!(answer["AssumedRoleUser"]["Arn"], "arn:aws:sts::111122223333:assumed-role/r/s1");
     let session = session_of(&s, &answer);
     s.ok_as(&session, "Encrypt", sealing.clone());

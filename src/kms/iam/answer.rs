@@ -85,6 +85,17 @@ impl Node {
         Self::List(texts.into_iter().map(|text| Self::Text(text.into())).collect())
     }
 
+    /// A member by its name.
+    pub fn member(&self, name: &str) -> Option<&Self> {
+        let Self::Map(members) = self else { return None };
+        members.iter().find(|(own, _)| *own == name).map(|(_, node)| node)
+    }
+
+    /// The text of a text that is no secret.
+    pub fn text(&self) -> Option<&str> {
+        if let Self::Text(text) = self { Some(text) } else { None }
+    }
+
     fn write_xml(&self, out: &mut String) {
         match self {
             Self::Text(text) => push_escaped(out, text),

@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-use crate::api::{Tag, Timestamp, uuid_text};
+use crate::api::{self, Tag, Timestamp, uuid_text};
 use crate::crypto::random_array;
 
 use super::super::audit::{AuditRecord, JsonText};
 use super::super::authorise::{Asker, Demand, Resource};
-use super::super::caller::Caller;
+use super::super::caller::{Caller, Source};
 use super::super::decision::{Basis, Denial, facts, own_allow, own_deny, reason};
 use super::super::pipeline::{Kms, Turn, identity_of, source_of, unrecorded};
 use super::actions::{self, Action, On, Service};
@@ -52,6 +52,10 @@ pub struct IamReply {
     pub body: Zeroizing<Vec<u8>>,
     /// The id that the audit record carries too.
     pub request_id: String,
+    /// The operation, if it is one.
+    pub action: Option<&'static Action>,
+    /// Which error it is, if it is one.
+    pub error: Option<&'static str>,
 }
 
 impl Kms {
@@ -69,7 +73,7 @@ impl Kms {
             Ok(node) => (200, envelope.answer(node)),
             Err(error) => (error.status(), envelope.error(error.code, &error.message, error.status() >= 500)),
         };
-        IamReply { status, body, request_id }
+        IamReply { status, body, request_id, action, error: outcome.err().map(|error| error.code) }
     }
 
     /// Makes one call, and records it.
@@ -100,7 +104,7 @@ impl Kms {
             peer,
             user_agent: &caller.user_agent,
             request: &JsonText::from_json(params.shown()),
-            response: &JsonText::null(),
+            response: &outcome.as_ref().ok().and_then(issued).unwrap_or_else(JsonText::null),
             additional: &additional,
             error: outcome.as_ref().err().map(|error| (error.code, error.message.as_str())),
             read_only: action.is_none_or(|action| action.reads),
@@ -118,6 +122,10 @@ impl Kms {
         now: Timestamp,
         decided: &mut Option<Basis>,
     ) -> Result<Node, IamError> {
+        if !matches!(caller.source, Source::Internal) {
+            let throttled = || IamError::new("Throttling", "Rate exceeded");
+            self.quotas.take_identity(caller.home(), action.service).map_err(|_| throttled())?;
+        }
         action.required.iter().try_for_each(|name| params.need(name).map(|_| ()))?;
         let turn = (!action.reads).then(|| self.turn());
         let identity = self.identity_of(caller);
@@ -127,6 +135,18 @@ impl Kms {
         }
         (action.run)(&call)
     }
+}
+
+/// What the record tells of credentials that an answer gives out: their id, never a secret or a token.
+fn issued(answer: &Node) -> Option<JsonText> {
+    let told = ["AccessKeyId", "UserName", "Status", "Expiration"];
+    let shown = |name: &str, member: &str| {
+        let text =
+            |told: &&str| Some((api::lower_first(told), answer.member(name)?.member(told)?.text()?.into()));
+        let members: serde_json::Map<String, serde_json::Value> = told.iter().filter_map(text).collect();
+        (!members.is_empty()).then(|| JsonText::of(&serde_json::json!({ member: members })))
+    };
+    shown("Credentials", "credentials").or_else(|| shown("AccessKey", "accessKey"))
 }
 
 impl<'a> IamCall<'a> {

@@ -11,20 +11,28 @@ pub struct IamError {
     pub message: String,
 }
 
-/// Codes that do not travel with status 400.
-const STATUS: &[(&str, u16)] = &[
+/// Every code, with the status it travels with.
+pub const CODES: &[(&str, u16)] = &[
     ("AccessDenied", 403),
     ("DeleteConflict", 409),
     ("EntityAlreadyExists", 409),
     ("ExpiredToken", 403),
+    ("IncompleteSignature", 400),
+    ("InvalidAction", 400),
     ("InvalidClientTokenId", 403),
+    ("InvalidInput", 400),
     ("LimitExceeded", 409),
+    ("MalformedInput", 400),
+    ("MalformedPolicyDocument", 400),
     ("MissingAuthenticationToken", 403),
     ("NoSuchEntity", 404),
+    ("PackedPolicyTooLarge", 400),
     ("RequestEntityTooLarge", 413),
     ("ServiceFailure", 500),
     ("ServiceUnavailable", 503),
     ("SignatureDoesNotMatch", 403),
+    ("Throttling", 400),
+    ("ValidationError", 400),
 ];
 
 impl IamError {
@@ -35,7 +43,7 @@ impl IamError {
 
     /// The HTTP status it travels with.
     pub fn status(&self) -> u16 {
-        STATUS.iter().find(|(code, _)| *code == self.code).map_or(400, |(_, status)| *status)
+        CODES.iter().find(|(code, _)| *code == self.code).map_or(400, |(_, status)| *status)
     }
 
     /// Something that is not there.
