@@ -110,8 +110,15 @@ fn check(state: &StateDir, seal: Option<&SealSource>, chain_only: bool) -> Resul
 fn find(state: &StateDir, query: &Query) -> Result<(), Failure> {
     let failed = |e| Failure::System("the audit log".into(), e);
     let mut out = io::BufWriter::new(io::stdout().lock());
-    search(&state.audit_dir(), query, &mut out).map_err(failed)?;
-    out.flush().map_err(failed)
+    let found = search(&state.audit_dir(), query, &mut out).map_err(failed)?;
+    out.flush().map_err(failed)?;
+    match query.unknown_error().filter(|_| found == 0) {
+        Some(name) => Err(Failure::Usage(format!(
+            "no record has the error {name}, and there is none of that name; they are called as clients see them: \
+             AccessDeniedException, NotFoundException, NoSuchEntity"
+        ))),
+        None => Ok(()),
+    }
 }
 
 fn prune(state: &StateDir, seal: Option<&SealSource>, keep: Retention, accept: bool) -> Result<(), Failure> {

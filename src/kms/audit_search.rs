@@ -10,10 +10,11 @@ use std::time::SystemTime;
 use clap::Args;
 use serde_json::Value;
 
-use crate::api::sigv4;
+use crate::api::{ErrorCode, sigv4};
 
 use super::audit_chain::{segment_path, segments};
 use super::audit_log::MAX_LINE;
+use super::iam::error::CODES;
 
 /// What to look for; all of it must fit.
 #[derive(Debug, Clone, Default, Args)]
@@ -45,6 +46,15 @@ pub struct Query {
 }
 
 impl Query {
+    /// The error looked for, where no operation of any service here gives it.
+    pub fn unknown_error(&self) -> Option<&str> {
+        let name = self.error.as_deref().filter(|name| *name != "any")?;
+        let is = |code: &str| code.eq_ignore_ascii_case(name);
+        let known =
+            ErrorCode::ALL.iter().any(|code| is(code.name())) || CODES.iter().any(|(code, _)| is(code));
+        (!known).then_some(name)
+    }
+
     /// Whether `record` is one of those looked for.
     fn fits(&self, record: &Value) -> bool {
         let text = |pointer: &str| record.pointer(pointer).and_then(Value::as_str).unwrap_or_default();

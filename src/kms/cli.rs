@@ -208,8 +208,9 @@ struct IamArguments {
 
 #[derive(Debug, Args)]
 struct AuditArguments {
-    #[command(flatten)]
-    state: StateArguments,
+    /// The state directory
+    #[arg(long, env = "KMSD_DIR", global = true)]
+    dir: Option<PathBuf>,
     #[command(subcommand)]
     command: AuditCommand,
 }
@@ -285,7 +286,10 @@ fn dispatch(command: Command) -> Result<(), Failure> {
             backup_command::restore(&state_dir(&state.dir)?, &absolute(&from)?, seal.as_ref())
         }
         Command::Iam(arguments) => admin::run(&socket(&arguments.endpoint)?, &arguments.command),
-        Command::Audit(arguments) => audit_command::run(&state_dir(&arguments.state.dir)?, arguments.command),
+        Command::Audit(AuditArguments { dir, command }) => {
+            let absent = || Failure::Usage("say whose log: --dir DIR, or KMSD_DIR in the environment".into());
+            audit_command::run(&state_dir(&dir.ok_or_else(absent)?)?, command)
+        }
         Command::Bench(arguments) => bench(arguments),
     }
 }

@@ -39,6 +39,12 @@ fn records_are_found_by_key_operation_error_and_time() {
     assert!(found(&daemon, &["--principal", "user/nobody"]).is_empty());
     assert_eq!(found(&daemon, &["--since", "1h"]).len(), found(&daemon, &[]).len());
     assert!(found(&daemon, &["--until", "1h"]).is_empty());
+    assert!(found(&daemon, &["--error", "ThrottlingException"]).is_empty());
+    assert!(found(&daemon, &["--error", "NoSuchEntity"]).is_empty());
+    assert_fails(&audit(&daemon, &["search", "--error", "NOPE"]), 2, "there is none of that name");
+    let state = daemon.state();
+    let behind = kmsd(&["audit", "search", "--dir", state.to_str().unwrap(), "-n", "1"], None);
+    assert_eq!(String::from_utf8_lossy(&behind.stdout).lines().count(), 1, "{behind:?}");
     let wrong = audit(&daemon, &["search", "--since", "yesterday"]);
     assert!(wrong.status.code() == Some(2) && String::from_utf8_lossy(&wrong.stderr).contains("2026-01-31"));
 }
