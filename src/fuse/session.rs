@@ -168,7 +168,8 @@ pub fn negotiate(config: &mut KernelConfig, writeback: bool) {
         | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
     wanted.set(InitFlags::FUSE_WRITEBACK_CACHE, writeback);
     if let Err(missing) = config.add_capabilities(wanted & config.capabilities()) {
-        log::debug!("the kernel lacks {missing:?}");
+        let names: Vec<&str> = missing.iter_names().map(|(name, _)| name).collect();
+        log::debug!("the kernel lacks {}", names.join(", "));
     }
     let _ = config.set_max_write(MAX_WRITE);
     let _ = config.set_max_readahead(MAX_WRITE);

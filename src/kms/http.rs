@@ -63,6 +63,16 @@ pub enum Origin {
     },
 }
 
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unix { uid, pid, .. } => write!(f, "user {uid}, process {pid}"),
+            Self::Tcp { address, is_tls: false } => address.fmt(f),
+            Self::Tcp { address, is_tls: true } => write!(f, "{address} over TLS"),
+        }
+    }
+}
+
 /// A call whose sender is known.
 #[derive(Debug, Clone, Copy)]
 pub struct Call<'a> {
@@ -433,12 +443,12 @@ fn request_id() -> String {
 /// The one table from signature errors to codes of the protocol.
 fn signature_error(error: &SignatureError) -> KmsError {
     use SignatureError::{
-        BadDate, BodyHash, Expired, ExpiredToken, Incomplete, Mismatch, Missing, NoDate, NotYet, Region,
-        ScopeDate, Service, UnknownKey, Unsigned,
+        BadDate, BodyHash, Expired, ExpiredToken, InQuery, Incomplete, Mismatch, Missing, NoDate, NotYet,
+        Region, ScopeDate, Service, UnknownKey, Unsigned,
     };
     let code = match error {
         Missing => ErrorCode::MissingAuthenticationTokenException,
-        Incomplete(_) | NoDate | BadDate(_) => ErrorCode::IncompleteSignature,
+        InQuery | Incomplete(_) | NoDate | BadDate(_) => ErrorCode::IncompleteSignature,
         UnknownKey => ErrorCode::UnrecognizedClientException,
         ExpiredToken => ErrorCode::ExpiredTokenException,
         ScopeDate { .. }
@@ -456,7 +466,7 @@ fn signature_error(error: &SignatureError) -> KmsError {
 fn log_refusal(origin: &Origin, error: &SignatureError) {
     static LIMIT: RateLimit = RateLimit::new();
     if let Some(held_back) = LIMIT.admit() {
-        log::warn!("refused a request from {origin:?}: {error} ({held_back} more before it)");
+        log::warn!("refused a request from {origin}: {error} ({held_back} more before it)");
     }
 }
 

@@ -256,7 +256,7 @@ async fn serve_accepted(hub: &Hub, accepted: Accepted) {
     };
     if let Err(error) = served {
         // Half a request, a reset, a time-out: the caller's affair.
-        log::debug!("connection from {origin:?} ended: {error}");
+        log::debug!("connection from {origin} ended: {error}");
     }
     drop(place);
 }
@@ -362,7 +362,7 @@ impl Gate<'_> {
     fn refuse<S: AsyncWrite + Send + Unpin + 'static>(&self, mut stream: S, origin: &Origin) {
         static LIMIT: RateLimit = RateLimit::new();
         if let Some(held_back) = LIMIT.admit() {
-            log::warn!("too many connections: refused one from {origin:?} ({held_back} more before it)");
+            log::warn!("too many connections: refused one from {origin} ({held_back} more before it)");
         }
         let timeout = self.limits.write_timeout;
         tokio::spawn(async move { tokio::time::timeout(timeout, stream.write_all(BUSY)).await });

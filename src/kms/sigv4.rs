@@ -19,6 +19,8 @@ use crate::crypto::{SigningKey, constant_time_eq, sha256};
 
 /// The header of temporary credentials.
 const TOKEN: &str = "x-amz-security-token";
+/// What the query string of a presigned URL holds.
+const QUERY_SIGNATURE: &str = "X-Amz-Signature=";
 /// How far the clocks may be apart.
 pub const MAX_SKEW_SECONDS: u64 = 15 * 60;
 /// The service in the scope.
@@ -70,6 +72,8 @@ impl<'a> SignedRequest<'a> {
 pub enum SignatureError {
     /// No signature at all.
     Missing,
+    /// A signature in the query string.
+    InQuery,
     /// The Authorization header cannot be read.
     Incomplete(AuthorizationError),
     /// Neither `X-Amz-Date` nor `Date`.
@@ -107,6 +111,9 @@ impl fmt::Display for SignatureError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Missing => f.write_str("Missing Authentication Token"),
+            Self::InQuery => f.write_str(
+                "A signature in the query string (a presigned URL) is not taken here; sign in the Authorization header.",
+            ),
             Self::Incomplete(error) => error.fmt(f),
             Self::NoDate => f.write_str(
                 "Authorization header requires existence of either a 'X-Amz-Date' or a 'Date' header.",
@@ -249,7 +256,13 @@ fn checked_head<'a>(
     serves: impl Fn(&str) -> bool,
     secret_of: impl Fn(&str, Option<&str>) -> Result<AccessKeySecret, SignatureError>,
 ) -> Result<Head<'a>, SignatureError> {
-    let header = request.header("authorization").ok_or(SignatureError::Missing)?;
+    let header = request.header("authorization").ok_or_else(|| {
+        if request.query.contains(QUERY_SIGNATURE) {
+            SignatureError::InQuery
+        } else {
+            SignatureError::Missing
+        }
+    })?;
     let authorization = parse_authorization(header).map_err(SignatureError::Incomplete)?;
     let time = request_time(request)?;
     check_scope(&authorization.scope, request.services, &time, serves)?;
