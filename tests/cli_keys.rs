@@ -96,6 +96,24 @@ fn aliases_tags_policies_and_descriptions_change() {
 }
 
 #[test]
+fn a_key_whose_alias_is_taken_is_not_made() {
+    let desk = Desk::new("key-alias-taken");
+    let first = desk.key("one");
+    let keys = || desk.kmsfs("key list --json").json()["Keys"].as_array().unwrap().len();
+    let before = keys();
+    let said = desk.kmsfs("key create --alias alias/one");
+    assert_eq!(said.code, 1, "{said:?}");
+    assert!(said.err.contains(&first) && said.err.contains("no key was made"), "{said:?}");
+    assert_eq!(keys(), before);
+    // What only the making of the alias tells leaves a key that goes by itself.
+    let said = desk.kmsfs("key create --alias alias/aws/mine");
+    assert!(said.code == 1 && said.err.contains("is destroyed in 7 days"), "{said:?}");
+    assert_eq!(keys(), before + 1);
+    let listed = desk.kmsfs("key list").ok();
+    assert_eq!(listed.matches("PendingDeletion").count(), 1, "{listed}");
+}
+
+#[test]
 fn refusals_of_the_service_come_through_in_one_line() {
     let desk = Desk::new("key-refused");
     for line in ["key describe alias/none", "key rotate alias/none", "key create --alias nonsense"] {

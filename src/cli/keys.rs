@@ -15,6 +15,8 @@ use crate::client::Kms;
 
 /// Pages followed at most; each holds up to a hundred or a thousand items.
 const MAX_PAGES: usize = 10_000;
+/// Days until a key is destroyed that nobody wants, at the least.
+const SHORTEST_WINDOW_DAYS: u32 = 7;
 /// Largest policy file read.
 const MAX_POLICY: u64 = 128 * 1024;
 
@@ -146,6 +148,7 @@ fn list_all(kms: &Kms, operation: Operation, request: Value, member: &str) -> Re
 }
 
 fn create(kms: &Kms, args: CreateArgs) -> Result<(), CliError> {
+    args.alias.as_deref().map_or(Ok(()), |alias| check_free(kms, alias))?;
     let mut request = Map::new();
     if let Some(description) = args.description {
         request.insert("Description".to_owned(), description.into());
@@ -161,10 +164,41 @@ fn create(kms: &Kms, args: CreateArgs) -> Result<(), CliError> {
     let arn = text(metadata, "Arn").unwrap_or_default();
     if let Some(alias) = &args.alias {
         let request = json!({ "AliasName": alias, "TargetKeyId": text(metadata, "KeyId") });
-        kms.call_json(Operation::CreateAlias, &request)
-            .map_err(|e| CliError::failed(format!("the key {arn} was made, but not its alias: {e}")))?;
+        kms.call_json(Operation::CreateAlias, &request).map_err(|error| take_back(kms, &arn, &error))?;
     }
     if args.json { print_json(&answer) } else { line(&arn) }
+}
+
+/// An alias that is taken is found out before a key is made for it.
+fn check_free(kms: &Kms, alias: &str) -> Result<(), CliError> {
+    if !alias.starts_with("alias/") {
+        return Err(CliError::failed(format!("an alias is called alias/NAME, not {alias}; no key was made")));
+    }
+    match kms.call_json(Operation::DescribeKey, &json!({ "KeyId": alias })) {
+        Ok(answer) => {
+            let arn = text(&answer["KeyMetadata"], "Arn").unwrap_or_default();
+            Err(CliError::failed(format!(
+                "{alias} is the alias of {arn} already; no key was made. Choose another alias, or move this one"
+            )))
+        }
+        // Absent, or not to be seen: making it will tell.
+        Err(_) => Ok(()),
+    }
+}
+
+/// A key whose alias could not be made is not left behind.
+fn take_back(kms: &Kms, arn: &str, error: &dyn std::fmt::Display) -> CliError {
+    let request = json!({ "KeyId": arn, "PendingWindowInDays": SHORTEST_WINDOW_DAYS });
+    CliError::failed(match kms.call_json(Operation::ScheduleKeyDeletion, &request) {
+        Ok(_) => format!(
+            "the alias could not be made: {error}. The key {arn} that was made for it is destroyed in \
+             {SHORTEST_WINDOW_DAYS} days; 'kmsfs key cancel-deletion' keeps it"
+        ),
+        Err(why) => format!(
+            "the alias could not be made: {error}. The key {arn} that was made for it is still there, since it could \
+             not be scheduled for deletion: {why}"
+        ),
+    })
 }
 
 fn list(kms: &Kms, json: bool) -> Result<(), CliError> {
