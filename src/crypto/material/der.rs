@@ -1,6 +1,7 @@
 //! The little DER that no library at hand writes: SubjectPublicKeyInfo and PKCS#8 of ML-KEM, an EC private key from its scalar.
 //!
-//! Called by the modules beside. Writes only; what is read is compared with what would be written.
+//! Called by the modules beside. Writes only; what is read is compared with what would be written, or left to a library
+//! that is told first where it ends.
 
 use zeroize::Zeroizing;
 
@@ -30,6 +31,17 @@ fn tlv(tag: u8, parts: &[&[u8]]) -> Zeroizing<Vec<u8>> {
         out.extend_from_slice(part);
     }
     out
+}
+
+/// Whether `bytes` are one value, of up to 64 KiB, and nothing behind it.
+pub fn is_one_value(bytes: &[u8]) -> bool {
+    let (head, len) = match *bytes {
+        [_, len @ 0..=0x7f, ..] => (2, usize::from(len)),
+        [_, 0x81, len, ..] => (3, usize::from(len)),
+        [_, 0x82, high, low, ..] => (4, usize::from(u16::from_be_bytes([high, low]))),
+        _ => return false,
+    };
+    bytes.len() == head + len
 }
 
 /// SubjectPublicKeyInfo of a key whose algorithm has no parameters.

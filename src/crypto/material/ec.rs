@@ -178,6 +178,9 @@ impl EcAgreer {
     /// The x-coordinate of the shared point (SP 800-56A, 5.7.1.2). `peer` is a SubjectPublicKeyInfo in DER of a valid
     /// point on the same curve.
     pub fn agree(&self, peer: &[u8]) -> Result<Zeroizing<Vec<u8>>, MaterialError> {
+        if !der::is_one_value(peer) {
+            return Err(MaterialError);
+        }
         let peer = agreement::UnparsedPublicKey::new(self.curve.agreement()?, peer);
         let peer = agreement::ParsedPublicKey::try_from(peer)?;
         if peer.format() != ParsedPublicKeyFormat::X509 {
