@@ -3,7 +3,9 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 macro_rules! choice {
-    ($($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $text:literal,)+ })+) => {$(
+    (@listed $name:ident) => { $name::ALL };
+    (@listed $name:ident $like:ident) => { $like::LISTED_BY_OTHERS };
+    ($($(#[$meta:meta])* $name:ident $(listed as $like:ident)? { $($(#[$variant_meta:meta])* $variant:ident = $text:literal,)+ })+) => {$(
         $(#[$meta])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum $name {
@@ -48,7 +50,7 @@ macro_rules! choice {
             fn from_text(text: &str) -> Option<Self> { Self::parse(text) }
             fn text(&self) -> &'static str { self.as_str() }
             fn listed() -> String {
-                let all: Vec<_> = Self::ALL.iter().map(|value| value.as_str()).collect();
+                let all: Vec<_> = choice!(@listed $name $($like)?).iter().map(|value| value.as_str()).collect();
                 all.join(", ")
             }
         }
@@ -70,22 +72,22 @@ choice! {
     /// What kind of material a key has. The order is the one in which the service's messages list the values.
     KeySpec {
         Rsa2048 = "RSA_2048",
-        EccNistP384 = "ECC_NIST_P384",
-        EccNistP256 = "ECC_NIST_P256",
-        EccNistP521 = "ECC_NIST_P521",
-        Hmac384 = "HMAC_384",
         Rsa3072 = "RSA_3072",
-        EccSecgP256K1 = "ECC_SECG_P256K1",
         Rsa4096 = "RSA_4096",
+        EccNistP256 = "ECC_NIST_P256",
+        EccNistP384 = "ECC_NIST_P384",
+        EccNistP521 = "ECC_NIST_P521",
+        EccSecgP256K1 = "ECC_SECG_P256K1",
+        EccNistEdwards25519 = "ECC_NIST_EDWARDS25519",
         SymmetricDefault = "SYMMETRIC_DEFAULT",
-        Hmac256 = "HMAC_256",
         Hmac224 = "HMAC_224",
+        Hmac256 = "HMAC_256",
+        Hmac384 = "HMAC_384",
         Hmac512 = "HMAC_512",
         Sm2 = "SM2",
         MlDsa44 = "ML_DSA_44",
         MlDsa65 = "ML_DSA_65",
         MlDsa87 = "ML_DSA_87",
-        EccNistEdwards25519 = "ECC_NIST_EDWARDS25519",
         MlKem512 = "ML_KEM_512",
         MlKem768 = "ML_KEM_768",
         MlKem1024 = "ML_KEM_1024",
@@ -126,8 +128,8 @@ choice! {
         Aws = "AWS",
         Customer = "CUSTOMER",
     }
-    /// Length of a generated data key.
-    DataKeySpec {
+    /// Length of a generated data key. Messages list the specs of keys, of which none is taken: so does the service.
+    DataKeySpec listed as KeySpec {
         Aes256 = "AES_256",
         Aes128 = "AES_128",
     }
@@ -157,10 +159,10 @@ choice! {
         EcdsaSha256 = "ECDSA_SHA_256",
         EcdsaSha384 = "ECDSA_SHA_384",
         EcdsaSha512 = "ECDSA_SHA_512",
-        Sm2dsa = "SM2DSA",
-        MlDsaShake256 = "ML_DSA_SHAKE_256",
         Ed25519Sha512 = "ED25519_SHA_512",
         Ed25519PhSha512 = "ED25519_PH_SHA_512",
+        Sm2dsa = "SM2DSA",
+        MlDsaShake256 = "ML_DSA_SHAKE_256",
     }
     /// What the message of a signature is.
     MessageType {
@@ -193,10 +195,10 @@ choice! {
     }
     /// How a plaintext is encrypted under a key.
     EncryptionAlgorithm {
-        SymmetricDefault = "SYMMETRIC_DEFAULT",
         RsaesOaepSha1 = "RSAES_OAEP_SHA_1",
         RsaesOaepSha256 = "RSAES_OAEP_SHA_256",
         Sm2pke = "SM2PKE",
+        SymmetricDefault = "SYMMETRIC_DEFAULT",
     }
     /// Whether imported material expires.
     ExpirationModel {
@@ -283,6 +285,11 @@ choice! {
         Encapsulate = "Encapsulate",
         Decapsulate = "Decapsulate",
     }
+}
+
+impl KeySpec {
+    /// What messages about the spec of a data key list: the specs up to ML-DSA, as recorded from the service.
+    const LISTED_BY_OTHERS: &'static [Self] = Self::ALL.split_at(17).0;
 }
 
 impl From<CustomerMasterKeySpec> for KeySpec {

@@ -1,6 +1,7 @@
 //! Requests that use a key, or randomness alone.
 
-use super::rule::Rule::{Each, Length, Range};
+use super::rule::KEY_NAME;
+use super::rule::Rule::{All, Each, Form, Length, Range};
 use super::shape::shape;
 use super::{
     Blob, DataKeySpec, DryRunModifier, EncryptionAlgorithm, EncryptionContext, KeyEncryptionMechanism,
@@ -8,8 +9,8 @@ use super::{
 };
 use crate::api::Rule;
 
-/// Longest reference to a key, in characters.
-pub(super) const KEY_REF: Rule = Length(1, 2048);
+/// A reference to a key.
+pub(super) const KEY_REF: Rule = All(&[Length(1, 2048), Form(&KEY_NAME)]);
 pub(super) const PLAINTEXT: Rule = Length(1, 4096);
 pub(super) const CIPHERTEXT: Rule = Length(1, 6144);
 const BYTES: Rule = Range(1, 1024);

@@ -37,7 +37,8 @@ pub struct ReplicateKeyResponse {
     pub replica_key_metadata: KeyMetadata,
     /// Its policy.
     pub replica_policy: String,
-    /// Its tags.
+    /// Its tags; absent where it has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub replica_tags: Vec<Tag>,
 }
 

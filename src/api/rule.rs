@@ -22,7 +22,13 @@ pub enum Rule {
     Form(&'static Pattern),
     /// Rules for each element of a list.
     Each(&'static [Rule]),
+    /// Several rules for one value.
+    All(&'static [Rule]),
 }
+
+/// Names of keys, in any of their forms.
+pub static KEY_NAME: Pattern =
+    Pattern { text: "^\\p{ASCII}+$", matches: |text| !text.is_empty() && text.is_ascii() };
 
 /// Alias names.
 pub static ALIAS_NAME: Pattern = Pattern {
@@ -130,6 +136,7 @@ impl Rule {
                 vec![format!("Member must satisfy regular expression pattern: {}", pattern.text)]
             }
             Self::Each(rules) => vec![each_sentence(rules.iter().flat_map(Self::sentences))],
+            Self::All(rules) => rules.iter().flat_map(Self::sentences).collect(),
         }
     }
 }
@@ -151,6 +158,7 @@ mod tests {
     #[test]
     fn patterns_accept_and_refuse_as_their_text_says() {
         for (pattern, yes, no) in [
+            (&KEY_NAME, vec!["alias/a b"], vec!["", "é"]),
             (&ALIAS_NAME, vec!["alias/aws/s3", "a:b", "_"], vec!["", "alias/é", "a b", "a.b"]),
             (&MARKER, vec!["", " ÿ~"], vec!["\n", "Ā"]),
             (&POLICY_NAME, vec!["default", "A_1"], vec!["", "a-b"]),

@@ -16,12 +16,12 @@ use super::{Blob, EncryptionContext, SecretBlob, Timestamp, Violation};
 /// Most violations named in one message.
 const MAX_VIOLATIONS: usize = 64;
 
-/// Where a member stands: `tags.1.member.tagKey`.
+/// Where a member stands: `tags.1.member.tagKey`, `constraints.sourceArn`.
 #[derive(Debug, Clone, Copy)]
 pub struct At<'a> {
-    /// The list element it belongs to, with its number counted from 1.
-    pub parent: Option<(&'a At<'a>, usize)>,
-    /// In snake case.
+    /// The structure it belongs to, and of a list of them the number counted from 1.
+    pub parent: Option<(&'a At<'a>, Option<usize>)>,
+    /// In snake case; empty for a structure, whose place is its parent's.
     pub name: &'static str,
 }
 
@@ -34,8 +34,10 @@ impl At<'static> {
 
 impl fmt::Display for At<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some((list, number)) = self.parent {
-            write!(f, "{list}.{number}.member.")?;
+        match self.parent {
+            Some((list, Some(number))) => write!(f, "{list}.{number}.member.")?,
+            Some((structure, None)) if !structure.name.is_empty() => write!(f, "{structure}.")?,
+            _ => {}
         }
         let mut camel = String::new();
         push_camel(&mut camel, self.name);
@@ -48,9 +50,9 @@ impl fmt::Display for At<'_> {
 pub struct Violations(Vec<Violation>);
 
 impl Violations {
-    /// A required member is absent.
-    pub fn absent(&mut self, at: &At<'_>) {
-        self.push(Violation::new(at, Some("null"), "Member must not be null"));
+    /// A required member is absent; of a secret not even that is shown.
+    pub fn absent<T: Member>(&mut self, at: &At<'_>) {
+        self.push(Violation::new(at, (!T::SECRET).then_some("null"), "Member must not be null"));
     }
 
     /// Everything found.
@@ -66,6 +68,9 @@ impl Violations {
 
     fn check<W: Measure>(&mut self, wire: &W, at: &At<'_>, rules: &[Rule]) {
         for rule in rules {
+            if let Rule::All(rules) = rule {
+                self.check(wire, at, rules);
+            }
             for sentence in wire.broken(rule) {
                 let shown = wire.quoted().map(|value| format!("'{value}'"));
                 self.push(Violation::new(at, shown.as_deref(), &sentence));
@@ -85,7 +90,7 @@ trait Measure {
     fn text(&self) -> Option<&str> {
         None
     }
-    /// As messages show it; `None` for secrets.
+    /// As messages show it; `None` for bytes, which they do not show.
     fn quoted(&self) -> Option<String>;
 
     /// The sentences of `rule` that this value breaks.
@@ -98,7 +103,7 @@ trait Measure {
                 (self.number().is_some_and(|n| n > *max), self.number().is_some_and(|n| n < *min), false)
             }
             Rule::Form(pattern) => (false, false, self.text().is_some_and(|text| !(pattern.matches)(text))),
-            Rule::Each(_) => (false, false, false),
+            Rule::Each(_) | Rule::All(_) => (false, false, false),
         };
         if !above && !below && !form {
             return Vec::new();
@@ -133,9 +138,8 @@ impl Measure for Blob {
     fn length(&self) -> Option<usize> {
         Some(self.0.len())
     }
-    /// As the service shows a buffer.
     fn quoted(&self) -> Option<String> {
-        Some(format!("java.nio.HeapByteBuffer[pos=0 lim={0} cap={0}]", self.0.len()))
+        None
     }
 }
 
@@ -165,6 +169,8 @@ pub trait Member: Sized + Shown {
     type Wire: for<'de> Deserialize<'de> + Quoted;
     /// Whether violations inside a list name the element (structures) or the list (plain values).
     const NESTED: bool = false;
+    /// Whether messages tell nothing of its value.
+    const SECRET: bool = false;
 
     /// Checks `wire` against the type and `rules`; `None` only when a violation was added.
     fn take(wire: Self::Wire, at: &At<'_>, rules: &[Rule], found: &mut Violations) -> Option<Self>;
@@ -199,7 +205,17 @@ macro_rules! plain_member {
     )+};
 }
 
-plain_member!(String, i64, Blob, SecretBlob, EncryptionContext);
+plain_member!(String, i64, Blob, EncryptionContext);
+
+impl Member for SecretBlob {
+    type Wire = Self;
+    const SECRET: bool = true;
+
+    fn take(wire: Self, at: &At<'_>, rules: &[Rule], found: &mut Violations) -> Option<Self> {
+        found.check(&wire, at, rules);
+        Some(wire)
+    }
+}
 
 macro_rules! free_member {
     ($($type:ty),+) => {$(
@@ -272,8 +288,9 @@ impl<T: Member> Member for Vec<T> {
         let each = rules.iter().find_map(|rule| if let Rule::Each(each) = rule { Some(*each) } else { None });
         let each = each.unwrap_or(&[]);
         if T::NESTED {
-            let item =
-                |(number, wire)| T::take(wire, &At { parent: Some((at, number + 1)), name: "" }, each, found);
+            let item = |(number, wire)| {
+                T::take(wire, &At { parent: Some((at, Some(number + 1))), name: "" }, each, found)
+            };
             return wire.into_iter().enumerate().map(item).collect();
         }
         let shown = quoted();
@@ -382,15 +399,17 @@ macro_rules! shape {
 
                 #[allow(unused_variables, clippy::unused_unit)]
                 fn take(Object(wire): Object<Wire>, at: &At<'_>, _: &[Rule], found: &mut Violations) -> Option<Self> {
+                    // The element of a list stands where its number says.
+                    let own = at.parent.filter(|_| at.name.is_empty()).unwrap_or((at, None));
                     $($(
-                        let place = At { parent: at.parent, name: stringify!($r) };
+                        let place = At { parent: Some(own), name: stringify!($r) };
                         let $r = match wire.$r {
                             Some(value) => <$rt as Member>::take(value, &place, &[$($($rrule),+)?], found),
-                            None => { found.absent(&place); None }
+                            None => { found.absent::<$rt>(&place); None }
                         };
                     )*)?
                     $($(
-                        let place = At { parent: at.parent, name: stringify!($o) };
+                        let place = At { parent: Some(own), name: stringify!($o) };
                         let $o = match wire.$o {
                             Some(value) => <$ot as Member>::take(value, &place, &[$($($orule),+)?], found).map(Some),
                             None => Some(None),

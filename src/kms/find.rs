@@ -92,9 +92,9 @@ impl Call<'_> {
             return Err(access_denied(self.caller, action, text, Refusal::NoKeyPolicy));
         }
         let found = match (resource, aliases) {
-            (ArnResource::Key(id), _) => self.find_id(home, id),
+            (ArnResource::Key(id), _) => self.find_id(home, id, id == text),
             (ArnResource::Alias(name), Aliases::Taken) => self.find_alias(home, name),
-            (ArnResource::Alias(_), Aliases::Refused) => Err(invalid_id(text)),
+            (ArnResource::Alias(_), Aliases::Refused) => Err(no_alias()),
         };
         let found = found.and_then(|found| Ok(Found { key: self.caught_up(found.key)?, ..found }));
         if is_foreign {
@@ -121,11 +121,20 @@ impl Call<'_> {
         Ok(())
     }
 
-    fn find_id(&self, home: Home<'_>, text: &str) -> Result<Found<'static>, KmsError> {
-        let id = KeyId::parse(text).ok_or_else(|| invalid_id(text))?;
-        let key = self.kms.key(home, id).ok_or_else(|| {
-            KmsError::new(ErrorCode::NotFoundException, format!("Key '{}' does not exist", home.key_arn(&id)))
+    /// `is_bare` tells an id by itself from one in an ARN: messages quote the one and not the other.
+    fn find_id(&self, home: Home<'_>, text: &str, is_bare: bool) -> Result<Found<'static>, KmsError> {
+        let absent = || {
+            KmsError::new(
+                ErrorCode::NotFoundException,
+                format!("Key '{}' does not exist", home.key_arn(&text)),
+            )
+        };
+        let id = KeyId::parse(text).ok_or_else(|| match KeyId::parse(&text.to_ascii_lowercase()) {
+            Some(_) => absent(),
+            None if is_bare => invalid_id(text),
+            None => KmsError::new(ErrorCode::NotFoundException, format!("Invalid keyId {text}")),
         })?;
+        let key = self.kms.key(home, id).ok_or_else(absent)?;
         Ok(Found { key, alias: None })
     }
 
@@ -141,6 +150,10 @@ impl Call<'_> {
         };
         Ok(Found { key, alias: Some(name) })
     }
+}
+
+fn no_alias() -> KmsError {
+    KmsError::new(ErrorCode::InvalidArnException, "Key Aliases are not supported for this operation.")
 }
 
 fn invalid_id(text: &str) -> KmsError {

@@ -74,8 +74,7 @@ fn verdict(need: Need, state: KeyState) -> Verdict {
         KeyState::Enabled => [P, P, P, P, P, P, I, P, P, P],
         KeyState::Disabled => [D, P, D, D, P, P, I, P, P, D],
         KeyState::PendingDeletion | KeyState::PendingReplicaDeletion => [I, I, I, I, I, I, P, I, P, I],
-        // Rotating on demand has its own word on keys without material.
-        KeyState::PendingImport => [I, I, U, P, P, P, I, P, P, I],
+        KeyState::PendingImport => [I, I, U, I, P, P, I, P, P, I],
         KeyState::Unavailable => [I, P, U, U, P, P, I, U, U, I],
         KeyState::Creating => [I, I, I, I, P, P, I, I, I, I],
         KeyState::Updating => [P, I, P, P, P, I, I, P, I, I],
@@ -112,7 +111,7 @@ mod tests {
             KeyState::PendingReplicaDeletion,
             "invalid invalid invalid invalid invalid invalid ok invalid ok invalid",
         ),
-        (KeyState::PendingImport, "invalid invalid unsupported ok ok ok not-pending ok ok invalid"),
+        (KeyState::PendingImport, "invalid invalid unsupported invalid ok ok not-pending ok ok invalid"),
         (
             KeyState::Unavailable,
             "invalid ok unsupported unsupported ok ok not-pending unsupported unsupported invalid",

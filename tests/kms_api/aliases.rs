@@ -70,6 +70,27 @@ fn an_alias_refers_to_a_key_that_is_there_and_exists_once() {
 }
 
 #[test]
+fn an_alias_moves_between_keys_of_one_type_and_usage() {
+    let s = service();
+    let key = |spec: &str, usage: &str| s.key_with(json!({"KeySpec": spec, "KeyUsage": usage}));
+    let moves = |from: &str, to: &str| {
+        s.ok("CreateAlias", json!({"AliasName": "alias/m", "TargetKeyId": from}));
+        let request = json!({"AliasName": "alias/m", "TargetKeyId": to}).to_string();
+        let moved = s.call(&crate::harness::root(), "UpdateAlias", &request).map_err(|failure| failure.code);
+        s.ok("DeleteAlias", json!({"AliasName": "alias/m"}));
+        moved.map(|_| ())
+    };
+    let (curve, edwards) = (key("ECC_NIST_P256", "SIGN_VERIFY"), key("ECC_NIST_EDWARDS25519", "SIGN_VERIFY"));
+    let (short, long) = (key("HMAC_224", "GENERATE_VERIFY_MAC"), key("HMAC_512", "GENERATE_VERIFY_MAC"));
+    assert_eq!(moves(&curve, &edwards), Ok(()), "both are key pairs that sign");
+    assert_eq!(moves(&short, &long), Ok(()), "both are HMAC keys");
+    let refused = Err("ValidationException".to_owned());
+    assert_eq!(moves(&curve, &key("ECC_NIST_P256", "KEY_AGREEMENT")), refused);
+    assert_eq!(moves(&s.key(), &short), refused);
+    assert_eq!(moves(&s.key(), &curve), refused);
+}
+
+#[test]
 fn a_key_has_50_aliases_at_most_and_they_are_listed_in_pages() {
     let s = service();
     let key = s.key();

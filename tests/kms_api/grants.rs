@@ -66,6 +66,36 @@ fn a_grant_allows_its_operations_to_its_grantee_on_its_key_until_it_is_revoked()
 }
 
 #[test]
+fn a_constraint_without_pairs_is_none() {
+    let s = service();
+    let key = s.key();
+    let constraints = json!({"EncryptionContextSubset": {}, "EncryptionContextEquals": {"a": "b"}});
+    let body = json!({"KeyId": key, "GranteePrincipal": "arn:aws:iam::111122223333:user/a", "Operations": ["Decrypt"],
+        "Constraints": constraints});
+    s.ok("CreateGrant", body);
+    let listed = s.ok("ListGrants", json!({"KeyId": key}));
+    assert_eq!(listed["Grants"][0]["Constraints"], json!({"EncryptionContextEquals": {"a": "b"}}));
+    // Alone it means that there is no context; and it is no subset that a policy could ask for.
+    let alone = json!({"KeyId": key, "GranteePrincipal": "arn:aws:iam::111122223333:user/b",
+        "Operations": ["Encrypt"], "Constraints": {"EncryptionContextEquals": {}}});
+    s.ok("CreateGrant", alone);
+    let bob = crate::harness::user("b");
+    let encrypt =
+        |context: Value| json!({"KeyId": arn(&key), "Plaintext": "eA==", "EncryptionContext": context});
+    s.ok_as(&bob, "Encrypt", encrypt(json!({})));
+    assert_eq!(s.fails_as(&bob, "Encrypt", encrypt(json!({"a": "b"}))).0, "AccessDeniedException");
+    let only_subsets = json!({"Effect": "Allow", "Action": "kms:CreateGrant", "Resource": "*",
+        "Condition": {"StringEquals": {"kms:GrantConstraintType": "EncryptionContextSubset"}}});
+    let carol = s.user_with("carol", &only_subsets);
+    let asked = |pairs: Value| {
+        json!({"KeyId": key, "GranteePrincipal": "arn:aws:iam::111122223333:user/a",
+        "Operations": ["Encrypt"], "Constraints": {"EncryptionContextSubset": pairs}})
+    };
+    s.ok_as(&carol, "CreateGrant", asked(json!({"a": "b"})));
+    assert_eq!(s.fails_as(&carol, "CreateGrant", asked(json!({}))).0, "AccessDeniedException");
+}
+
+#[test]
 fn constraints_are_held_against_the_context_and_a_deny_beats_a_grant() {
     let s = service();
     let key = s.key();
@@ -214,7 +244,7 @@ fn grants_that_make_no_sense_are_refused() {
         (json!({"GrantTokens": ["x"]}), "InvalidGrantTokenException"),
         (json!({"Constraints": {"EncryptionContextSubset": {"a": "x".repeat(385)}}}), "ValidationException"),
         (
-            json!({"Constraints": {"EncryptionContextSubset": {"a": "b"}, "EncryptionContextEquals": {}}}),
+            json!({"Constraints": {"EncryptionContextSubset": {"a": "b"}, "EncryptionContextEquals": {"a": "b"}}}),
             "ValidationException",
         ),
         (json!({"DryRun": true}), "DryRunOperationException"),

@@ -242,6 +242,62 @@ fn signature_headers() {
     }
 }
 
+/// PKCS#8 and SubjectPublicKeyInfo as the service itself makes them.
+fn pair(s: &Service, spec: &str) -> (Vec<u8>, Vec<u8>) {
+    let made = s.ok("GenerateDataKeyPair", json!({"KeyId": s.key(), "KeyPairSpec": spec}));
+    (unb64(&made["PrivateKeyPlaintext"]), unb64(&made["PublicKey"]))
+}
+
+#[test]
+fn public_keys() {
+    let mut plan = Plan::new("public keys");
+    let s = service();
+    let usage = "KEY_AGREEMENT";
+    let known: Vec<(String, Vec<u8>)> = ["ECC_NIST_P256", "ECC_NIST_P384", "ECC_NIST_P521"]
+        .iter()
+        .map(|spec| (s.key_with(json!({"KeySpec": spec, "KeyUsage": usage})), pair(&s, spec).1))
+        .collect();
+    while plan.goes_on() {
+        let (key, public) = &known[plan.random.below(known.len())];
+        let changed = plan.random.mutate(public);
+        let body = json!({"KeyId": key, "KeyAgreementAlgorithm": "ECDH", "PublicKey": b64(&changed)});
+        let (status, _) = answer(&s, "DeriveSharedSecret", body.to_string().as_bytes());
+        assert_eq!(status == 200, changed == *public, "{changed:02x?}");
+    }
+}
+
+#[test]
+fn private_keys() {
+    let mut plan = Plan::new("private keys");
+    let s = service();
+    let fresh = |spec: &str| {
+        let key = s.key_with(json!({"Origin": "EXTERNAL", "KeySpec": spec, "KeyUsage": "SIGN_VERIFY"}));
+        let import = Import::begin(&s, &key, "RSA_AES_KEY_WRAP_SHA_256", "RSA_2048");
+        (key, import)
+    };
+    let mut known: Vec<_> = ["ECC_NIST_P256", "ECC_SECG_P256K1", "ECC_NIST_EDWARDS25519", "RSA_2048"]
+        .iter()
+        .map(|spec| (*spec, pair(&s, spec).0, fresh(spec)))
+        .collect();
+    // Unwrapping costs an RSA operation, so there are fewer rounds of it.
+    plan.left /= 5;
+    while plan.goes_on() {
+        let place = plan.random.below(known.len());
+        let (spec, pkcs8, (key, import)) = &known[place];
+        let changed = plan.random.mutate(pkcs8);
+        if changed.is_empty() {
+            continue;
+        }
+        let request = import.request(key, &changed).to_string();
+        if answer(&s, "ImportKeyMaterial", request.as_bytes()).0 == 200 {
+            // What was taken can be used, and is in the way of the next.
+            let public = json!({"KeyId": key}).to_string();
+            assert_eq!(answer(&s, "GetPublicKey", public.as_bytes()).0, 200);
+            known[place].2 = fresh(spec);
+        }
+    }
+}
+
 #[test]
 fn import_tokens_and_wrapped_material() {
     let mut plan = Plan::new("imports");

@@ -43,11 +43,20 @@ impl Import {
         if !self.algorithm.starts_with("RSA_AES") {
             return self.direct(material);
         }
-        let kek = [0x5a; 32];
+        self.wrap_under(&[0x5a; 32], material)
+    }
+
+    /// By way of an AES key.
+    fn wrap_under(&self, kek: &[u8; 32], material: &[u8]) -> Vec<u8> {
         let mut body = vec![0; material.len().next_multiple_of(8) + 8];
-        let kek_key = AesKek::new(&AES_256, &kek).unwrap();
-        let wrapped = kek_key.wrap_with_padding(material, &mut body).unwrap();
-        [&self.direct(&kek)[..], wrapped].concat()
+        let wrapped = AesKek::new(&AES_256, kek).unwrap();
+        let wrapped = wrapped.wrap_with_padding(material, &mut body).unwrap();
+        self.behind(kek, wrapped)
+    }
+
+    /// Something that was wrapped under an AES key, behind that key.
+    pub fn behind(&self, kek: &[u8], wrapped: &[u8]) -> Vec<u8> {
+        [&self.direct(kek)[..], wrapped].concat()
     }
 
     pub fn request(&self, key: &str, material: &[u8]) -> Value {

@@ -116,7 +116,10 @@ fn operations_that_take_no_alias_refuse_one() {
     s.ok("CreateAlias", json!({"AliasName": "alias/k", "TargetKeyId": key}));
     for operation in ["EnableKey", "DisableKey", "ScheduleKeyDeletion", "GetKeyPolicy", "ListResourceTags"] {
         let found = s.fails(operation, json!({"KeyId": "alias/k"}));
-        assert_eq!(found, failure("NotFoundException", "Invalid keyId 'alias/k'"), "{operation}");
+        let message = "Key Aliases are not supported for this operation.";
+        assert_eq!(found, failure("InvalidArnException", message), "{operation}");
+        let found = s.fails(operation, json!({"KeyId": crate::harness::alias_arn("alias/none")}));
+        assert_eq!(found.0, "InvalidArnException", "{operation}");
     }
 }
 

@@ -16,6 +16,7 @@ mod keys;
 mod macs;
 mod managed;
 mod marks;
+mod precedence;
 mod record;
 mod regions;
 mod replicas;

@@ -106,8 +106,8 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("UntagResource", r#"{"TagKeys":["a"]}"#, ". . . S S . ."),
     ("UpdateKeyDescription", r#"{"Description":"d"}"#, ". . . S S . ."),
     ("CreateAlias", r#"{"AliasName":"alias/x"}"#, ". . . S S . ."),
-    ("EnableKeyRotation", "{}", ". D U S S U ."),
-    ("DisableKeyRotation", "{}", ". D U S S U ."),
+    ("EnableKeyRotation", "{}", ". D U S S S ."),
+    ("DisableKeyRotation", "{}", ". D U S S S ."),
     ("RotateKeyOnDemand", "{}", ". D S S S S ."),
     (
         "GetParametersForImport",

@@ -32,6 +32,13 @@ fn several_violations_are_joined_by_semicolons() {
                    Value at 'plaintext' failed to satisfy constraint: \
                    Member must have length greater than or equal to 1";
     assert_eq!(found, failure("ValidationException", message));
+    let found = s.fails("DescribeKey", json!({"KeyId": ""}));
+    let message = "2 validation errors detected: \
+                   Value '' at 'keyId' failed to satisfy constraint: \
+                   Member must have length greater than or equal to 1; \
+                   Value '' at 'keyId' failed to satisfy constraint: \
+                   Member must satisfy regular expression pattern: ^\\p{ASCII}+$";
+    assert_eq!(found, failure("ValidationException", message));
 }
 
 #[test]
@@ -39,7 +46,9 @@ fn enumerations_list_their_values() {
     let s = service();
     let found = s.fails("GenerateDataKey", json!({"KeyId": "x", "KeySpec": "AES_512"}));
     let message = "1 validation error detected: Value 'AES_512' at 'keySpec' failed to satisfy constraint: \
-                   Member must satisfy enum value set: [AES_256, AES_128]";
+                   Member must satisfy enum value set: [RSA_2048, RSA_3072, RSA_4096, ECC_NIST_P256, ECC_NIST_P384, \
+                   ECC_NIST_P521, ECC_SECG_P256K1, ECC_NIST_EDWARDS25519, SYMMETRIC_DEFAULT, HMAC_224, HMAC_256, \
+                   HMAC_384, HMAC_512, SM2, ML_DSA_44, ML_DSA_65, ML_DSA_87]";
     assert_eq!(found, failure("ValidationException", message));
 }
 
@@ -85,8 +94,33 @@ fn patterns_bounds_and_lists_are_worded_as_the_service_words_them() {
         (
             "Decrypt",
             json!({"CiphertextBlob": ""}),
-            "Value 'java.nio.HeapByteBuffer[pos=0 lim=0 cap=0]' at 'ciphertextBlob' failed to satisfy constraint: \
+            "Value at 'ciphertextBlob' failed to satisfy constraint: \
              Member must have length greater than or equal to 1"
+                .to_owned(),
+        ),
+        (
+            "Encrypt",
+            json!({"KeyId": "x"}),
+            "Value at 'plaintext' failed to satisfy constraint: Member must not be null".to_owned(),
+        ),
+        (
+            "VerifyMac",
+            json!({"KeyId": "x", "Message": "eA==", "MacAlgorithm": "HMAC_SHA_256"}),
+            "Value null at 'mac' failed to satisfy constraint: Member must not be null".to_owned(),
+        ),
+        (
+            "ReEncrypt",
+            json!({"DestinationKeyId": "alias/none", "SourceKeyId": "alias/none"}),
+            "Value null at 'ciphertextBlob' failed to satisfy constraint: Member must not be null".to_owned(),
+        ),
+        (
+            "CreateGrant",
+            json!({"KeyId": "x", "Operations": ["Encrypt"], "Constraints": {"SourceArn": "x"}}),
+            "2: Value 'x' at 'constraints.sourceArn' failed to satisfy constraint: \
+             Member must have length greater than or equal to 20; \
+             Value 'x' at 'constraints.sourceArn' failed to satisfy constraint: \
+             Member must satisfy regular expression pattern: \
+             ^arn:aws[a-z0-9-]*:[a-z0-9-]+:[a-z0-9-]*:[0-9]{12}:.+$"
                 .to_owned(),
         ),
         (
@@ -97,7 +131,10 @@ fn patterns_bounds_and_lists_are_worded_as_the_service_words_them() {
                 .to_owned(),
         ),
     ] {
-        let message = format!("1 validation error detected: {message}");
+        let message = match message.strip_prefix("2: ") {
+            Some(both) => format!("2 validation errors detected: {both}"),
+            None => format!("1 validation error detected: {message}"),
+        };
         assert_eq!(s.fails(operation, body), failure("ValidationException", &message), "{operation}");
     }
 }

@@ -113,6 +113,57 @@ fn ciphertexts_open_only_as_they_were_made() {
 }
 
 #[test]
+fn aes_key_wrap_is_undone_only_as_it_was_made() {
+    let s = service();
+    let key =
+        s.key_with(json!({"Origin": "EXTERNAL", "KeySpec": "ECC_NIST_P256", "KeyUsage": "SIGN_VERIFY"}));
+    let import = Import::begin(&s, &key, "RSA_AES_KEY_WRAP_SHA_256", "RSA_2048");
+    let mut undone = 0;
+    for test in vectors("kwp") {
+        let mut request = import.request(&key, &[0; 16]);
+        let wrapped = import.behind(&bytes(&test[0]), &bytes(&test[1]));
+        request["EncryptedKeyMaterial"] = b64(&wrapped).into();
+        let found = s.fails("ImportKeyMaterial", request).0;
+        // What was unwrapped is no key pair, which is another error than what could not be.
+        let is_undone = found == "IncorrectKeyMaterialException";
+        assert!(
+            is_undone || matches!(&*found, "InvalidCiphertextException" | "ValidationException"),
+            "{found}"
+        );
+        assert_eq!(is_undone, test[2] == true, "{test}");
+        undone += usize::from(is_undone);
+    }
+    assert!(undone > 10, "{undone}");
+}
+
+#[test]
+fn ml_dsa_signatures_verify_under_the_imported_key() {
+    let s = service();
+    for group in vectors("ml_dsa") {
+        let wrapping = "RSA_AES_KEY_WRAP_SHA_256";
+        let key = import(&s, &group["spec"], "SIGN_VERIFY", wrapping, &bytes(&group["key"]));
+        for test in group["tests"].as_array().unwrap() {
+            let signature = bytes(&test[2]);
+            let mut asked = vec![("EXTERNAL_MU", bytes(&test[1]))];
+            if !test[0].is_null() {
+                asked.push(("RAW", bytes(&test[0])));
+            }
+            for (kind, message) in asked {
+                let mut request = json!({
+                    "KeyId": key, "SigningAlgorithm": "ML_DSA_SHAKE_256", "MessageType": kind,
+                    "Message": b64(&message), "Signature": b64(&signature),
+                });
+                assert_eq!(s.ok("Verify", request.clone())["SignatureValid"], true, "{kind}");
+                let mut changed = signature.clone();
+                changed[100] ^= 1;
+                request["Signature"] = b64(&changed).into();
+                assert_eq!(s.fails("Verify", request).0, "KMSInvalidSignatureException");
+            }
+        }
+    }
+}
+
+#[test]
 fn key_pairs_that_are_none_of_the_spec_are_not_taken() {
     let s = service();
     let group = vectors("ecdh").remove(0);

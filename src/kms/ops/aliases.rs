@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use crate::api::{
-    AliasListEntry, CreateAliasRequest, DeleteAliasRequest, ErrorCode, KeyRef, KmsError, ListAliasesRequest,
-    ListAliasesResponse, UpdateAliasRequest,
+    AliasListEntry, CreateAliasRequest, DeleteAliasRequest, ErrorCode, KeyRef, KeySpec, KmsError,
+    ListAliasesRequest, ListAliasesResponse, UpdateAliasRequest,
 };
 
 use super::super::authorise::{Allowed, Demand, Resource};
 use super::super::find::Aliases;
 use super::super::home::Home;
+use super::super::kinds::is_pair;
 use super::super::lifecycle::{self, Need};
 use super::super::model::{AliasRecord, Key};
 use super::super::pipeline::{Answer, Call, Kms, Notes};
@@ -103,6 +104,11 @@ fn check_room(kms: &Kms, key: &Key) -> Result<(), KmsError> {
     Ok(())
 }
 
+/// What an alias stays with: symmetric keys, HMAC keys or key pairs, of whatever spec.
+fn family(key: &Key) -> (bool, bool) {
+    (key.record.spec == KeySpec::SymmetricDefault, is_pair(key.record.spec))
+}
+
 impl Perform for UpdateAliasRequest {
     fn demands<'a>(&'a self, call: &Call<'_>, notes: &mut Notes) -> Result<Vec<Demand<'a>>, KmsError> {
         check_name(&self.alias_name)?;
@@ -124,7 +130,7 @@ impl Perform for UpdateAliasRequest {
         refuse_managed(key)?;
         lifecycle::check(Need::Change, key.record.state, &key.record.arn)?;
         if let Ok(old) = allowed.nth_key(1)
-            && (old.record.spec, old.record.usage) != (key.record.spec, key.record.usage)
+            && (family(old), old.record.usage) != (family(key), key.record.usage)
         {
             let message =
                 format!("Alias {} cannot be changed to a key of another type or usage.", self.alias_name);

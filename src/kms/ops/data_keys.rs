@@ -28,7 +28,7 @@ impl Perform for GenerateDataKeyRequest {
         let key = allowed.key()?;
         let length = length_of(self.number_of_bytes, self.key_spec)?;
         let seal = Seal { key, algorithm: SYMMETRIC, context: self.encryption_context.as_ref() };
-        seal.check(Operation::GenerateDataKey)?;
+        seal.check_makes_data_keys(Operation::GenerateDataKey)?;
         if self.dry_run == Some(true) {
             return Err(dry_run());
         }
@@ -62,7 +62,7 @@ impl Perform for GenerateDataKeyWithoutPlaintextRequest {
         let key = allowed.key()?;
         let length = length_of(self.number_of_bytes, self.key_spec)?;
         let seal = Seal { key, algorithm: SYMMETRIC, context: self.encryption_context.as_ref() };
-        seal.check(Operation::GenerateDataKeyWithoutPlaintext)?;
+        seal.check_makes_data_keys(Operation::GenerateDataKeyWithoutPlaintext)?;
         if self.dry_run == Some(true) {
             return Err(dry_run());
         }

@@ -41,7 +41,7 @@ fn generate(
 ) -> Result<(DataKeyPair, Sealed), KmsError> {
     let kind = data_key_pair_kind(spec)
         .ok_or_else(|| unsupported(format!("KeyPairSpec {spec} is not supported in this Region")))?;
-    seal.check(operation)?;
+    seal.check_makes_data_keys(operation)?;
     if is_dry == Some(true) {
         return Err(dry_run());
     }

@@ -108,10 +108,16 @@ impl Perform for CreateGrantRequest {
             facts.push(("kms:retiringprincipal", owned(retiring)));
         }
         if let Some(constraints) = &self.constraints {
-            if constraints.encryption_context_subset.is_some() {
+            // A subset of no pairs constrains nothing, and pleases no policy that wants a constraint.
+            let by_subset = constraints.encryption_context_subset.as_ref().is_some_and(has_pairs);
+            if by_subset {
                 facts.push(("kms:grantconstrainttype", Cow::Borrowed("EncryptionContextSubset")));
             }
-            if constraints.encryption_context_equals.is_some() {
+            if constraints
+                .encryption_context_equals
+                .as_ref()
+                .is_some_and(|pairs| has_pairs(pairs) || !by_subset)
+            {
                 facts.push(("kms:grantconstrainttype", Cow::Borrowed("EncryptionContextEquals")));
             }
         }
@@ -206,11 +212,18 @@ struct GrantConstraintsParts {
     source_arn: Option<String>,
 }
 
+fn has_pairs(context: &EncryptionContext) -> bool {
+    context.iter().next().is_some()
+}
+
 impl From<crate::api::GrantConstraints> for GrantConstraintsParts {
     fn from(from: crate::api::GrantConstraints) -> Self {
+        // Clients send the one that is not set as no pairs. No pairs alone mean what they say: no context at all.
+        let by_subset = from.encryption_context_subset.as_ref().is_some_and(has_pairs);
+        let by_equals = from.encryption_context_equals.as_ref().is_some_and(has_pairs);
         Self {
-            subset: from.encryption_context_subset,
-            equals: from.encryption_context_equals,
+            subset: from.encryption_context_subset.filter(|_| by_subset || !by_equals),
+            equals: from.encryption_context_equals.filter(|_| by_equals || !by_subset),
             source_arn: from.source_arn,
         }
     }

@@ -30,10 +30,11 @@ fn demand<'a>(
 /// The key must be one that makes MACs this way, and be usable.
 fn check(key: &Key, algorithm: MacAlgorithm, operation: Operation) -> Result<(), KmsError> {
     check_usage(key, KeyUsage::GenerateVerifyMac, operation)?;
+    check_state(key)?;
     if !mac_algorithms(key.record.spec).contains(&algorithm) {
         return Err(incompatible(algorithm.as_str(), key.record.spec));
     }
-    check_state(key)
+    Ok(())
 }
 
 fn mac_key(material: &Arc<Material>) -> Result<&MacKey, KmsError> {

@@ -31,12 +31,10 @@ impl Perform for GetPublicKeyRequest {
     fn perform(self, call: &Call<'_>, allowed: &Allowed, notes: &mut Notes) -> Result<Answer, KmsError> {
         let key = allowed.key()?;
         let record = &key.record;
-        if !super::super::kinds::is_pair(record.spec) {
-            let message =
-                format!("{} key spec is {} which is not valid for this operation.", record.arn, record.spec);
-            return Err(unsupported(message));
-        }
         check_state(key)?;
+        if !super::super::kinds::is_pair(record.spec) {
+            return Err(unsupported(""));
+        }
         let material = call.kms.unseal_current(allowed, key, notes)?;
         let public_key = material.public_key().ok_or_else(internal)?.to_vec();
         let size = public_key.len();

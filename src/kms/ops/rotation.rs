@@ -28,32 +28,27 @@ const MAX_ON_DEMAND: u32 = 25;
 const CONFLICT_MILLIS: i64 = 20 * 60 * 1000;
 const PAGE: Size = Size { default: 100, max: 1000 };
 
-/// Only symmetric keys rotate.
+/// Only symmetric keys rotate. The service says no more of it.
 fn check_spec(key: &Key) -> Result<(), KmsError> {
-    let record = &key.record;
-    if !rotates(record) {
-        return Err(unsupported(format!(
-            "{} key spec is {} which is not valid for this operation.",
-            record.arn, record.spec
-        )));
-    }
-    Ok(())
+    if rotates(&key.record) { Ok(()) } else { Err(unsupported("")) }
 }
 
 /// Only symmetric keys whose material was made here rotate by themselves; of a multi-Region key the primary one.
+/// The state is told before the kind of key.
 fn check_rotates(key: &Key) -> Result<(), KmsError> {
-    check_spec(key)?;
     let record = &key.record;
-    if record.is_replica() {
-        check_primary(key)?;
-    }
     if record.origin != Origin::AwsKms {
         return Err(unsupported(format!(
             "{} origin is {} which is not valid for this operation.",
             record.arn, record.origin
         )));
     }
-    Ok(())
+    lifecycle::check(Need::Rotation, record.state, &record.arn)?;
+    if record.is_replica() {
+        check_primary(key)?;
+    }
+    check_spec(key)?;
+    refuse_managed(key)
 }
 
 impl Perform for EnableKeyRotationRequest {
@@ -70,8 +65,6 @@ impl Perform for EnableKeyRotationRequest {
     fn perform(self, call: &Call<'_>, allowed: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
         let key = allowed.key()?;
         check_rotates(key)?;
-        refuse_managed(key)?;
-        lifecycle::check(Need::Rotation, key.record.state, &key.record.arn)?;
         let period_days = self.rotation_period_in_days.unwrap_or(DEFAULT_PERIOD_DAYS);
         let same = key.record.rotation.is_some_and(|rotation| rotation.period_days == period_days);
         if !same {
@@ -90,8 +83,6 @@ impl Perform for DisableKeyRotationRequest {
     fn perform(self, call: &Call<'_>, allowed: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
         let key = allowed.key()?;
         check_rotates(key)?;
-        refuse_managed(key)?;
-        lifecycle::check(Need::Rotation, key.record.state, &key.record.arn)?;
         call.kms.update_key(turn(call)?, key, |record| record.rotation = None)?;
         Ok(Answer::empty())
     }
@@ -103,10 +94,8 @@ impl Perform for GetKeyRotationStatusRequest {
     }
 
     fn perform(self, call: &Call<'_>, allowed: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
-        let key = allowed.key()?;
-        check_spec(key)?;
-        let record = &key.record;
-        // Replicas rotate with their primary key. A key that waits for its end does not rotate.
+        let record = &allowed.key()?.record;
+        // Of keys that never rotate it is told that they do not. Replicas rotate with their primary key. A key that waits for its end does not rotate.
         let rotation = call.kms.primary(record).map_or(record.rotation, |primary| primary.record.rotation);
         let is_ending = matches!(record.state, KeyState::PendingDeletion | KeyState::PendingReplicaDeletion);
         let on = rotation.filter(|_| !is_ending);
@@ -129,10 +118,10 @@ impl Perform for RotateKeyOnDemandRequest {
     fn perform(self, call: &Call<'_>, allowed: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
         let key = allowed.key()?;
         lifecycle::check(Need::RotateNow, key.record.state, &key.record.arn)?;
-        check_spec(key)?;
         if key.record.is_replica() {
             check_primary(key)?;
         }
+        check_spec(key)?;
         refuse_managed(key)?;
         check_pending(call, key)?;
         check_schedule(call, key)?;
@@ -160,9 +149,6 @@ fn check_pending(call: &Call<'_>, key: &Key) -> Result<(), KmsError> {
     if key.record.origin == Origin::External && !call.kms.pending_is_everywhere(&key.record) {
         let message = format!("No available key material pending rotation for the key: {}.", key.record.arn);
         return Err(KmsError::new(ErrorCode::KMSInvalidStateException, message));
-    }
-    if key.record.state == KeyState::PendingImport {
-        lifecycle::check(Need::Use, key.record.state, &key.record.arn)?;
     }
     Ok(())
 }

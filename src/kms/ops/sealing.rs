@@ -8,7 +8,8 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use crate::api::{
-    DryRunModifier, EncryptionAlgorithm, EncryptionContext, ErrorCode, KeyId, KeyUsage, KmsError, Operation,
+    DryRunModifier, EncryptionAlgorithm, EncryptionContext, ErrorCode, KeyId, KeySpec, KeyUsage, KmsError,
+    Operation,
 };
 use crate::crypto::{Material, OaepHash};
 
@@ -108,6 +109,7 @@ impl Seal<'_> {
     pub(super) fn check(&self, operation: Operation) -> Result<(), KmsError> {
         let record = &self.key.record;
         check_usage(self.key, KeyUsage::EncryptDecrypt, operation)?;
+        check_state(self.key)?;
         if !encryption_algorithms(record.spec).contains(&self.algorithm) {
             return Err(incompatible(self.algorithm.as_str(), record.spec));
         }
@@ -117,7 +119,18 @@ impl Seal<'_> {
                 "EncryptionContext is not supported when encrypting/decrypting with asymmetric CMKs.";
             return Err(invalid(message));
         }
-        check_state(self.key)
+        Ok(())
+    }
+
+    /// Data keys are made under symmetric keys only.
+    pub(super) fn check_makes_data_keys(&self, operation: Operation) -> Result<(), KmsError> {
+        check_usage(self.key, KeyUsage::EncryptDecrypt, operation)?;
+        check_state(self.key)?;
+        if self.key.record.spec == KeySpec::SymmetricDefault {
+            return Ok(());
+        }
+        let message = "You cannot generate a data key with an asymmetric CMK";
+        Err(KmsError::new(ErrorCode::InvalidKeyUsageException, message))
     }
 
     /// The plaintext must not be longer than the algorithm takes.
@@ -139,11 +152,7 @@ impl Seal<'_> {
         if self.algorithm != EncryptionAlgorithm::SymmetricDefault {
             return Ok(());
         }
-        let is_symmetric = encryption_algorithms(self.key.record.spec).contains(&self.algorithm);
-        let Some(header) = blob::parse(ciphertext) else {
-            // What is no blob cannot be of another key; the key itself may be the wrong kind.
-            return if is_symmetric { header_of(ciphertext, notes).map(|_| ()) } else { Ok(()) };
-        };
+        let header = header_of(ciphertext, notes)?;
         let id = self.key.record.id;
         if (header.key_id, header.multi_region) == (id.bytes, id.multi_region) {
             return Ok(());

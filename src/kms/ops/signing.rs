@@ -35,12 +35,11 @@ fn prepare<'a>(
     operation: Operation,
 ) -> Result<(SignScheme, SignInput<'a>), KmsError> {
     check_usage(key, KeyUsage::SignVerify, operation)?;
+    check_state(key)?;
     let spec = key.record.spec;
     let scheme = sign_scheme(algorithm).filter(|_| signing_algorithms(spec).contains(&algorithm));
     let scheme = scheme.ok_or_else(|| incompatible(algorithm.as_str(), spec))?;
-    let input = input(key, algorithm, scheme, kind, message)?;
-    check_state(key)?;
-    Ok((scheme, input))
+    Ok((scheme, input(key, algorithm, scheme, kind, message)?))
 }
 
 fn input<'a>(
