@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 const ACCOUNT: &str = "111122223333";
 const REGION: &str = "local";
+const ELSEWHERE: &str = "eu-west-2";
 const KEY_ID: &str = "0a1b2c3d-1111-4222-8333-444455556666";
 const OTHER_KEY_ID: &str = "0a1b2c3d-1111-4222-8333-444455557777";
 const USER: (&str, &str) = ("AKIAUSER234567ABCDEF", "user-secret-user-secret-user-secret-abcd");
@@ -28,6 +29,11 @@ struct Daemon {
 
 impl Daemon {
     fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// With further options of `kmsd serve`.
+    fn start_with(options: &[&str]) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let dir = std::env::temp_dir().join(format!("kmsfs-aws-clients-{}", std::process::id()));
         let dir = dir.with_extension(NUMBER.fetch_add(1, Ordering::Relaxed).to_string());
@@ -41,18 +47,11 @@ impl Daemon {
         kmsd(&["init", "--dir", &state, "--account", ACCOUNT, "--region", REGION, "--seal", &key]);
         let listen = format!("127.0.0.1:{port}");
         let (socket, seed) = (daemon.path("kmsd.sock"), daemon.path("seed.toml"));
-        kmsd(&[
-            "serve",
-            "--dir",
-            &state,
-            "--socket",
-            &socket,
-            "--listen",
-            &listen,
-            "--seed",
-            &seed,
-            "--background",
-        ]);
+        let mut serve =
+            vec!["serve", "--dir", &state, "--socket", &socket, "--listen", &listen, "--seed", &seed];
+        serve.extend_from_slice(options);
+        serve.push("--background");
+        kmsd(&serve);
         daemon
     }
 
@@ -145,6 +144,8 @@ fn boto3_and_both_command_lines_work_unchanged() {
         .env("KMSD_USER_SECRET", USER.1)
         .env("KMSD_READER_ID", READER.0)
         .env("KMSD_READER_SECRET", READER.1)
+        .env("KMSD_ADMIN_ID", ADMIN.0)
+        .env("KMSD_ADMIN_SECRET", ADMIN.1)
         .env("KMSD_AWS_V1", python.with_file_name("aws"))
         .env("KMSD_AWS_V2", "/usr/bin/aws")
         .stdin(Stdio::null())
@@ -153,7 +154,7 @@ fn boto3_and_both_command_lines_work_unchanged() {
     let said = String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success(), "{said}\n{}", String::from_utf8_lossy(&done.stdout));
     let ran = said.lines().filter(|line| line.ends_with("... ok")).count();
-    assert!(ran > 20, "only {ran} cases ran:\n{said}");
+    assert!(ran > 22, "only {ran} cases ran:\n{said}");
     assert!(!said.contains("skipped"), "a case was skipped:\n{said}");
 }
 
@@ -218,4 +219,117 @@ fn every_operation_member_and_constraint_of_the_model_is_known() {
     let said = String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success(), "{said}\n{}", String::from_utf8_lossy(&done.stdout));
     assert!(said.contains("Ran 5 tests"), "{said}");
+}
+
+/// Runs one class of answers.py.
+fn answers(daemon: &Daemon, class: &str, fault: &str) -> String {
+    let suite = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/aws_clients/answers.py");
+    let done = Command::new(python())
+        .args([suite, class])
+        .env("KMSD_ENDPOINT", format!("http://127.0.0.1:{}", daemon.port))
+        .env("KMSD_REGION", REGION)
+        .env("KMSD_ELSEWHERE", ELSEWHERE)
+        .env("KMSD_ACCOUNT", ACCOUNT)
+        .env("KMSD_USER_ID", USER.0)
+        .env("KMSD_USER_SECRET", USER.1)
+        .env("KMSD_FAULT", fault)
+        .stdin(Stdio::null())
+        .output()
+        .expect("the interpreter runs");
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{said}\n{}", String::from_utf8_lossy(&done.stdout));
+    said.into_owned()
+}
+
+#[test]
+fn every_answer_and_every_declared_error_is_of_the_model() {
+    let daemon = Daemon::start_with(&["--region", ELSEWHERE]);
+    let said = answers(&daemon, "Answers", "");
+    assert!(said.contains("Ran 2 tests"), "{said}");
+}
+
+#[test]
+fn faults_that_are_made_on_purpose_are_of_the_model() {
+    for fault in ["DependencyTimeoutException", "KMSInternalException", "KeyUnavailableException"] {
+        let daemon = Daemon::start_with(&["--inject", &format!("*:{fault}:100%")]);
+        let said = answers(&daemon, "Faults", fault);
+        assert!(said.contains("Ran 1 test"), "{said}");
+    }
+}
+
+#[test]
+fn clients_trust_the_certificate_that_they_are_given() {
+    let dir = std::env::temp_dir().join(format!("kmsfs-aws-tls-{}", std::process::id()));
+    fs::create_dir_all(&dir).expect("the temporary directory is writable");
+    let path = |name: &str| dir.join(name).to_str().expect("the temporary directory is UTF-8").to_owned();
+    let (certificate, key) = (path("server.crt"), path("server.key"));
+    let made = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+        ])
+        .args(["-subj", "/CN=kmsd test", "-addext", "subjectAltName=DNS:localhost"])
+        .args(["-keyout", &key, "-out", &certificate])
+        .output()
+        .expect("openssl is installed");
+    assert!(made.status.success(), "{made:?}");
+    let daemon = Daemon::start_with(&["--tls-cert", &certificate, "--tls-key", &key]);
+    let done = Command::new(python())
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/aws_clients/tls.py"))
+        .env("KMSD_ENDPOINT", format!("https://localhost:{}", daemon.port))
+        .env("KMSD_CERTIFICATE", &certificate)
+        .env("KMSD_AWS_V1", python().with_file_name("aws"))
+        .env("KMSD_AWS_V2", "/usr/bin/aws")
+        .env("AWS_ACCESS_KEY_ID", USER.0)
+        .env("AWS_SECRET_ACCESS_KEY", USER.1)
+        .env("AWS_DEFAULT_REGION", REGION)
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .env("AWS_MAX_ATTEMPTS", "1")
+        .stdin(Stdio::null())
+        .output()
+        .expect("the interpreter runs");
+    let _ = fs::remove_dir_all(&dir);
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{said}");
+    assert!(said.contains("Ran 3 tests"), "{said}");
+}
+
+#[test]
+fn the_seed_file_of_local_kms_is_taken_over() {
+    let dir = std::env::temp_dir().join(format!("kmsfs-local-kms-{}", std::process::id()));
+    fs::create_dir_all(&dir).expect("the temporary directory is writable");
+    let (old, new) = (dir.join("seed.yaml"), dir.join("seed.toml"));
+    let id = "bc436485-5092-42b8-92a3-0aa8b93536dc";
+    let yaml = format!(
+        "Keys:\n  Symmetric:\n    Aes:\n      - Metadata:\n          KeyId: {id}\n        BackingKeys:\n          - \
+         5cdaead27fe7da2de47945d73cd6d79e36494e73802f3cd3869f1d2cb0b5d7a9\nAliases:\n  - AliasName: alias/testing\n    \
+         TargetKeyId: {id}\n"
+    );
+    fs::write(&old, yaml).expect("the file is written");
+    let made = Command::new(python())
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/local-kms-seed"))
+        .arg(&old)
+        .output()
+        .expect("the interpreter runs");
+    assert!(made.status.success(), "{made:?}");
+    fs::write(&new, &made.stdout).expect("the file is written");
+    let path = |name: &str| dir.join(name).to_str().expect("the temporary directory is UTF-8").to_owned();
+    let (state, socket) = (path("state"), path("kmsd.sock"));
+    kmsd(&["init", "--dir", &state, "--region", REGION, "--seal", &format!("keyfile:{}", path("root.key"))]);
+    kmsd(&["serve", "--dir", &state, "--socket", &socket, "--seed", &path("seed.toml"), "--background"]);
+    let described = Command::new(env!("CARGO_BIN_EXE_kmsfs"))
+        .args(["key", "describe", "alias/testing", "--json", "--kms", &format!("unix:{socket}")])
+        .output()
+        .expect("kmsfs was built");
+    kmsd(&["stop", "--dir", &state]);
+    let _ = fs::remove_dir_all(&dir);
+    let shown = String::from_utf8_lossy(&described.stdout);
+    assert!(shown.contains(id), "{described:?}");
 }

@@ -28,6 +28,8 @@ LENIENT = {
     # Custom key stores are left out: their keys are refused whatever they are called.
     "CreateKey.XksKeyId",
 }
+# Enumerations whose message lists other values than the model: the service lists the specs of keys there.
+LISTED_OTHERWISE = {"GenerateDataKey.KeySpec", "GenerateDataKeyWithoutPlaintext.KeySpec"}
 
 MODEL = botocore.session.get_session().get_service_model("kms")
 
@@ -44,13 +46,65 @@ def lower_camel(name):
     return name[0].lower() + name[1:]
 
 
-def broken(shape):
-    """Values that break one constraint each, with what the answer must say of it."""
+def broken(shape, at):
+    """Values that break one constraint each, with the place and the words by which the answer must name it."""
     kind, meta = shape.type_name, shape.metadata
+    if kind == "structure":
+        yield from broken_structure(shape, at)
+    elif kind == "list":
+        yield from broken_list(shape, at)
+    elif kind == "map":
+        yield from broken_map(shape, at)
+    else:
+        for value, expected in broken_value(kind, meta, shape):
+            yield value, at, expected
+
+
+def broken_structure(shape, at):
+    for member, inner in shape.members.items():
+        for value, place, expected in broken(inner, f"{at}.{lower_camel(member)}"):
+            yield {member: value}, place, expected
+    for member in shape.required_members:
+        yield {}, f"{at}.{lower_camel(member)}", "Member must not be null"
+
+
+def broken_list(shape, at):
+    meta, inner = shape.metadata, shape.member
+    if "max" in meta:
+        yield [sample(inner)] * (meta["max"] + 1), at, f"length less than or equal to {meta['max']}"
+    if meta.get("min", 0) > 0:
+        yield [sample(inner)] * (meta["min"] - 1), at, f"length greater than or equal to {meta['min']}"
+    if inner.type_name == "structure":
+        for value, place, expected in broken(inner, f"{at}.2.member"):
+            yield [sample(inner), value], place, expected
+    else:
+        for value, _, expected in broken(inner, at):
+            yield [sample(inner), value], at, "Member must satisfy constraint: [" + part_of_each(expected)
+
+
+def part_of_each(expected):
+    """Messages about elements list all constraints of an element, in an order of their own: only that they begin."""
+    return "Member must satisfy " if expected.startswith(("enum", "regular")) else "Member must have "
+
+
+def broken_map(shape, at):
+    for part in (shape.key, shape.value):
+        if list(broken(part, at)):
+            raise AssertionError(f"{at}: constraints of maps are not held here; the model has them now")
+    return iter(())
+
+
+def sample(shape):
+    """A value that breaks nothing."""
+    if shape.type_name == "structure":
+        return {name: sample(shape.members[name]) for name in shape.required_members}
+    return shape.enum[0] if shape.enum else "a" * max(1, shape.metadata.get("min", 1))
+
+
+def broken_value(kind, meta, shape):
     if kind == "string" and shape.enum:
         yield "NOT-A-VALUE", "enum value set: ["
-        return
-    if kind in ("string", "blob"):
+    elif kind in ("string", "blob"):
         fill = (lambda n: b"a" * n) if kind == "blob" else (lambda n: "a" * n)
         if "max" in meta and meta["max"] < 200_000:
             yield fill(meta["max"] + 1), f"length less than or equal to {meta['max']}"
@@ -63,14 +117,12 @@ def broken(shape):
             yield meta["max"] + 1, f"value less than or equal to {meta['max']}"
         if "min" in meta:
             yield meta["min"] - 1, f"value greater than or equal to {meta['min']}"
-    elif kind == "list" and "max" in meta:
-        yield ["a"] * (meta["max"] + 1), f"length less than or equal to {meta['max']}"
 
 
 def wrong_type(shape):
     """A value of another type, for members without a constraint to break."""
     return {"boolean": "text", "structure": "text", "map": "text", "list": "text",
-            "timestamp": None, "string": {"a": 1}, "integer": "text"}.get(shape.type_name)
+            "timestamp": "text", "blob": 5, "string": {"a": 1}, "integer": "text"}.get(shape.type_name)
 
 
 class Model(unittest.TestCase):
@@ -98,33 +150,38 @@ class Model(unittest.TestCase):
         for name in self.served():
             shape = MODEL.operation_model(name).input_shape
             _, message = self.error(name, {})
-            named = set(re.findall(r"Value null at '(\w+)' failed to satisfy constraint: Member must not be null", message))
+            named = set(re.findall(r"Value(?: null)? at '(\w+)' failed to satisfy constraint: Member must not be null", message))
             self.assertEqual(named - {"ciphertextBlob"}, {lower_camel(m) for m in shape.required_members}, name)
 
     def test_every_constraint_of_every_member_is_held(self):
-        missing = []
+        missing, held = [], 0
         for name in self.served():
             for member, shape in MODEL.operation_model(name).input_shape.members.items():
-                for value, expected in broken(shape):
+                for value, place, expected in broken(shape, lower_camel(member)):
                     _, message = self.error(name, {member: value})
-                    part = [p for p in message.split("; ") if f"at '{lower_camel(member)}'" in p and expected in p]
+                    part = [p for p in message.split("; ") if f"at '{place}'" in p and expected in p]
+                    held += 1
                     if not part and f"{name}.{member}" not in LENIENT:
-                        missing.append(f"{name}.{member}: {expected}: {message[:200]}")
+                        missing.append(f"{name}.{place}: {expected}: {message[:300]}")
                     elif part and shape.type_name == "string" and shape.enum:
                         listed = set(re.search(r"enum value set: \[([^\]]*)\]", part[0]).group(1).split(", "))
-                        if listed != set(shape.enum):
+                        if listed != set(shape.enum) and f"{name}.{member}" not in LISTED_OTHERWISE:
                             missing.append(f"{name}.{member}: {sorted(listed ^ set(shape.enum))} differ")
         self.assertEqual(missing, [], "\n".join(missing))
+        self.assertGreater(held, 300)
 
     def test_members_without_constraints_are_known_by_their_type(self):
         missing = []
         for name in self.served():
             for member, shape in MODEL.operation_model(name).input_shape.members.items():
-                if list(broken(shape)) or wrong_type(shape) is None:
-                    continue
-                code = self.raw(name, {member: wrong_type(shape)})
-                if code != "SerializationException":
-                    missing.append(f"{name}.{member} ({shape.type_name}): {code}")
+                value = wrong_type(shape)
+                if value is not None and self.raw(name, {member: value}) != "SerializationException":
+                    missing.append(f"{name}.{member} ({shape.type_name})")
+                nested = shape.members.items() if shape.type_name == "structure" else ()
+                for inner, inner_shape in nested:
+                    value = wrong_type(inner_shape)
+                    if value is not None and self.raw(name, {member: {inner: value}}) != "SerializationException":
+                        missing.append(f"{name}.{member}.{inner} ({inner_shape.type_name})")
         self.assertEqual(missing, [], "\n".join(missing))
 
     def raw(self, operation, body):

@@ -12,6 +12,8 @@ import os
 import subprocess
 import tempfile
 import unittest
+import urllib.error
+import urllib.request
 import uuid
 
 import boto3
@@ -20,7 +22,7 @@ from botocore.exceptions import ClientError
 
 ENV = {name: os.environ["KMSD_" + name] for name in (
     "ENDPOINT", "REGION", "ACCOUNT", "KEY_ID", "USER_ID", "USER_SECRET",
-    "READER_ID", "READER_SECRET", "AWS_V1", "AWS_V2",
+    "READER_ID", "READER_SECRET", "ADMIN_ID", "ADMIN_SECRET", "AWS_V1", "AWS_V2",
 )}
 CLI_TIMEOUT_SECONDS = 60
 SEEDED_ARN = "arn:aws:kms:{REGION}:{ACCOUNT}:key/{KEY_ID}".format(**ENV)
@@ -183,6 +185,15 @@ class Boto3(unittest.TestCase):
         answer = self.refused_code("InvalidSignatureException", wrong.list_keys)
         self.assertEqual(answer["ResponseMetadata"]["HTTPStatusCode"], 400)
 
+    def test_a_presigned_url_is_refused_with_what_to_do(self):
+        url = self.kms.generate_presigned_url("list_keys", HttpMethod="POST")
+        headers = {"X-Amz-Target": "TrentService.ListKeys", "Content-Type": "application/x-amz-json-1.1"}
+        with self.assertRaises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(urllib.request.Request(url, b"{}", headers, method="POST"), timeout=30)
+        answer = json.loads(caught.exception.read())
+        self.assertEqual(answer["__type"], "IncompleteSignature")
+        self.assertIn("sign in the Authorization header", answer["message"])
+
     def test_an_unknown_access_key_is_refused(self):
         stranger = boto3.client("kms", endpoint_url=ENV["ENDPOINT"], region_name=ENV["REGION"],
                                 aws_access_key_id="AKIAUNKNOWN234567ABC", aws_secret_access_key="x" * 40)
@@ -201,19 +212,19 @@ class CommandLine:
 
     binary = None
 
-    def run_aws(self, *arguments, secret=None):
+    def run_aws(self, *arguments, secret=None, service="kms", who="USER"):
         environment = {
             "PATH": os.environ.get("PATH", ""),
             "HOME": self.home,
             "LC_ALL": "C.UTF-8",
-            "AWS_ACCESS_KEY_ID": ENV["USER_ID"],
-            "AWS_SECRET_ACCESS_KEY": secret or ENV["USER_SECRET"],
+            "AWS_ACCESS_KEY_ID": ENV[who + "_ID"],
+            "AWS_SECRET_ACCESS_KEY": secret or ENV[who + "_SECRET"],
             "AWS_DEFAULT_REGION": ENV["REGION"],
             "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_MAX_ATTEMPTS": "1",
             "AWS_PAGER": "",
         }
-        command = [self.binary, "--endpoint-url", ENV["ENDPOINT"], "--output", "json", "kms", *arguments]
+        command = [self.binary, "--endpoint-url", ENV["ENDPOINT"], "--output", "json", service, *arguments]
         return subprocess.run(command, env=environment, cwd=self.home, capture_output=True, text=True,
                               stdin=subprocess.DEVNULL, timeout=CLI_TIMEOUT_SECONDS)
 
@@ -288,6 +299,38 @@ class AwsCliV1(CommandLine, unittest.TestCase):
 class AwsCliV2(CommandLine, unittest.TestCase):
     binary = ENV["AWS_V2"]
     major = 2
+
+    def test_identities(self):
+        """Users, access keys, policies and roles of IAM, and the sessions of STS."""
+        def admin(service, *arguments):
+            done = self.run_aws(*arguments, service=service, who="ADMIN")
+            self.assertEqual(done.returncode, 0, f"aws {service} {' '.join(arguments)}: {done.stderr}")
+            return json.loads(done.stdout) if done.stdout.strip() else None
+
+        name = f"cli{self.major}"
+        me = admin("sts", "get-caller-identity")["Arn"]
+        self.assertTrue(me.endswith(":user/admin"), me)
+        admin("iam", "create-user", "--user-name", name)
+        key = admin("iam", "create-access-key", "--user-name", name)["AccessKey"]
+        self.assertEqual((key["UserName"], key["Status"]), (name, "Active"))
+        document = json.dumps({"Version": "2012-10-17", "Statement": [
+            {"Effect": "Allow", "Action": "kms:Encrypt", "Resource": "*"}]})
+        admin("iam", "put-user-policy", "--user-name", name, "--policy-name", "p", "--policy-document", document)
+        got = admin("iam", "get-user-policy", "--user-name", name, "--policy-name", "p")["PolicyDocument"]
+        self.assertEqual(got, json.loads(document))
+        self.assertIn(name, [user["UserName"] for user in admin("iam", "list-users")["Users"]])
+        trust = json.dumps({"Version": "2012-10-17", "Statement": [
+            {"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": {"AWS": me}}]})
+        role = admin("iam", "create-role", "--role-name", name, "--assume-role-policy-document", trust)["Role"]
+        session = admin("sts", "assume-role", "--role-arn", role["Arn"], "--role-session-name", "s")
+        self.assertTrue(session["AssumedRoleUser"]["Arn"].endswith(f":assumed-role/{name}/s"))
+        self.assertIn("SessionToken", admin("sts", "get-session-token")["Credentials"])
+        denied = self.run_aws("create-user", "--user-name", "x", service="iam")
+        self.assertIn("AccessDenied", denied.stderr)
+        admin("iam", "delete-access-key", "--user-name", name, "--access-key-id", key["AccessKeyId"])
+        admin("iam", "delete-user-policy", "--user-name", name, "--policy-name", "p")
+        admin("iam", "delete-user", "--user-name", name)
+        admin("iam", "delete-role", "--role-name", name)
 
 
 if __name__ == "__main__":
