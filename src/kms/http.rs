@@ -242,7 +242,7 @@ impl Front {
             return Ok(());
         }
         if !head.headers.contains_key(AUTHORIZATION) {
-            return Err(SignatureError::Missing);
+            return Err(SignatureError::absent(head.uri.query().unwrap_or_default()));
         }
         if length.is_some_and(|length| length <= SMALL_BODY as u64) {
             return Ok(());

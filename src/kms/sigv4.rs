@@ -107,6 +107,13 @@ pub enum SignatureError {
     Mismatch,
 }
 
+impl SignatureError {
+    /// What is wrong with a request that has no Authorization header.
+    pub fn absent(query: &str) -> Self {
+        if query.contains(QUERY_SIGNATURE) { Self::InQuery } else { Self::Missing }
+    }
+}
+
 impl fmt::Display for SignatureError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -256,13 +263,7 @@ fn checked_head<'a>(
     serves: impl Fn(&str) -> bool,
     secret_of: impl Fn(&str, Option<&str>) -> Result<AccessKeySecret, SignatureError>,
 ) -> Result<Head<'a>, SignatureError> {
-    let header = request.header("authorization").ok_or_else(|| {
-        if request.query.contains(QUERY_SIGNATURE) {
-            SignatureError::InQuery
-        } else {
-            SignatureError::Missing
-        }
-    })?;
+    let header = request.header("authorization").ok_or_else(|| SignatureError::absent(request.query))?;
     let authorization = parse_authorization(header).map_err(SignatureError::Incomplete)?;
     let time = request_time(request)?;
     check_scope(&authorization.scope, request.services, &time, serves)?;

@@ -322,8 +322,8 @@ class AwsCliV2(CommandLine, unittest.TestCase):
         trust = json.dumps({"Version": "2012-10-17", "Statement": [
             {"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": {"AWS": me}}]})
         role = admin("iam", "create-role", "--role-name", name, "--assume-role-policy-document", trust)["Role"]
-        session = admin("sts", "assume-role", "--role-arn", role["Arn"], "--role-session-name", "s")
-        self.assertTrue(session["AssumedRoleUser"]["Arn"].endswith(f":assumed-role/{name}/s"))
+        session = admin("sts", "assume-role", "--role-arn", role["Arn"], "--role-session-name", "cli")
+        self.assertTrue(session["AssumedRoleUser"]["Arn"].endswith(f":assumed-role/{name}/cli"))
         self.assertIn("SessionToken", admin("sts", "get-session-token")["Credentials"])
         denied = self.run_aws("create-user", "--user-name", "x", service="iam")
         self.assertIn("AccessDenied", denied.stderr)
