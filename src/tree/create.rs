@@ -76,7 +76,7 @@ impl Tree {
         slot.open = Some(Box::new(OpenFile::new(io, true)));
         self.open_files.lock().insert(node.id, node.clone());
         drop(slot);
-        Ok((attr, node.generation))
+        Ok((attr, node.generation()))
     }
 
     /// Makes a fifo, a socket, a device or a regular file that stays closed.

@@ -19,6 +19,7 @@ mod open;
 mod remove;
 mod rename;
 mod setattr;
+mod settle;
 mod wait;
 mod xattr;
 

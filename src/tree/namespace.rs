@@ -187,7 +187,13 @@ impl Tree {
         let stat = self.stat_entry(dir, entry)?;
         let attr = self.attr_of(&stat)?;
         let node = self.nodes.look_up(attr.node_id, attr.kind, dir.node_id, entry);
-        Ok((attr, node.generation))
+        match self.settle(&node, dir, entry, attr) {
+            Ok(attr) => Ok((attr, node.generation())),
+            Err(e) => {
+                self.forget(node.id, 1);
+                Err(e)
+            }
+        }
     }
 
     /// The kernel dropped `count` lookups of the node `id`.

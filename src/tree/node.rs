@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use rustix::io::Errno;
@@ -111,7 +111,9 @@ pub struct Node {
     /// What it is; never changes.
     pub kind: Kind,
     /// Distinguishes two lives of one inode number.
-    pub generation: u32,
+    generation: AtomicU32,
+    /// A repair gave the file another size than the kernel may have been told.
+    resized: AtomicBool,
     /// Made by this mount and never given a `security.capability`, which the kernel asks for before a first write.
     plain: AtomicBool,
     links: Mutex<Links>,
@@ -124,8 +126,34 @@ const _: () = assert!(size_of::<Node>() + 2 * size_of::<usize>() + 32 + 2 * size
 
 impl Node {
     fn new(id: u64, kind: Kind, generation: u32) -> Self {
-        let plain = AtomicBool::new(false);
-        Self { id, kind, generation, plain, links: Mutex::default(), file: RwLock::default() }
+        Self {
+            id,
+            kind,
+            generation: AtomicU32::new(generation),
+            resized: AtomicBool::new(false),
+            plain: AtomicBool::new(false),
+            links: Mutex::default(),
+            file: RwLock::default(),
+        }
+    }
+
+    /// The generation to be told in answer to a lookup. It changes after a repair of the size: the kernel keeps the size
+    /// that it was told once, and takes another one for another inode only.
+    pub fn generation(&self) -> u32 {
+        if self.resized.swap(false, Ordering::AcqRel) {
+            self.generation.fetch_add(1, Ordering::AcqRel);
+        }
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// A repair changed the size of the file.
+    pub fn note_resized(&self) {
+        self.resized.store(true, Ordering::Release);
+    }
+
+    /// Whether one did since the file was last looked up.
+    pub fn is_resized(&self) -> bool {
+        self.resized.load(Ordering::Acquire)
     }
 
     /// The inode was just made, so it has no `security.capability`.
@@ -260,7 +288,7 @@ impl NodeTable {
             shard.entry(id).or_insert_with(|| Entry { node: Arc::new(Node::new(id, kind, 0)), lookups: 0 });
         if entry.node.kind != kind {
             // The lower inode was replaced behind the mount's back; the kernel learns it by the generation.
-            let generation = entry.node.generation.wrapping_add(1);
+            let generation = entry.node.generation().wrapping_add(1);
             *entry = Entry { node: Arc::new(Node::new(id, kind, generation)), lookups: 0 };
         }
         entry.lookups += 1;

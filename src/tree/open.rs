@@ -58,6 +58,8 @@ impl Tree {
             }
             if truncate { file.io.truncate(0) } else { Ok(()) }
         });
+        // The kernel looks it up again, learns the true size, and opens it.
+        let opened = opened.and_then(|()| if node.is_resized() { Err(Errno::STALE.into()) } else { Ok(()) });
         if opened.is_err() {
             self.release(&node, write);
         }
@@ -93,7 +95,11 @@ impl Tree {
                     && (open.writable || !write)
                 {
                     unused.set(slot.handles == 0);
-                    return action(open);
+                    let done = action(open);
+                    if open.io.take_resized() {
+                        node.note_resized();
+                    }
+                    return done;
                 }
             }
             self.open_slot(node, write)?;

@@ -62,7 +62,12 @@ fn try_check(dir: BorrowedFd<'_>, name: &CStr, depth: &Depth) -> Result<Sound, T
     if length == 0 {
         return Ok(Sound { size: 0, verified: 0 });
     }
-    check_structure(&file, length)?;
+    match (check_structure(&file, length), &depth.context) {
+        (Err((Class::Header, _)), Some(context)) if lost_its_header(&file, context) => {
+            return Ok(Sound { size: 0, verified: 0 });
+        }
+        (structure, _) => structure?,
+    }
     match &depth.context {
         None => Ok(Sound { size: plain_size(length), verified: 0 }),
         Some(context) => check_content(file, context, depth.data),
@@ -85,6 +90,13 @@ fn check_structure(file: &OwnedFd, length: u64) -> Result<(), Trouble> {
         return Err((Class::Data, format!("it was cut: no file of ours is {length} bytes long")));
     }
     Ok(())
+}
+
+/// Whether an unclean stop took the header of a new file, which is empty then.
+fn lost_its_header(file: &OwnedFd, context: &Arc<FileContext>) -> bool {
+    let Ok(file) = file.try_clone() else { return false };
+    let io = FileIo::new(file, Arc::clone(context));
+    io.ensure_keys().is_ok() && !io.has_header()
 }
 
 fn check_content(file: OwnedFd, context: &Arc<FileContext>, data: bool) -> Result<Sound, Trouble> {

@@ -286,6 +286,16 @@ fn stories() -> Vec<Vec<Op>> {
         vec![w(0, 3, 1), Op::Sync, Op::Punch(4096, 4096), w(1, 1, 2)],
         vec![w(0, 2, 1), Op::Remount, w(0, 1, 2), Op::Sync],
         vec![Op::Truncate(20_000), Op::Sync, w(1, 1, 2), Op::Sync, w(1, 1, 3)],
+        // A hole in the header page where an older record begins with a hole.
+        vec![
+            Op::Truncate(24_576),
+            Op::Sync,
+            w(5, 1, 1),
+            Op::Sync,
+            Op::Truncate(22_480),
+            Op::Punch(20_480, 2_000),
+            Op::Sync,
+        ],
     ]
 }
 

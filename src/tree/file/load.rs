@@ -1,6 +1,7 @@
 //! Reading and checking the header of a file, and making the header of a new one.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,9 +9,10 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::body::{Body, CachedPage};
+use super::lower::Lower;
 use super::record::Record;
 use super::recover::Evidence;
-use super::{FileIo, Inner};
+use super::{FileContext, FileIo, Inner};
 use crate::crypto::{FileKeys, constant_time_eq};
 use crate::format::header::{HeaderError, SLOTS_LEN, Slots, Superblock};
 use crate::format::layout::{self, BLOCK, BLOCK_LEN};
@@ -26,6 +28,22 @@ fn damaged(what: &HeaderError) -> FsError {
     FsError::Corrupt(what.to_string())
 }
 
+impl FileContext {
+    /// Whether any file is left to be repaired by the log of an unclean stop.
+    pub fn has_old_records(&self) -> bool {
+        self.log.as_ref().is_some_and(|log| log.old().has_records())
+    }
+
+    /// Whether the lower file `lower` is.
+    pub fn is_in_old_records(&self, lower: OwnedFd) -> bool {
+        let mut head = [0; SLOTS_LEN];
+        let read = Lower::new(lower).read_at(&mut head, 0);
+        let slots = if read == Ok(SLOTS_LEN) { Slots::parse(&head).ok() } else { None };
+        let id = slots.map(|slots| slots.superblock.file_id);
+        self.log.as_ref().zip(id).is_some_and(|(log, id)| log.old().speaks_of(id))
+    }
+}
+
 impl FileIo {
     /// Reads the header, gets the key, checks seal, size and tags, and repairs what a crash left.
     pub(super) fn load(&self) -> Result<Inner, FsError> {
@@ -35,6 +53,7 @@ impl FileIo {
         }
         let mut page = Box::new([0; BLOCK_LEN]);
         if self.header_was_lost(lower_len)? {
+            self.resized.store(true, Ordering::Relaxed);
             return Ok(Inner::Empty(None));
         }
         if lower_len < BLOCK || self.lower.read_at(&mut page[..], 0)? < BLOCK_LEN {
@@ -50,6 +69,7 @@ impl FileIo {
         {
             log.old().resolve(body.superblock.file_id);
         }
+        self.resized.store(body.size != layout::plain_size(lower_len), Ordering::Relaxed);
         body.session = self.session();
         body.guarded = body.size;
         Ok(Inner::Loaded(Box::new(body)))

@@ -78,6 +78,8 @@ pub struct FileIo {
     flushing: Mutex<()>,
     /// Owner or permissions have changed, or may have, since the lower file was last synced with its attributes.
     attributes_unsynced: AtomicBool,
+    /// A repair gave the file another size than its lower length told.
+    resized: AtomicBool,
     me: Weak<Self>,
 }
 
@@ -99,6 +101,7 @@ impl FileIo {
             inner: RwLock::new(inner),
             flushing: Mutex::new(()),
             attributes_unsynced: AtomicBool::new(true),
+            resized: AtomicBool::new(false),
             me: me.clone(),
         })
     }
@@ -124,6 +127,11 @@ impl FileIo {
             Inner::Empty(_) => Ok(0),
             Inner::Loaded(body) => Ok(body.size),
         }
+    }
+
+    /// Whether a repair changed the size; told once.
+    pub fn take_resized(&self) -> bool {
+        self.resized.load(Ordering::Relaxed) && self.resized.swap(false, Ordering::Relaxed)
     }
 
     /// Makes sure that header and key are at hand, so that an open fails where a read would.

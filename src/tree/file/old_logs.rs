@@ -168,6 +168,16 @@ impl OldLogs {
         self.sessions.lock().contains(&session)
     }
 
+    /// Whether there are records of any file.
+    pub(super) fn has_records(&self) -> bool {
+        !self.records.lock().is_empty()
+    }
+
+    /// Whether there are records of `file_id`.
+    pub(super) fn speaks_of(&self, file_id: FileId) -> bool {
+        self.records.lock().contains_key(&file_id)
+    }
+
     /// Whether any session did.
     pub(super) fn any_unclean(&self) -> bool {
         !self.sessions.lock().is_empty()

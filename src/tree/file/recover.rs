@@ -137,13 +137,11 @@ impl Repair<'_> {
             if word.data.is_some() {
                 return Some(Version { entry, len, data: word.data.clone() });
             }
+            if stands(&word.old, word.old_len) {
+                return Some(Version { entry: word.old, len: word.old_len, data: None });
+            }
         }
-        let first = words.first()?;
-        stands(&first.old, first.old_len).then_some(Version {
-            entry: first.old,
-            len: first.old_len,
-            data: None,
-        })
+        None
     }
 
     /// Gives `block` the version; its entry is `stored` so far.
