@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 
 use crate::bytes::{CELL, Random, cell, version_of};
 use crate::ledger::{Ledger, Record, State};
@@ -203,7 +204,10 @@ impl CellLoad {
             Op::Resize(len) => file.set_len((len * CELL) as u64)?,
             Op::Punch { at, count } => {
                 let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                rustix::fs::fallocate(file, how, (at * CELL) as u64, (count * CELL) as u64)?;
+                match rustix::fs::fallocate(file, how, (at * CELL) as u64, (count * CELL) as u64) {
+                    Err(Errno::OPNOTSUPP) => self.ledger.lock().take_back(),
+                    done => done?,
+                }
             }
             Op::Write { .. } => {}
         }

@@ -46,6 +46,11 @@ impl<S: State> Ledger<S> {
         self.ops.push_back(op);
     }
 
+    /// The change that was begun last is not to be had here, and was not made.
+    pub fn take_back(&mut self) {
+        self.ops.pop_back();
+    }
+
     /// A sync is about to begin, which is to cover every change begun so far: all of them have ended. Its end is told
     /// with the number that this gives.
     pub fn mark(&self) -> usize {

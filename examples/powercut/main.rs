@@ -35,8 +35,8 @@ use names::NamesLoad;
 
 pub type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-/// Clones that are kept for a look when they are wrong.
-const KEPT_MAX: usize = 5;
+/// Longest words on one thing that is wrong.
+const TOLD_MAX: usize = 400;
 /// Databases whose recovery takes long are looked at in one cut of so many.
 const RARELY: usize = 4;
 /// One cut of so many is cut again while it is being recovered.
@@ -87,6 +87,9 @@ struct Args {
     /// another thread extends meanwhile, and that a rename which was not synced leaves one name
     #[arg(long)]
     btrfs: bool,
+    /// Tell what is wrong, and keep so many of the clones
+    #[arg(long, default_value_t = 0)]
+    keep: usize,
     /// Most milliseconds between two cuts
     #[arg(long, default_value_t = 1500)]
     between: usize,
@@ -277,11 +280,12 @@ impl Judge<'_> {
 
     /// Reports a cut and takes its clone away; what was wrong is kept as it was before its recovery.
     fn tell(&mut self, image: &Path, problems: &[String]) -> Outcome<()> {
-        for problem in problems {
+        for problem in problems.iter().filter(|_| self.args.keep > 0) {
+            let problem: String = problem.chars().take(TOLD_MAX).collect();
             eprintln!("{}: {problem}", image.display());
         }
         self.wrong += usize::from(!problems.is_empty());
-        if problems.is_empty() || self.wrong > KEPT_MAX {
+        if problems.is_empty() || self.wrong > self.args.keep {
             std::fs::remove_file(untouched(image))?;
         }
         Ok(std::fs::remove_file(image)?)

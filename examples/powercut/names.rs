@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 
 use crate::bytes::{Random, text};
 use crate::ledger::{Ledger, Record, State};
@@ -293,7 +294,14 @@ impl NamesLoad {
     fn rename(&self, state: &Names, op: Op, from: &Place, to: &Place, flags: RenameFlags) -> Outcome<()> {
         self.ledger.lock().begin(op);
         let (from, to) = (state.path(&self.root, from), state.path(&self.root, to));
-        Ok(renameat_with(CWD, from, CWD, to, flags)?)
+        match renameat_with(CWD, from, CWD, to, flags) {
+            // A filesystem that does not know these flags.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) if !flags.is_empty() => {
+                self.ledger.lock().take_back();
+                Ok(())
+            }
+            done => Ok(done?),
+        }
     }
 
     fn remove(&self, state: &Names, id: Id) -> Outcome<()> {
