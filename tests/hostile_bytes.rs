@@ -81,7 +81,7 @@ proptest! {
     #[test]
     fn seals(edits in damage(), epoch in 1..u64::MAX, size in any::<u64>()) {
         let (keys, superblock) = (file_keys(), [5; 80]);
-        let seal = Seal { epoch, size, root: [4; 16], state: State::Clean, firm: 5, session: 6 };
+        let seal = Seal { epoch, size, root: [4; 16], state: State::Clean, firm: 5, session: 6, place: [7; 16] };
         let mut page = [0; BLOCK];
         let at = seal.offset();
         let bytes = seal.encode(&keys, &superblock);
@@ -126,7 +126,7 @@ proptest! {
         let _ = VolumeRecord::parse(&raw);
         let _ = VolumeRecord::from_text(&String::from_utf8_lossy(&raw));
         let dek = DataKey::take(&mut [2; 32]);
-        let settings = VolumeSettings { default_key: "arn:k".into(), keys: vec!["arn:k".into()], created: 1 };
+        let settings = VolumeSettings { default_key: "arn:k".into(), keys: vec!["arn:k".into()], created: 1, bind_names: false };
         let record = VolumeRecord::seal(VolumeId([1; 16]), &dek, wrapped(1), &volume_key(), &settings).unwrap();
         let good = record.encode().unwrap();
         let _ = VolumeRecord::parse(&good[..cut.min(good.len())]);
@@ -143,7 +143,7 @@ proptest! {
         let key = volume_key();
         let dir_key = key.dir_key(&[1; 16]);
         let _ = name::classify(&raw);
-        let _ = (name::decrypt(&dir_key, &raw), dir::open(&key, &raw), link::open(&key, &raw));
+        let _ = (name::decrypt(&dir_key, &raw), dir::open(&key, &raw, None), link::open(&key, &raw, None));
         let _ = xattr::plain_name(&key, "user.kmsfs.", &raw);
         let lower = name::encrypt(&dir_key, plain.as_bytes());
         prop_assume!(plain != "." && plain != "..");
@@ -154,11 +154,11 @@ proptest! {
         let bad = damaged(text.as_bytes(), &edits);
         prop_assert_eq!(name::decrypt(&dir_key, &bad).is_ok(), bad == text.as_bytes());
         prop_assert!(name::decrypt(&key.dir_key(&[2; 16]), text.as_bytes()).is_err());
-        let record = dir::seal(&key, &[1; 16]);
+        let record = dir::seal(&key, &[1; 16], None);
         let bad = damaged(record.as_bytes(), &edits);
-        prop_assert_eq!(dir::open(&key, &bad).is_ok(), bad == record.as_bytes());
-        let target = link::seal(&key, plain.as_bytes()).unwrap();
+        prop_assert_eq!(dir::open(&key, &bad, None).is_ok(), bad == record.as_bytes());
+        let target = link::seal(&key, plain.as_bytes(), None).unwrap();
         let bad = damaged(target.as_bytes(), &edits);
-        prop_assert_eq!(link::open(&key, &bad).is_ok(), bad == target.as_bytes());
+        prop_assert_eq!(link::open(&key, &bad, None).is_ok(), bad == target.as_bytes());
     }
 }

@@ -78,6 +78,10 @@ pub struct InitArgs {
     /// Directory for the recovery sheet, outside LOWER. Default: ~/.local/share/kmsfs/recovery
     #[arg(long, value_name = "DIR", conflicts_with = "restore")]
     pub recovery_sheet: Option<PathBuf>,
+    /// Bind files, directories and links to their name: one put under another name behind the mount's back does not
+    /// open. There are no hard links then, and a rename needs the file's key
+    #[arg(long, conflicts_with = "restore")]
+    pub bind_names: bool,
     /// Put the volume record on this recovery sheet back into LOWER
     #[arg(long, value_name = "SHEET")]
     pub restore: Option<PathBuf>,

@@ -96,6 +96,7 @@ impl From<VolumeError> for CliError {
             }
             VolumeError::Client(_)
             | VolumeError::NotEmpty(_)
+            | VolumeError::NamesNotBound(_)
             | VolumeError::Io(..)
             | VolumeError::Tree(_) => Exit::Failed,
         };

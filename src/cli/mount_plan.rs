@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::args::{MountArgs, parse_duration};
 use super::error::{CliError, Exit};
-use crate::volume::Durability;
+use crate::volume::{Durability, Integrity};
 
 /// Options that mount(8) and fstab add for themselves, which mean nothing here.
 const IGNORED: &[&str] = &[
@@ -58,6 +58,8 @@ pub struct MountPlan {
     pub idle: Option<Duration>,
     /// What a power cut may cost.
     pub durability: Durability,
+    /// What is compared with the seal before a file is read.
+    pub integrity: Integrity,
 }
 
 impl MountPlan {
@@ -76,6 +78,7 @@ impl MountPlan {
             non_empty: false,
             idle: args.idle,
             durability: Durability::default(),
+            integrity: Integrity::default(),
         };
         for option in args.options.iter().map(|option| option.trim()).filter(|option| !option.is_empty()) {
             plan.apply(option)?;
@@ -113,6 +116,11 @@ impl MountPlan {
                 return Err(usage(format!(
                     "durability={other} is not offered; there are strict and relaxed"
                 )));
+            }
+            Some(("integrity", "block")) => self.integrity = Integrity::Block,
+            Some(("integrity", "file")) => self.integrity = Integrity::File,
+            Some(("integrity", other)) => {
+                return Err(usage(format!("integrity={other} is not offered; there are block and file")));
             }
             Some((other, _)) => return Err(usage(format!("the mount option '{other}' is not known"))),
         }
@@ -227,6 +235,7 @@ mod tests {
             non_empty: false,
             idle: None,
             durability: Durability::default(),
+            integrity: Integrity::default(),
         };
         args.options.iter().try_for_each(|option| plan.apply(option)).map(|()| plan)
     }
@@ -241,7 +250,7 @@ mod tests {
 
     #[test]
     fn unknown_options_are_refused_by_name() {
-        for bad in ["compress", "compress=zstd", "idle=never", "durability=none"] {
+        for bad in ["compress", "compress=zstd", "idle=never", "durability=none", "integrity=none"] {
             let error = plan(bad).unwrap_err();
             assert_eq!(error.exit, Exit::Usage);
             assert!(error.message.contains(bad.split('=').next().unwrap()), "{error}");

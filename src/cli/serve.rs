@@ -106,7 +106,7 @@ fn serve(plan: &MountPlan, ready: impl FnOnce() -> std::io::Result<()>) -> Resul
         eprintln!("kmsfs: {} is on a read-only file system; mounted read-only", plan.lower.display());
     }
     let epoch = Epoch::check(&volume, plan.accept_older)?;
-    let tree = volume.tree((!read_only).then_some(plan.durability))?;
+    let tree = volume.tree((!read_only).then_some(plan.durability), plan.integrity)?;
     let session = Session::mount(tree.for_session(), &mount_options(plan, read_only), &plan.mountpoint)
         .map_err(|e| {
             CliError::new(Exit::Mount, format!("cannot mount at {}: {e}", plan.mountpoint.display()))

@@ -38,11 +38,11 @@ pub fn init(args: &InitArgs, kms: Option<&str>) -> Result<(), CliError> {
     }
     let key = args.key.clone().unwrap_or_else(|| SERVICE_KEY.to_owned());
     let sheet_dir = args.recovery_sheet.clone().unwrap_or_else(default_sheet_dir);
-    let made = volume::init(&args.lower, &kms, &InitOptions { key, sheet_dir })?;
+    let made = volume::init(&args.lower, &kms, &InitOptions { key, sheet_dir, bind_names: args.bind_names })?;
     if args.json {
         let id = made.id.to_string();
         return print_json(
-            &json!({ "volume_id": id, "key_arn": made.key_arn, "recovery_sheet": made.sheet }),
+            &json!({ "volume_id": id, "key_arn": made.key_arn, "recovery_sheet": made.sheet, "bind_names": args.bind_names }),
         );
     }
     line(&format!("made volume {} in {}", made.id, args.lower.display()))?;

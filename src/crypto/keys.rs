@@ -24,6 +24,7 @@ mod label {
     pub const XATTR_NAME: &[u8] = b"kmsfs/1 xattr name";
     pub const SPECIAL_XATTR: &[u8] = b"kmsfs/1 special file xattr";
     pub const LOG: &[u8] = b"kmsfs/1 tag log";
+    pub const PLACE: &[u8] = b"kmsfs/1 place";
 }
 
 fn derive_into(secret: &[u8; 32], label: &[u8], info: &[u8], out: &mut [u8; 32]) {
@@ -143,10 +144,15 @@ pub struct VolumeKey {
     pub special_xattr: Aead,
     /// The first page of the tag log.
     pub log: Aead,
+    /// Places, on a volume that binds names.
+    place: Option<Aead>,
 }
 
+/// Where an entry stands: a value of directory and lower name that nobody without the volume key can make.
+pub type Place = Tag;
+
 impl VolumeKey {
-    /// Takes over the secret.
+    /// Takes over the secret. Names are not bound; see [`VolumeKey::binding_names`].
     pub fn new(secret: Secret<32>) -> Self {
         Self {
             dir_record: derive_aead(&secret, label::DIR_RECORD, b""),
@@ -154,8 +160,32 @@ impl VolumeKey {
             xattr_name: derive_aead(&secret, label::XATTR_NAME, b""),
             special_xattr: derive_aead(&secret, label::SPECIAL_XATTR, b""),
             log: derive_aead(&secret, label::LOG, b""),
+            place: None,
             secret,
         }
+    }
+
+    /// The key of a volume whose entries are bound to their places, or not.
+    #[must_use]
+    pub fn binding_names(mut self, binds: bool) -> Self {
+        self.place = binds.then(|| derive_aead(&self.secret, label::PLACE, b""));
+        self
+    }
+
+    /// Whether entries are bound to their places.
+    pub fn binds_names(&self) -> bool {
+        self.place.is_some()
+    }
+
+    /// The place of the lower name `entry` in the directory `dir_id`; `None` where names are not bound.
+    pub fn place(&self, dir_id: &[u8; 16], entry: &[u8]) -> Option<Place> {
+        let key = self.place.as_ref()?;
+        Some(key.mac(&[0; 12], &[&dir_id[..], entry].concat()))
+    }
+
+    /// The place of the volume's root, which no entry has.
+    pub fn root_place(&self) -> Option<Place> {
+        self.place.as_ref().map(|key| key.mac(&[0; 12], b""))
     }
 
     /// The secret itself, for the one caller that seals it into the volume record.
@@ -179,4 +209,54 @@ pub struct DirKey {
     pub names: Aead,
     /// Values of the directory's own extended attributes.
     pub xattr: Aead,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Each key makes another tag of the same message, though secret and id are the same for all.
+    #[test]
+    fn a11_no_two_purposes_share_a_key() {
+        let secret = || Secret::<32>::take(&mut [7; 32]);
+        let dek = DataKey::take(&mut [7; 32]);
+        let (file, record) = (FileKeys::derive(&dek, &[2; 16]), RecordKey::derive(&dek, &[2; 16]));
+        let volume = VolumeKey::new(secret()).binding_names(true);
+        let dir = volume.dir_key(&[2; 16]);
+        let aeads = [
+            &file.content,
+            &file.seal,
+            &file.page,
+            &file.xattr,
+            &file.root,
+            &record.aead,
+            &volume.dir_record,
+            &volume.symlink,
+            &volume.xattr_name,
+            &volume.special_xattr,
+            &volume.log,
+            volume.place.as_ref().unwrap(),
+            &dir.names,
+            &dir.xattr,
+        ];
+        let tags: BTreeSet<Tag> = aeads.iter().map(|key| key.mac(&[0; 12], b"message")).collect();
+        assert_eq!(tags.len(), aeads.len());
+        assert_ne!(file.commitment, record.commitment);
+    }
+
+    #[test]
+    fn places_differ_by_directory_and_name_and_the_root_has_its_own() {
+        let key = VolumeKey::new(Secret::take(&mut [7; 32]));
+        assert_eq!((key.place(&[1; 16], b"a"), key.root_place()), (None, None));
+        let key = key.binding_names(true);
+        let places = [
+            key.place(&[1; 16], b"a"),
+            key.place(&[2; 16], b"a"),
+            key.place(&[1; 16], b"b"),
+            key.root_place(),
+        ];
+        assert_eq!(places.iter().flatten().collect::<BTreeSet<_>>().len(), 4);
+    }
 }

@@ -6,11 +6,11 @@
 //!  424  superblock      80 B   the same bytes again
 //!  504  zero             8 B
 //!  512  key slot B     344 B   in the second sector: a torn write leaves one slot whole
-//!  856  seal A          72 B   \
-//!  928  seal B          72 B    | bytes 856..4096 are written by the mount alone,
-//! 1000  MAC of head tags 16 B   | bytes 80..424 and 512..856 by a rewrap alone
-//! 1016  zero             8 B    |
-//! 1024  inline tail            |  from here up
+//!  856  seal A          88 B   \
+//!  944  seal B          88 B    | bytes 856..4096 are written by the mount alone,
+//! 1032  MAC of head tags 16 B   | bytes 80..424 and 512..856 by a rewrap alone
+//! 1048  zero             8 B    |
+//! 1056  inline tail            |  from here up
 //! 4096  tag entries     28 B   /  of blocks 0..96, from here down
 //! ```
 //! Superblock (integers little-endian):

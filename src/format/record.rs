@@ -88,6 +88,9 @@ pub struct VolumeSettings {
     pub keys: Vec<String>,
     /// When the volume was made, in seconds since 1970.
     pub created: u64,
+    /// Whether files, directories and links are bound to their directory and name. Chosen when the volume is made.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bind_names: bool,
 }
 
 /// A record that was parsed but not opened.
@@ -164,9 +167,10 @@ impl VolumeRecord {
         let opened = key.aead.open(&nonce, &self.clear(), &self.sealed[NONCE_LEN..end], &tag, &mut plain);
         opened.map_err(|_| RecordError::Forged)?;
         let (secret, json) = plain.split_at(KEY_LEN);
-        let settings = serde_json::from_slice(json).map_err(|e| RecordError::Body(e.to_string()))?;
+        let settings: VolumeSettings =
+            serde_json::from_slice(json).map_err(|e| RecordError::Body(e.to_string()))?;
         let secret = Secret::new_with(|out| out.copy_from_slice(secret));
-        Ok((VolumeKey::new(secret), settings))
+        Ok((VolumeKey::new(secret).binding_names(settings.bind_names), settings))
     }
 
     /// The key slot that counts.
@@ -265,7 +269,12 @@ mod tests {
     }
 
     fn settings() -> VolumeSettings {
-        VolumeSettings { default_key: "arn:k".into(), keys: vec!["arn:k".into()], created: 1 }
+        VolumeSettings {
+            default_key: "arn:k".into(),
+            keys: vec!["arn:k".into()],
+            created: 1,
+            bind_names: false,
+        }
     }
 
     fn record(dek: &DataKey) -> VolumeRecord {
@@ -326,6 +335,16 @@ mod tests {
         };
         assert_eq!(patch(6), RecordError::Newer(9));
         assert_eq!(patch(8), RecordError::UnknownFlags(9));
+    }
+
+    #[test]
+    fn whether_names_are_bound_is_sealed_and_comes_back() {
+        let dek = DataKey::take(&mut [7; 32]);
+        let key = VolumeKey::new(Secret::take(&mut [5; 32]));
+        let bound = VolumeSettings { bind_names: true, ..settings() };
+        let record = VolumeRecord::seal(VolumeId([1; 16]), &dek, wrapped(1), &key, &bound).unwrap();
+        let (key, got) = record.open(&dek).unwrap();
+        assert!(key.binds_names() && got == bound);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The seal: size, state and root of a file under its seal key. Two in the header page; the highest epoch counts.
 //!
 //! ```text
-//!  0  nonce 12 B | 12  ciphertext 44 B | 56  tag 16 B
-//! plaintext:  0  epoch u64 | 8  size u64 | 16  root 16 B | 32  state u8 | 33  firm u56 | 40  session u32
+//!  0  nonce 12 B | 12  ciphertext 60 B | 72  tag 16 B
+//! plaintext:  0  epoch u64 | 8  size u64 | 16  root 16 B | 32  state u8 | 33  firm u56 | 40  session u32 | 44  place 16 B
 //! aad = the superblock's 80 bytes
 //! ```
 //! root = XOR over the tag pages p that hold an entry of PRF(root key; p, MAC of p). Since the sum is kept under
@@ -10,15 +10,15 @@
 
 use super::header::{HOT_OFFSET, SUPERBLOCK_LEN, array};
 use super::layout::HEADER_LEN;
-use crate::crypto::{FileKeys, Tag, random_array};
+use crate::crypto::{FileKeys, Place, Tag, random_array};
 
 /// Bytes of one seal.
-pub const SEAL_LEN: usize = 72;
+pub const SEAL_LEN: usize = 88;
 /// Offsets of the two seals in the header page.
 pub const SEAL_OFFSETS: [usize; 2] = [HOT_OFFSET, HOT_OFFSET + SEAL_LEN];
 /// Offset of the MAC of the head tags.
 pub const HEAD_MAC_OFFSET: usize = HOT_OFFSET + 2 * SEAL_LEN;
-const BODY_LEN: usize = 44;
+const BODY_LEN: usize = 60;
 const TAG_OFFSET: usize = 12 + BODY_LEN;
 const _: () = assert!(HEAD_MAC_OFFSET + 16 <= HEADER_LEN && TAG_OFFSET + 16 == SEAL_LEN);
 
@@ -49,6 +49,8 @@ pub struct Seal {
     pub firm: u64,
     /// The mount that wrote the seal.
     pub session: u32,
+    /// Where the file stood when the seal was written; zero where names are not bound.
+    pub place: Place,
 }
 
 impl Seal {
@@ -57,7 +59,7 @@ impl Seal {
         SEAL_OFFSETS[(self.epoch % 2) as usize]
     }
 
-    /// The 72 bytes.
+    /// The 88 bytes.
     pub fn encode(&self, keys: &FileKeys, superblock: &[u8; SUPERBLOCK_LEN]) -> [u8; SEAL_LEN] {
         let mut out = [0; SEAL_LEN];
         let nonce = random_array::<12>();
@@ -72,6 +74,7 @@ impl Seal {
         };
         out[45..52].copy_from_slice(&self.firm.to_le_bytes()[..7]);
         out[52..56].copy_from_slice(&self.session.to_le_bytes());
+        out[56..72].copy_from_slice(&self.place);
         let tag = keys.seal.seal(&nonce, superblock, &mut out[12..12 + BODY_LEN]);
         out[TAG_OFFSET..].copy_from_slice(&tag);
         out
@@ -97,6 +100,7 @@ impl Seal {
             state,
             firm: u64::from_le_bytes(firm),
             session: u32::from_le_bytes(array(&body, 40)),
+            place: array(&body, 44),
         })
     }
 
@@ -127,6 +131,7 @@ mod tests {
                 state: State::Dirty,
                 firm: epoch,
                 session: 7,
+                place: [8; 16],
             };
             let bytes = seal.encode(&keys, &superblock);
             for cut in 0..SEAL_LEN {
@@ -156,6 +161,7 @@ mod tests {
             state: State::Cutting,
             firm: 0x0012_3456_789a,
             session: 0xfeed_beef,
+            place: [8; 16],
         };
         assert_eq!(Seal::latest(&keys, &[9; SUPERBLOCK_LEN], &page), Some(seal));
     }

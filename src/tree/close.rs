@@ -130,7 +130,14 @@ impl Tree {
     /// Forgets what memory knows of an open file, which may be wrong: its next use reads it from the disk.
     pub fn abandon(&self, id: u64) {
         if let Some(node) = self.nodes.find(id) {
+            self.note_left_dirty();
             self.drop_open(&node, &mut node.file.write());
+        }
+    }
+
+    fn note_left_dirty(&self) {
+        if let Some(log) = &self.files.log {
+            log.note_left_dirty();
         }
     }
 
@@ -140,6 +147,7 @@ impl Tree {
             let closed = self.with_keys_patiently(|| self.close(&node, &mut node.file.write()));
             if let Err(e) = closed {
                 log::error!("file {} could not be sealed at the end: {e}", node.id);
+                self.note_left_dirty();
                 self.drop_open(&node, &mut node.file.write());
             }
         }
@@ -171,8 +179,8 @@ mod tests {
     use crate::tree::file::fault::{self, Fault};
     use crate::tree::kept::KEPT_MAX;
     use crate::tree::{
-        Caller, Durability, FileContext, FreshKey, KeySource, NewObject, ROOT_ID, Stage, TagLog, TreeOptions,
-        WriteManner,
+        Caller, Durability, FileContext, FreshKey, Integrity, KeySource, NewObject, ROOT_ID, Stage, TagLog,
+        TreeOptions, WriteManner,
     };
 
     /// One key for all files: no test here asks whether it is the right one.
@@ -202,7 +210,7 @@ mod tests {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY;
             let root: OwnedFd = rustix::fs::open(&self.0, flags, Mode::empty()).unwrap();
             let key = Arc::new(VolumeKey::new(Secret::random()));
-            let record = crate::format::dir::seal(&key, &random_array());
+            let record = crate::format::dir::seal(&key, &random_array(), None);
             std::os::unix::fs::symlink(record, self.0.join(crate::format::dir::DIR_RECORD)).unwrap();
             let log = Some(TagLog::open(&root, &key, Durability::Strict).unwrap());
             let keys = Arc::new(OneKey(DataKey::random()));
@@ -212,6 +220,7 @@ mod tests {
                 read_only: false,
                 log,
                 stage: Stage::default(),
+                integrity: Integrity::default(),
             };
             Tree::open(root, key, Arc::new(files), &TreeOptions::default()).unwrap()
         }

@@ -16,7 +16,7 @@ use super::dir_record;
 use super::file::FileIo;
 use super::namespace::Tree;
 use super::node::OpenFile;
-use crate::crypto::random_array;
+use crate::crypto::{Place, random_array};
 use crate::format::dir::DIR_RECORD;
 use crate::format::link;
 use crate::format::name::{self, LowerName};
@@ -69,7 +69,8 @@ impl Tree {
         let attr = self.attr_of(&fs::fstat(&fd)?)?;
         let node = self.nodes.look_up(attr.node_id, attr.kind, parent, &lower.entry);
         node.note_new();
-        let io = FileIo::new_empty(fd, self.files.clone(), reserved);
+        let place = self.volume_key.place(&dir.id, lower.entry.as_bytes());
+        let io = FileIo::new_empty(fd, self.files.clone(), reserved, place);
         let mut slot = node.file.write();
         slot.handles += 1;
         slot.writers += u32::from(write);
@@ -119,7 +120,8 @@ impl Tree {
         self.check_writable()?;
         let dir = self.dir(parent)?;
         let lower = dir.lower_name(name)?;
-        let sealed = link::seal(&self.volume_key, target).ok_or(FsError::Os(Errno::NAMETOOLONG))?;
+        let places = self.volume_key.place(&dir.id, lower.entry.as_bytes()).map(|place| [place; 2]);
+        let sealed = link::seal(&self.volume_key, target, places).ok_or(FsError::Os(Errno::NAMETOOLONG))?;
         with_sidecar(&dir, &lower, || fs::symlinkat(&*sealed, &dir.fd, &*lower.entry))?;
         let fd = self.spare_descriptors(|| at::open_path(&dir.fd, lower.entry.as_bytes()))?;
         self.give_to_caller(&dir, &fd, 0, caller)?;
@@ -132,15 +134,19 @@ impl Tree {
         if node.kind != Kind::Symlink {
             return Err(FsError::Os(Errno::INVAL));
         }
+        let place = self.place_of(&node)?;
         let fd = self.inode(&node)?;
         let sealed = at::read_link_of(&fd)?;
-        link::open(&self.volume_key, &sealed)
+        link::open(&self.volume_key, &sealed, place.as_ref())
             .map_err(|_| FsError::Corrupt(format!("the target of symbolic link {id} does not open")))
     }
 
-    /// Gives the inode `id` another name.
+    /// Gives the inode `id` another name. EPERM on a volume that binds names: an inode has one place there.
     pub fn link(&self, id: u64, parent: u64, name: &[u8]) -> Result<(Attr, u32), FsError> {
         self.check_writable()?;
+        if self.volume_key.binds_names() {
+            return Err(FsError::Os(Errno::PERM));
+        }
         let node = self.node(id)?;
         let dir = self.dir(parent)?;
         let lower = dir.lower_name(name)?;
@@ -165,7 +171,9 @@ impl Tree {
         let temporary = name::temporary(random_array());
         let permissions = effective_permissions(&dir, new);
         fs::mkdirat(&dir.fd, &*temporary, Mode::from_raw_mode(permissions | OWNER_BITS))?;
-        let made = self.furnish_dir(&dir, &temporary, permissions, new.caller).and_then(|()| {
+        let place = self.volume_key.place(&dir.id, lower.entry.as_bytes());
+        let furnished = self.furnish_dir(&dir, &temporary, place.as_ref(), permissions, new.caller);
+        let made = furnished.and_then(|()| {
             with_sidecar(&dir, &lower, || {
                 fs::renameat_with(&dir.fd, &*temporary, &dir.fd, &*lower.entry, RenameFlags::NOREPLACE)
             })
@@ -182,11 +190,12 @@ impl Tree {
         &self,
         parent: &Dir,
         temporary: &str,
+        place: Option<&Place>,
         permissions: u32,
         caller: Caller,
     ) -> Result<(), FsError> {
         let fd = self.spare_descriptors(|| at::open_dir(&parent.fd, temporary.as_bytes()))?;
-        dir_record::make(&self.volume_key, &fd)?;
+        dir_record::make(&self.volume_key, &fd, place)?;
         self.give_to_caller(parent, &fd, 0, caller)?;
         if permissions & OWNER_BITS != OWNER_BITS {
             // What an inherited ACL and set-group-id made of the other bits stays.

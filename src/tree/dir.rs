@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::FsError;
 use super::dir_record;
-use crate::crypto::{DirKey, VolumeKey};
+use crate::crypto::{DirKey, Place, VolumeKey};
 use crate::format::dir::DirId;
 use crate::format::name::{self, LowerName, NameError};
 use crate::sys::at;
@@ -47,18 +47,20 @@ pub enum PlainName {
 }
 
 impl Dir {
-    /// Reads and verifies the record of the directory `fd`; `make_up` is asked where there is none.
+    /// Reads and verifies the record of the directory `fd`, which stands at `place`; `make_up` is asked where there is
+    /// none.
     pub fn open(
         volume_key: &VolumeKey,
         node_id: u64,
         fd: OwnedFd,
+        place: Option<&Place>,
         make_up: impl FnOnce(&OwnedFd) -> Result<Vec<u8>, FsError>,
     ) -> Result<Self, FsError> {
         let record = match dir_record::read(&fd)? {
-            Some(record) => record,
+            Some(record) => dir_record::or_moved(volume_key, &fd, record, place),
             None => make_up(&fd)?,
         };
-        let id = dir_record::identity(volume_key, &record)?;
+        let id = dir_record::identity(volume_key, &record, place)?;
         let keys = volume_key.dir_key(&id);
         let default_acl = AtomicU8::new(ACL_UNKNOWN);
         Ok(Self { node_id, fd, id, keys, default_acl, long_names: Mutex::new(()) })

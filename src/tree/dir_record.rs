@@ -10,8 +10,9 @@ use rustix::fs;
 use rustix::io::Errno;
 
 use super::FsError;
-use crate::crypto::{VolumeKey, random_array};
+use crate::crypto::{Place, VolumeKey, random_array};
 use crate::format::dir::{self, DIR_RECORD, DIR_RECORD_COPY, DirId, DirRecordError};
+use crate::format::name;
 use crate::sys::at;
 
 const RECORD: &[u8] = DIR_RECORD.as_bytes();
@@ -27,16 +28,42 @@ pub fn read(dir: &OwnedFd) -> Result<Option<Vec<u8>>, FsError> {
 }
 
 /// The identity that a record gives.
-pub fn identity(key: &VolumeKey, target: &[u8]) -> Result<DirId, FsError> {
-    dir::open(key, target).map_err(|e| match e {
+pub fn identity(key: &VolumeKey, target: &[u8], place: Option<&Place>) -> Result<DirId, FsError> {
+    dir::open(key, target, place).map_err(|e| match e {
+        DirRecordError::Forged if key.binds_names() => {
+            FsError::Corrupt("a directory record is not of this volume, or of another place in it".into())
+        }
         DirRecordError::Forged => FsError::Corrupt("a directory record is not of this volume".into()),
         DirRecordError::Newer(v) => FsError::Corrupt(format!("a directory record has the newer version {v}")),
     })
 }
 
-/// Gives a new directory a fresh identity.
-pub fn make(key: &VolumeKey, dir: &OwnedFd) -> Result<(), Errno> {
-    store(dir, dir::seal(key, &random_array()).as_bytes())
+/// Gives a new directory, which is to stand at `place`, a fresh identity.
+pub fn make(key: &VolumeKey, dir: &OwnedFd, place: Option<&Place>) -> Result<(), Errno> {
+    store(dir, dir::seal(key, &random_array(), place).as_bytes())
+}
+
+/// `record`, or the copy where a rename was cut short after the copy had been bound to the new place.
+pub fn or_moved(key: &VolumeKey, dir: &OwnedFd, record: Vec<u8>, place: Option<&Place>) -> Vec<u8> {
+    if place.is_none() || dir::open(key, &record, place).is_ok() {
+        return record;
+    }
+    let copy = at::xattr(dir, DIR_RECORD_COPY.as_bytes()).ok();
+    copy.filter(|copy| dir::open(key, copy, place).is_ok()).unwrap_or(record)
+}
+
+/// Before the directory `id` moves to `place`: its copy is bound to that, its record still to where it is. So it opens at
+/// both, whenever an unclean stop comes.
+pub fn bind_copy(key: &VolumeKey, dir: &OwnedFd, id: &DirId, place: &Place) -> Result<(), FsError> {
+    let target = dir::seal(key, id, Some(place));
+    Ok(at::set_xattr(dir, DIR_RECORD_COPY.as_bytes(), target.as_bytes(), fs::XattrFlags::empty())?)
+}
+
+/// After the directory `id` has moved to `place`: its record follows its copy.
+pub fn bind_record(key: &VolumeKey, dir: &OwnedFd, id: &DirId, place: &Place) -> Result<(), FsError> {
+    let temporary = name::temporary(random_array());
+    fs::symlinkat(dir::seal(key, id, Some(place)), dir, &*temporary)?;
+    Ok(fs::renameat(dir, &*temporary, dir, DIR_RECORD)?)
 }
 
 /// Stores a record and its copy.
@@ -73,15 +100,21 @@ pub fn put_back(dir: &OwnedFd, target: Option<&[u8]>) {
 
 /// The record of a directory that has lost it: from its copy, or a new one where the directory holds nothing, as after
 /// a crash within its removal. `read_only` stores nothing. The caller holds the lock against removals.
-pub fn make_up(key: &VolumeKey, dir: &OwnedFd, read_only: bool) -> Result<Vec<u8>, FsError> {
+pub fn make_up(
+    key: &VolumeKey,
+    dir: &OwnedFd,
+    place: Option<&Place>,
+    read_only: bool,
+) -> Result<Vec<u8>, FsError> {
     if let Some(target) = read(dir)? {
         return Ok(target);
     }
-    let copied = at::xattr(dir, DIR_RECORD_COPY.as_bytes()).ok().filter(|copy| dir::open(key, copy).is_ok());
+    let opens = |copy: &Vec<u8>| dir::open(key, copy, place).is_ok();
+    let copied = at::xattr(dir, DIR_RECORD_COPY.as_bytes()).ok().filter(opens);
     let (target, how) = match copied {
         Some(copy) => (copy, "its copy was taken"),
         None if holds_nothing(dir)? => {
-            (dir::seal(key, &random_array()).into_bytes(), "it is empty and got a new one")
+            (dir::seal(key, &random_array(), place).into_bytes(), "it is empty and got a new one")
         }
         None => return Err(FsError::Corrupt("a lower directory has no directory record".into())),
     };

@@ -93,8 +93,9 @@ impl Tree {
         options: &TreeOptions,
     ) -> Result<Arc<Self>, FsError> {
         let stat = fs::fstat(&root)?;
-        let lost = |fd: &OwnedFd| dir_record::make_up(&volume_key, fd, options.read_only);
-        let root = Arc::new(Dir::open(&volume_key, ROOT_ID, root, lost)?);
+        let place = volume_key.root_place();
+        let lost = |fd: &OwnedFd| dir_record::make_up(&volume_key, fd, place.as_ref(), options.read_only);
+        let root = Arc::new(Dir::open(&volume_key, ROOT_ID, root, place.as_ref(), lost)?);
         Ok(Arc::new(Self {
             volume_key,
             files,
@@ -169,7 +170,7 @@ impl Tree {
         let lower = stat.st_size as u64;
         let size = match Kind::of_mode(stat.st_mode) {
             Some(Kind::File) => format::layout::plain_size(lower),
-            Some(Kind::Symlink) => format::link::plain_len(lower),
+            Some(Kind::Symlink) => format::link::plain_len(&self.volume_key, lower),
             _ => lower,
         };
         Attr::of(self.node_id(stat), stat, size).ok_or(FsError::Os(Errno::IO))
@@ -186,6 +187,7 @@ impl Tree {
     pub(super) fn look_up_entry(&self, dir: &Dir, entry: &str) -> Result<(Attr, u32), FsError> {
         let stat = self.stat_entry(dir, entry)?;
         let attr = self.attr_of(&stat)?;
+        self.forget_if_moved(attr.node_id, dir, entry);
         let node = self.nodes.look_up(attr.node_id, attr.kind, dir.node_id, entry);
         match self.settle(&node, dir, entry, attr) {
             Ok(attr) => Ok((attr, node.generation())),
@@ -286,11 +288,18 @@ impl Tree {
             if self.node_id(&stat) != id || stat.st_dev != self.device {
                 return Err(FsError::Os(Errno::STALE));
             }
+            let place = self.volume_key.place(&dir.id, name.as_bytes());
             let lost = |fd: &OwnedFd| {
                 let _none_is_being_removed = self.removals.lock();
-                dir_record::make_up(&self.volume_key, fd, self.read_only)
+                dir_record::make_up(&self.volume_key, fd, place.as_ref(), self.read_only)
             };
-            dir = Arc::new(Dir::open(&self.volume_key, id, fd, lost)?);
+            let opened = Dir::open(&self.volume_key, id, fd, place.as_ref(), lost).map_err(|e| {
+                let moved = |stat: Stat| place.is_some() && self.node_id(&stat) != id;
+                let gone = at::stat(&dir.fd, name.as_bytes()).map_or(place.is_some(), moved);
+                // Renamed between the opening and the reading of its record.
+                if gone { FsError::Os(Errno::STALE) } else { e }
+            });
+            dir = Arc::new(opened?);
             self.dirs.insert(dir.clone());
         }
         Ok(dir)

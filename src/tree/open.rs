@@ -89,6 +89,7 @@ impl Tree {
         action: impl Fn(&OpenFile) -> Result<R, FsError>,
     ) -> Result<R, FsError> {
         loop {
+            self.check_one_name(node)?;
             {
                 let slot = node.file.read();
                 if let Some(open) = &slot.open
@@ -116,7 +117,8 @@ impl Tree {
             Some(fd) => (fd, true),
             None => self.open_lower(&self.inode(node)?, write)?,
         };
-        slot.open = Some(Box::new(OpenFile::new(FileIo::new(fd, self.files.clone()), writable)));
+        let io = FileIo::new(fd, self.files.clone(), self.place_of(node)?);
+        slot.open = Some(Box::new(OpenFile::new(io, writable)));
         self.open_files.lock().insert(node.id, node.clone());
         Ok(())
     }

@@ -36,14 +36,14 @@ impl RenameMode {
 }
 
 /// One end of a rename.
-struct End {
-    dir: Arc<Dir>,
-    lower: LowerName,
-    stat: Option<Stat>,
+pub(super) struct End {
+    pub(super) dir: Arc<Dir>,
+    pub(super) lower: LowerName,
+    pub(super) stat: Option<Stat>,
 }
 
 impl End {
-    fn node(&self, tree: &Tree) -> Option<Arc<Node>> {
+    pub(super) fn node(&self, tree: &Tree) -> Option<Arc<Node>> {
         tree.nodes.find(tree.node_id(self.stat.as_ref()?))
     }
 
@@ -82,13 +82,15 @@ impl Tree {
             Some(stat) => self.keep_nameless(&to.dir, &to.lower, stat)?,
             None => None,
         };
-        if let Err(e) = rename_entry(&from, &to, mode.flags()) {
-            victim.inspect(|node| node.unpin());
-            return Err(e);
-        }
-        victim.inspect(|node| self.lose_link(node, new_parent, &to.lower.entry));
-        self.moved(&from, &to, mode);
-        Ok(())
+        let replace = || {
+            rename_entry(&from, &to, mode.flags())?;
+            victim.as_ref().inspect(|node| self.lose_link(node, new_parent, &to.lower.entry));
+            self.moved(&from, &to, mode);
+            Ok(())
+        };
+        self.binding(&[(&from, &to)], replace).inspect_err(|_| {
+            victim.as_ref().inspect(|node| node.unpin());
+        })
     }
 
     fn end(&self, parent: u64, name: &[u8]) -> Result<End, FsError> {
@@ -113,23 +115,17 @@ impl Tree {
         if to.stat.is_none() {
             return Err(FsError::Os(Errno::NOENT));
         }
-        let (first, second) = (from.node(self), to.node(self));
-        fs::renameat_with(
-            &from.dir.fd,
-            &*from.lower.entry,
-            &to.dir.fd,
-            &*to.lower.entry,
-            RenameFlags::EXCHANGE,
-        )?;
-        if let Some(node) = first {
-            node.add_link(to.dir.node_id, &to.lower.entry);
-            node.remove_link(from.dir.node_id, &from.lower.entry);
-        }
-        if let Some(node) = second {
-            node.add_link(from.dir.node_id, &from.lower.entry);
-            node.remove_link(to.dir.node_id, &to.lower.entry);
-        }
-        Ok(())
+        self.binding(&[(from, to), (to, from)], || {
+            let (first, second) = (&*from.lower.entry, &*to.lower.entry);
+            fs::renameat_with(&from.dir.fd, first, &to.dir.fd, second, RenameFlags::EXCHANGE)?;
+            for (end, other) in [(from, to), (to, from)] {
+                if let Some(node) = end.node(self) {
+                    node.add_link(other.dir.node_id, &other.lower.entry);
+                    node.remove_link(end.dir.node_id, &end.lower.entry);
+                }
+            }
+            Ok(())
+        })
     }
 
     /// A directory over an empty one, which must be without its record for the lower rename to replace it.
@@ -138,16 +134,18 @@ impl Tree {
         let victim = self.open_victim(&to.dir, &to.lower.entry, stat)?;
         check_empty(&victim)?;
         let node = self.keep_nameless(&to.dir, &to.lower, stat)?;
-        if let Err(e) = self.without_record(&victim, || rename_entry(from, to, mode.flags())) {
-            node.inspect(|node| node.unpin());
-            return Err(e);
-        }
-        if let Some(node) = node {
-            node.remove_link(to.dir.node_id, &to.lower.entry);
-            self.dirs.remove(node.id);
-        }
-        self.moved(from, to, mode);
-        Ok(())
+        let replace = || {
+            self.without_record(&victim, || rename_entry(from, to, mode.flags()))?;
+            if let Some(node) = &node {
+                node.remove_link(to.dir.node_id, &to.lower.entry);
+                self.dirs.remove(node.id);
+            }
+            self.moved(from, to, mode);
+            Ok(())
+        };
+        self.binding(&[(from, to)], replace).inspect_err(|_| {
+            node.as_ref().inspect(|node| node.unpin());
+        })
     }
 }
 

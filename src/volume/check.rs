@@ -3,6 +3,7 @@
 //! Called by the command line. Without the volume's key it looks at structure alone. Must never delete or hide what it
 //! does not know, and writes through `repair` alone.
 
+use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -22,12 +23,16 @@ use super::repair::{self, Mended, QUARANTINE, Repair};
 use super::report::{MAX_LISTED, Progress};
 use super::walk::{self, Directory, Entry, Visitor};
 use super::{MountLock, Volume, VolumeError, record_file};
-use crate::crypto::DirKey;
+use crate::crypto::{DirKey, VolumeKey};
+use crate::format::FileId;
 use crate::format::dir::{self, DIR_RECORD};
 use crate::format::link;
 use crate::format::name::{self, Kind, TEMPORARY_PREFIX, classify};
 use crate::format::record::{VOLUME_RECORD, VOLUME_RECORD_COPY};
-use crate::tree::file::{Durability, LOG_NAME};
+use crate::tree::file::{Durability, Integrity, LOG_NAME};
+
+/// Files whose identities are compared with each other: 128 MiB of memory.
+const IDS_MAX: usize = 4_000_000;
 
 /// How to check.
 #[derive(Debug, Clone)]
@@ -60,6 +65,8 @@ pub enum Class {
     Key,
     /// A file's data, tags, seal or length.
     Data,
+    /// Another file has the same identity: one is a copy that was made in the lower tree.
+    DuplicateId,
     /// A symbolic link's target does not open.
     Link,
     /// Could not be read.
@@ -146,13 +153,15 @@ pub fn check(
     let _changes = repairs.map(|_| ChangeLock::take(root.as_fd(), lower)).transpose()?;
     let _lock = if repairs.is_some() { Ok(lock?) } else { lock };
     // A repair opens files for writing: those that a crash left open are recovered by the log.
-    let files =
-        |v: &Volume| v.file_context(repairs.map(|_| Durability::Strict), v.keys.clone()).map(Arc::new);
+    let files = |v: &Volume| {
+        let durability = repairs.map(|_| Durability::Strict);
+        v.file_context(durability, Integrity::default(), v.keys.clone()).map(Arc::new)
+    };
     let context = volume.map(files).transpose()?;
     let repair =
         repairs.zip(context.clone()).map(|(volume, files)| Repair::new(volume, files)).transpose()?;
     let depth = Depth { context: context.clone(), data: options.data, live, writable: repair.is_some() };
-    let work = Check { volume, depth, repair, progress, report: Mutex::new(CheckReport::default()) };
+    let work = Check { volume, depth, repair, progress, report: Mutex::default(), ids: Mutex::default() };
     let mut worker = CheckReport::default();
     for name in [VOLUME_RECORD, VOLUME_RECORD_COPY] {
         if let Err(e) = record_file::read_one(root.as_fd(), lower, name) {
@@ -186,6 +195,8 @@ struct Check<'a> {
     repair: Option<Repair<'a>>,
     progress: &'a Progress,
     report: Mutex<CheckReport>,
+    /// Files seen: the first half of the id, and the inode.
+    ids: Mutex<HashMap<u64, u64>>,
 }
 
 impl CheckReport {
@@ -309,10 +320,14 @@ impl Check<'_> {
             let why = format!("{torn} is torn; the other serves");
             self.add(report, Class::TornHeader, dir, name, why);
         }
-        match check_file::check_file(dir.fd(), name, &self.depth) {
-            Ok(Sound { size, verified }) => {
+        let place = self.volume.and_then(|volume| plain_path::place(&volume.key, dir, name)).flatten();
+        match check_file::check_file(dir.fd(), name, place, &self.depth) {
+            Ok(Sound { size, verified, identity }) => {
                 report.bytes += size;
                 report.verified_bytes += verified;
+                if let Some(why) = identity.and_then(|identity| self.twin(identity)) {
+                    self.add(report, Class::DuplicateId, dir, name, why);
+                }
             }
             // Removed or renamed meanwhile, by a live mount.
             Err((Class::Unreadable, why)) if self.depth.live && why == Errno::NOENT.to_string() => {}
@@ -321,11 +336,25 @@ impl Check<'_> {
         self.progress.done.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// What is wrong where another inode has the identity of this one. Two hard links are one inode.
+    fn twin(&self, (id, inode): (FileId, u64)) -> Option<String> {
+        let half = u64::from_le_bytes(*id.0.first_chunk().expect("half of the id"));
+        let mut ids = self.ids.lock();
+        match ids.get(&half) {
+            Some(other) if *other != inode => Some(format!(
+                "it has the identity of another file, inode {other} of the lower tree: one is a copy of the other, \
+                 and blocks of both can trade places; copy the data in the mount and remove the copy there"
+            )),
+            None if ids.len() < IDS_MAX => ids.insert(half, inode).and(None),
+            Some(_) | None => None,
+        }
+    }
+
     fn check_link(&self, report: &mut CheckReport, dir: &Directory, name: &CStr) {
         report.links += 1;
         let Some(volume) = self.volume else { return };
         match readlinkat(dir.fd(), name, Vec::new()) {
-            Ok(target) if link::open(&volume.key, target.as_bytes()).is_ok() => {}
+            Ok(target) if link_opens(&volume.key, dir, name, target.as_bytes()) => {}
             Ok(_) => {
                 self.add(report, Class::Link, dir, name, "the link's target is damaged or of another volume");
             }
@@ -336,24 +365,34 @@ impl Check<'_> {
     fn check_directory_record(&self, report: &mut CheckReport, dir: &Directory) {
         let c_name = CString::new(DIR_RECORD).expect("a constant without NUL");
         let why = match readlinkat(dir.fd(), DIR_RECORD, Vec::new()) {
-            Ok(target) => match self.volume.map(|v| dir::open(&v.key, target.as_bytes())) {
-                None => return,
-                Some(Ok(_)) => {
-                    if let Some(volume) = self.volume.filter(|_| self.repair.is_some()) {
+            Ok(target) => {
+                let Some(volume) = self.volume else { return };
+                if plain_path::dir_id(&volume.key, dir).is_some() {
+                    if self.repair.is_some() {
                         repair::keep_copy(&volume.key, dir);
                     }
                     return;
                 }
-                Some(Err(dir::DirRecordError::Newer(v))) => {
-                    format!("it needs format version {v}; upgrade kmsfs")
+                // Below a record that does not open, where names are bound, no place is known.
+                let Some(place) = plain_path::dir_place(&volume.key, dir) else { return };
+                match dir::open(&volume.key, target.as_bytes(), place.as_ref()) {
+                    Err(dir::DirRecordError::Newer(v)) => {
+                        format!("it needs format version {v}; upgrade kmsfs")
+                    }
+                    _ if place.is_some() => "it is damaged, or of another volume or place".to_owned(),
+                    _ => "it is damaged or of another volume".to_owned(),
                 }
-                Some(Err(dir::DirRecordError::Forged)) => "it is damaged or of another volume".to_owned(),
-            },
+            }
             Err(Errno::NOENT) => "it is missing: the names below cannot be read".to_owned(),
             Err(e) => e.to_string(),
         };
         self.add(report, Class::DirectoryRecord, dir, &c_name, why);
     }
+}
+
+/// Whether the target of the link `name` opens there. Where the directory's record does not open that is the trouble.
+fn link_opens(key: &VolumeKey, dir: &Directory, name: &CStr, target: &[u8]) -> bool {
+    plain_path::place(key, dir, name).is_none_or(|place| link::open(key, target, place.as_ref()).is_ok())
 }
 
 impl Visitor for Check<'_> {

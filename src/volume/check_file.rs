@@ -9,6 +9,8 @@ use rustix::io::Errno;
 
 use super::check::Class;
 use super::lower_file;
+use crate::crypto::Place;
+use crate::format::FileId;
 use crate::format::header::{HeaderError, Slots};
 use crate::format::layout::{BLOCK, lower_len, plain_size};
 use crate::tree::FsError;
@@ -25,6 +27,8 @@ pub struct Sound {
     pub size: u64,
     /// Bytes of data that were verified.
     pub verified: u64,
+    /// Its identity, where it has a header, and its inode.
+    pub identity: Option<(FileId, u64)>,
 }
 
 type Trouble = (Class, String);
@@ -41,11 +45,16 @@ pub struct Depth {
     pub writable: bool,
 }
 
-/// Checks the file `name` of `dir`.
-pub fn check_file(dir: BorrowedFd<'_>, name: &CStr, depth: &Depth) -> Result<Sound, Trouble> {
+/// Checks the file `name` of `dir`, which is bound to `place`, if to any.
+pub fn check_file(
+    dir: BorrowedFd<'_>,
+    name: &CStr,
+    place: Option<Place>,
+    depth: &Depth,
+) -> Result<Sound, Trouble> {
     let mut tries = if depth.live { LIVE_TRIES } else { 1 };
     loop {
-        let outcome = try_check(dir, name, depth);
+        let outcome = try_check(dir, name, place, depth);
         tries -= 1;
         match outcome {
             Err((Class::Data | Class::Header, _)) if tries > 0 => {}
@@ -54,23 +63,30 @@ pub fn check_file(dir: BorrowedFd<'_>, name: &CStr, depth: &Depth) -> Result<Sou
     }
 }
 
-fn try_check(dir: BorrowedFd<'_>, name: &CStr, depth: &Depth) -> Result<Sound, Trouble> {
+fn try_check(
+    dir: BorrowedFd<'_>,
+    name: &CStr,
+    place: Option<Place>,
+    depth: &Depth,
+) -> Result<Sound, Trouble> {
     let unreadable = |e: Errno| (Class::Unreadable, e.to_string());
     let access = if depth.writable { OFlags::RDWR } else { OFlags::RDONLY };
     let file = lower_file::open(dir, name, access).map_err(unreadable)?;
-    let length = fstat(file.as_fd()).map_err(unreadable)?.st_size as u64;
+    let stat = fstat(file.as_fd()).map_err(unreadable)?;
+    let length = stat.st_size as u64;
     if length == 0 {
-        return Ok(Sound { size: 0, verified: 0 });
+        return Ok(Sound { size: 0, verified: 0, identity: None });
     }
-    match (check_structure(&file, length), &depth.context) {
+    let file_id = match (check_structure(&file, length), &depth.context) {
         (Err((Class::Header, _)), Some(context)) if lost_its_header(&file, context) => {
-            return Ok(Sound { size: 0, verified: 0 });
+            return Ok(Sound { size: 0, verified: 0, identity: None });
         }
         (structure, _) => structure?,
-    }
+    };
+    let identity = Some((file_id, stat.st_ino));
     match &depth.context {
-        None => Ok(Sound { size: plain_size(length), verified: 0 }),
-        Some(context) => check_content(file, context, depth.data),
+        None => Ok(Sound { size: plain_size(length), verified: 0, identity }),
+        Some(context) => check_content(FileIo::new(file, Arc::clone(context), place), identity, depth.data),
     }
 }
 
@@ -82,33 +98,32 @@ pub fn torn(dir: BorrowedFd<'_>, name: &CStr) -> Option<String> {
 }
 
 /// What can be seen without a key.
-fn check_structure(file: &OwnedFd, length: u64) -> Result<(), Trouble> {
+fn check_structure(file: &OwnedFd, length: u64) -> Result<FileId, Trouble> {
     let bytes = lower_file::read_slots(file.as_fd()).map_err(|e| (Class::Unreadable, e.to_string()))?;
     let header = bytes.ok_or(HeaderError::NoSuperblock).and_then(|bytes| Slots::parse(&bytes));
-    header.map_err(|e| (Class::Header, e.to_string()))?;
+    let slots = header.map_err(|e| (Class::Header, e.to_string()))?;
     if length < BLOCK || lower_len(plain_size(length)) != length {
         return Err((Class::Data, format!("it was cut: no file of ours is {length} bytes long")));
     }
-    Ok(())
+    Ok(slots.superblock.file_id)
 }
 
 /// Whether an unclean stop took the header of a new file, which is empty then.
 fn lost_its_header(file: &OwnedFd, context: &Arc<FileContext>) -> bool {
     let Ok(file) = file.try_clone() else { return false };
-    let io = FileIo::new(file, Arc::clone(context));
+    let io = FileIo::new(file, Arc::clone(context), None);
     io.ensure_keys().is_ok() && !io.has_header()
 }
 
-fn check_content(file: OwnedFd, context: &Arc<FileContext>, data: bool) -> Result<Sound, Trouble> {
-    let io = FileIo::new(file, Arc::clone(context));
+fn check_content(io: Arc<FileIo>, identity: Option<(FileId, u64)>, data: bool) -> Result<Sound, Trouble> {
     io.ensure_keys().map_err(trouble)?;
     let size = io.size().map_err(trouble)?;
     if !data {
-        return Ok(Sound { size, verified: 0 });
+        return Ok(Sound { size, verified: 0, identity });
     }
     let Verified { blocks, problems, .. } = io.verify().map_err(trouble)?;
     if problems.is_empty() {
-        return Ok(Sound { size, verified: (blocks * BLOCK).min(size) });
+        return Ok(Sound { size, verified: (blocks * BLOCK).min(size), identity });
     }
     let told: Vec<&str> = problems.iter().take(MAX_TOLD).map(String::as_str).collect();
     let more = problems.len().saturating_sub(MAX_TOLD);

@@ -39,6 +39,8 @@ pub enum VolumeError {
     InsideVolume(PathBuf, PathBuf),
     /// The lower filesystem allows names of this many bytes only.
     ShortNames(PathBuf, u64),
+    /// Names were to be bound, and this lower directory has no extended attributes.
+    NamesNotBound(PathBuf),
     /// The key cannot wrap data keys: its name, and why.
     UnfitKey(String, String),
     /// The lower file system said no: to what, on which path.
@@ -120,6 +122,11 @@ impl std::fmt::Display for VolumeError {
                 f,
                 "names on the filesystem of {} have at most {most} bytes, and a volume needs {LOWER_NAME_MAX}; choose a place \
                  on another filesystem (ext4, XFS, btrfs, tmpfs)",
+                path.display()
+            ),
+            Self::NamesNotBound(path) => write!(
+                f,
+                "--bind-names needs a lower filesystem with extended attributes, which {} has not",
                 path.display()
             ),
             Self::UnfitKey(key, why) => write!(f, "the key {key} cannot be used for a volume: {why}"),

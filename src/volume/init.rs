@@ -6,16 +6,17 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{AtFlags, fsync, symlinkat, unlinkat};
+use rustix::fs::{AtFlags, XattrFlags, fsync, symlinkat, unlinkat};
 
 use super::open::open_lower;
 use super::{VolumeError, context, key_error, record_file};
 use crate::client::{GeneratedKey, Kms};
 use crate::crypto::{Secret, VolumeKey, random_array};
-use crate::format::dir::{self, DIR_RECORD};
+use crate::format::dir::{self, DIR_RECORD, DIR_RECORD_COPY};
 use crate::format::name::LOWER_NAME_MAX;
 use crate::format::record::{VOLUME_RECORD, VOLUME_RECORD_COPY, VolumeRecord, VolumeSettings};
 use crate::format::{VolumeId, WrappedKey};
+use crate::sys::at;
 
 /// The key that the service manages for this filesystem; made by the service on first use.
 pub const SERVICE_KEY: &str = "alias/aws/kmsfs";
@@ -31,6 +32,8 @@ pub struct InitOptions {
     pub key: String,
     /// Directory for the recovery sheet; must lie outside the lower directory.
     pub sheet_dir: PathBuf,
+    /// Whether files, directories and links are bound to their directory and name.
+    pub bind_names: bool,
 }
 
 /// What was made.
@@ -54,7 +57,7 @@ pub fn init(lower: &Path, kms: &Kms, options: &InitOptions) -> Result<Made, Volu
         .generate_data_key(&options.key, &context::record(id))
         .map_err(|e| VolumeError::Key(options.key.clone(), key_error(&e)))?;
     let key_arn = generated.key_arn.clone();
-    let volume_key = VolumeKey::new(Secret::random());
+    let volume_key = VolumeKey::new(Secret::random()).binding_names(options.bind_names);
     let record = seal(lower, id, generated, &volume_key)?;
     let made_dir = !lower.exists();
     if made_dir {
@@ -82,7 +85,12 @@ fn seal(
 ) -> Result<VolumeRecord, VolumeError> {
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let GeneratedKey { data_key, blob, key_arn, material_id } = key;
-    let settings = VolumeSettings { default_key: key_arn.clone(), keys: vec![key_arn.clone()], created };
+    let settings = VolumeSettings {
+        default_key: key_arn.clone(),
+        keys: vec![key_arn.clone()],
+        created,
+        bind_names: volume_key.binds_names(),
+    };
     let wrapped = WrappedKey { key_arn, material_id, blob };
     VolumeRecord::seal(id, &data_key, wrapped, volume_key, &settings)
         .and_then(|record| record.encode().map(|_| record))
@@ -121,7 +129,11 @@ fn fits_names(lower: &Path, most: u64) -> Result<(), VolumeError> {
 fn populate(lower: &Path, record: &VolumeRecord, volume_key: &VolumeKey) -> Result<(), VolumeError> {
     let root = open_lower(lower)?;
     // The record last: without it the directory is not a volume.
-    let target = dir::seal(volume_key, &random_array());
+    let target = dir::seal(volume_key, &random_array(), volume_key.root_place().as_ref());
+    let copied = at::set_xattr(&root, DIR_RECORD_COPY.as_bytes(), target.as_bytes(), XattrFlags::empty());
+    if copied.is_err() && volume_key.binds_names() {
+        return Err(VolumeError::NamesNotBound(lower.to_owned()));
+    }
     symlinkat(target, root.as_fd(), DIR_RECORD)
         .and_then(|()| fsync(root.as_fd()))
         .map_err(|e| VolumeError::io("write", &lower.join(DIR_RECORD), e))?;
@@ -208,7 +220,7 @@ fn check_root_record(root: BorrowedFd<'_>, lower: &Path, key: &VolumeKey) -> Res
     let place = lower.join(DIR_RECORD);
     let target = rustix::fs::readlinkat(root, DIR_RECORD, Vec::new())
         .map_err(|e| VolumeError::io("read", &place, e))?;
-    dir::open(key, target.as_bytes()).map(|_| ()).map_err(|_| {
+    dir::open(key, target.as_bytes(), key.root_place().as_ref()).map(|_| ()).map_err(|_| {
         let why = std::io::Error::other("the directory record is not of the volume on the recovery sheet");
         VolumeError::io("restore", &place, why)
     })

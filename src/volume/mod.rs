@@ -25,8 +25,8 @@ pub mod speed;
 mod walk;
 mod watch;
 
-pub use crate::tree::Durability;
 pub use crate::tree::KeyError;
+pub use crate::tree::{Durability, Integrity};
 pub use check::{CheckOptions, CheckReport, Class, Finding, check};
 pub use count::count_files;
 pub use epoch::Epoch;

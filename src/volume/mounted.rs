@@ -14,7 +14,7 @@ use super::{Volume, VolumeError, walk};
 use crate::crypto::VolumeKey;
 use crate::format::dir::{self, DIR_RECORD};
 use crate::format::name;
-use crate::tree::{Durability, Tree, TreeOptions, start_flusher};
+use crate::tree::{Durability, Integrity, Tree, TreeOptions, start_flusher};
 
 /// A tree that is, or is about to be, mounted.
 #[derive(Clone)]
@@ -26,8 +26,13 @@ pub struct MountedTree {
 
 impl Volume {
     /// The plaintext tree; without `durability` a read-only one. Otherwise the caller holds the volume exclusively.
-    pub fn tree(&self, durability: Option<Durability>) -> Result<MountedTree, VolumeError> {
-        let files = Arc::new(self.file_context(durability, Arc::new(MountKeys(self.keys.clone())))?);
+    pub fn tree(
+        &self,
+        durability: Option<Durability>,
+        integrity: Integrity,
+    ) -> Result<MountedTree, VolumeError> {
+        let keys = Arc::new(MountKeys(self.keys.clone()));
+        let files = Arc::new(self.file_context(durability, integrity, keys)?);
         let read_only = durability.is_none();
         if !read_only {
             start_flusher(&files)
@@ -89,13 +94,15 @@ impl MountedTree {
     pub fn lower_path(&self, path: &Path) -> std::io::Result<PathBuf> {
         let mut lower = PathBuf::new();
         let mut here = self.root.try_clone()?;
+        let mut place = self.key.root_place();
         let mut components = path.components().peekable();
         while let Some(component) = components.next() {
             let Component::Normal(plain) = component else { return Err(Errno::INVAL.into()) };
             let record = readlinkat(here.as_fd(), DIR_RECORD, Vec::new())?;
-            let id = dir::open(&self.key, record.as_bytes()).map_err(|_| Errno::IO)?;
+            let id = dir::open(&self.key, record.as_bytes(), place.as_ref()).map_err(|_| Errno::IO)?;
             let key = self.key.dir_key(&id);
             let name = name::encrypt(&key, plain.as_bytes()).map_err(|_| Errno::NAMETOOLONG)?;
+            place = self.key.place(&id, name.entry.as_bytes());
             if components.peek().is_some() {
                 let entry = std::ffi::CString::new(name.entry.as_str())?;
                 here = walk::open_dir(here.as_fd(), &entry)?;

@@ -14,7 +14,7 @@ use crate::crypto::VolumeKey;
 use crate::format::VolumeId;
 use crate::format::record::{VolumeRecord, VolumeSettings};
 use crate::tree::KeySource;
-use crate::tree::file::{Durability, FileContext, Stage, TagLog};
+use crate::tree::file::{Durability, FileContext, Integrity, Stage, TagLog};
 
 /// How often a mount tries to take its lock, and the pause between.
 const TAKE_TRIES: u32 = 4;
@@ -58,6 +58,7 @@ impl Volume {
     pub(super) fn file_context(
         &self,
         durability: Option<Durability>,
+        integrity: Integrity,
         keys: Arc<dyn KeySource>,
     ) -> Result<FileContext, VolumeError> {
         let opened = match durability {
@@ -66,7 +67,7 @@ impl Volume {
         };
         let log = opened.map_err(|e| VolumeError::io("open the tag log in", &self.path, e))?;
         let (read_only, stage) = (durability.is_none(), Stage::default());
-        Ok(FileContext { volume_id: self.id, keys, read_only, log: Some(log), stage })
+        Ok(FileContext { volume_id: self.id, keys, read_only, log: Some(log), stage, integrity })
     }
 
     /// A descriptor of the lower directory.

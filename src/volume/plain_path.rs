@@ -10,9 +10,10 @@ use rustix::fs::readlinkat;
 use rustix::io::Errno;
 
 use super::walk::Directory;
-use crate::crypto::{DirKey, VolumeKey};
-use crate::format::dir::{self, DIR_RECORD};
+use crate::crypto::{DirKey, Place, VolumeKey};
+use crate::format::dir::{self, DIR_RECORD, DIR_RECORD_COPY, DirId};
 use crate::format::name::{self, Kind, classify};
+use crate::sys::at;
 
 /// Why a lower name has no plaintext.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,8 +38,36 @@ impl std::fmt::Display for NameTrouble {
 
 /// The keys of a directory, when its record opens.
 pub fn dir_key(volume_key: &VolumeKey, dir: &Directory) -> Option<DirKey> {
-    let target = readlinkat(dir.fd(), DIR_RECORD, Vec::new()).ok()?;
-    dir::open(volume_key, target.as_bytes()).ok().map(|id| volume_key.dir_key(&id))
+    dir_id(volume_key, dir).map(|id| volume_key.dir_key(&id))
+}
+
+/// The identity of a directory, when its record opens; or its copy, where a rename that bound it was cut short.
+pub fn dir_id(volume_key: &VolumeKey, dir: &Directory) -> Option<DirId> {
+    if let Some(id) = dir.id.get() {
+        return Some(*id);
+    }
+    let place = dir_place(volume_key, dir)?;
+    let opens = |target: &[u8]| dir::open(volume_key, target, place.as_ref()).ok();
+    let record = readlinkat(dir.fd(), DIR_RECORD, Vec::new()).ok()?;
+    let copy = || place.and_then(|_| at::xattr(dir.fd(), DIR_RECORD_COPY.as_bytes()).ok());
+    let id = opens(record.as_bytes()).or_else(|| opens(&copy()?))?;
+    Some(*dir.id.get_or_init(|| id))
+}
+
+/// The place of a directory, `None` within where names are not bound; `None` where one above does not open.
+pub fn dir_place(volume_key: &VolumeKey, dir: &Directory) -> Option<Option<Place>> {
+    match dir.parent() {
+        Some((parent, name)) => place(volume_key, parent, name),
+        None => Some(volume_key.root_place()),
+    }
+}
+
+/// The same of the entry `name` of `dir`.
+pub fn place(volume_key: &VolumeKey, dir: &Directory, name: &CStr) -> Option<Option<Place>> {
+    if !volume_key.binds_names() {
+        return Some(None);
+    }
+    dir_id(volume_key, dir).map(|id| volume_key.place(&id, name.to_bytes()))
 }
 
 /// The plaintext path of `name` in `dir`, when every name on the way opens.

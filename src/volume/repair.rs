@@ -18,10 +18,11 @@ use serde_json::json;
 
 use super::check::Class;
 use super::walk::Directory;
-use super::{Volume, VolumeError, lower_file, record_file};
-use crate::crypto::VolumeKey;
+use super::{Volume, VolumeError, lower_file, plain_path, record_file};
+use crate::crypto::{VolumeKey, random_array};
 use crate::format::dir::{self, DIR_RECORD, DIR_RECORD_COPY};
 use crate::format::header::Slots;
+use crate::format::name;
 use crate::sys::at;
 use crate::tree::file::{FileContext, FileIo};
 
@@ -81,7 +82,7 @@ impl<'a> Repair<'a> {
             Class::TornHeader => mend_header(dir, name),
             Class::Key => self.other_slot(dir, name),
             Class::Data => self.surplus(dir, name),
-            Class::VolumeRecord | Class::Unreadable | Class::Foreign => None,
+            Class::VolumeRecord | Class::Unreadable | Class::Foreign | Class::DuplicateId => None,
         }
     }
 
@@ -134,7 +135,8 @@ impl<'a> Repair<'a> {
     /// Puts the copy in the place of a record that is lost or forged.
     fn directory_record(&self, dir: &Directory, plain: Option<&Path>) -> Option<Mended> {
         let copy = at::xattr(dir.fd(), DIR_RECORD_COPY.as_bytes()).ok()?;
-        dir::open(&self.volume.key, &copy).ok()?;
+        let place = plain_path::dir_place(&self.volume.key, dir)?;
+        dir::open(&self.volume.key, &copy, place.as_ref()).ok()?;
         let name = std::ffi::CString::new(DIR_RECORD).ok()?;
         if readlinkat(dir.fd(), &*name, Vec::new()).is_ok() {
             self.move_away(Class::DirectoryRecord, dir, &name, plain, "it is not of this volume")?;
@@ -149,7 +151,7 @@ impl<'a> Repair<'a> {
         let swapped = Slots::parse(&bytes).ok()?.with_other_slot().ok()??;
         // Only what opens the file replaces what does not.
         write_back(&file, &swapped).ok()?;
-        let io = FileIo::new(file.try_clone().ok()?, Arc::clone(&self.files));
+        let io = self.file(file.try_clone().ok()?, dir, name);
         if io.ensure_keys().is_ok() {
             return Some(Mended("the other key slot opens it and counts now".to_owned()));
         }
@@ -159,10 +161,15 @@ impl<'a> Repair<'a> {
         None
     }
 
+    fn file(&self, fd: OwnedFd, dir: &Directory, name: &CStr) -> Arc<FileIo> {
+        let place = plain_path::place(&self.volume.key, dir, name).flatten();
+        FileIo::new(fd, Arc::clone(&self.files), place)
+    }
+
     /// Cuts off what was added behind the end of a file that was closed.
     fn surplus(&self, dir: &Directory, name: &CStr) -> Option<Mended> {
         let file = lower_file::open(dir.fd(), name, OFlags::RDWR).ok()?;
-        let io = FileIo::new(file, Arc::clone(&self.files));
+        let io = self.file(file, dir, name);
         let cut = io.cut_surplus().ok()?;
         (cut > 0 && io.verify().is_ok_and(|found| found.problems.is_empty()))
             .then(|| Mended(format!("{cut} bytes behind its end were cut off")))
@@ -194,19 +201,29 @@ impl Quarantine {
     }
 }
 
-/// Gives a directory whose record opens a copy of it, as directories of older versions have none.
+/// Gives a directory that opens a record and a copy for its place: directories of older versions have no copy, and a
+/// rename cut short leaves one of the two behind.
 pub fn keep_copy(key: &VolumeKey, dir: &Directory) {
-    let Ok(target) = readlinkat(dir.fd(), DIR_RECORD, Vec::new()) else { return };
-    let target = target.as_bytes();
-    if dir::open(key, target).is_err()
-        || at::xattr(dir.fd(), DIR_RECORD_COPY.as_bytes()).is_ok_and(|c| c == target)
-    {
+    let (Some(id), Some(place)) = (plain_path::dir_id(key, dir), plain_path::dir_place(key, dir)) else {
         return;
+    };
+    let (copy_name, record) = (DIR_RECORD_COPY.as_bytes(), dir::seal(key, &id, place.as_ref()));
+    if !at::xattr(dir.fd(), copy_name).is_ok_and(|copy| copy == record.as_bytes()) {
+        let kept = at::set_xattr(dir.fd(), copy_name, record.as_bytes(), rustix::fs::XattrFlags::empty());
+        kept.unwrap_or_else(|e| log::debug!("a directory record has no copy: {e}"));
     }
-    let kept = at::set_xattr(dir.fd(), DIR_RECORD_COPY.as_bytes(), target, rustix::fs::XattrFlags::empty());
-    if let Err(e) = kept {
-        log::debug!("a directory record has no copy: {e}");
+    if !readlinkat(dir.fd(), DIR_RECORD, Vec::new())
+        .is_ok_and(|target| target.as_bytes() == record.as_bytes())
+        && let Err(e) = replace_record(dir, &record)
+    {
+        log::warn!("a directory record could not be written anew: {e}");
     }
+}
+
+fn replace_record(dir: &Directory, record: &str) -> Result<(), Errno> {
+    let temporary = name::temporary(random_array());
+    symlinkat(record, dir.fd(), &*temporary)?;
+    rustix::fs::renameat(dir.fd(), &*temporary, dir.fd(), DIR_RECORD)
 }
 
 /// Writes superblock and slots that are torn anew from those that are whole.

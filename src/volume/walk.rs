@@ -7,12 +7,14 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, statat};
 use rustix::io::Errno;
+
+use crate::format::dir::DirId;
 
 /// Names handed to a visitor at a time.
 const CHUNK: usize = 64;
@@ -27,6 +29,8 @@ const IDLE_WAIT: Duration = Duration::from_millis(100);
 pub struct Directory {
     fd: OwnedFd,
     parent: Option<(Arc<Directory>, CString)>,
+    /// Its identity, once somebody with the key has read it.
+    pub(super) id: OnceLock<DirId>,
 }
 
 impl Directory {
@@ -110,7 +114,7 @@ struct QueueState {
 
 /// Visits everything below `root` with `jobs` threads. Errors of single entries go to the visitor.
 pub fn walk<V: Visitor>(root: OwnedFd, jobs: usize, visitor: &V) {
-    let root = Arc::new(Directory { fd: root, parent: None });
+    let root = Arc::new(Directory { fd: root, parent: None, id: OnceLock::new() });
     let state = QueueState { waiting: vec![Task::Read(root)], busy: 0 };
     let queue = Queue { state: Mutex::new(state), changed: Condvar::new() };
     std::thread::scope(|scope| {
@@ -136,7 +140,7 @@ fn perform<V: Visitor>(queue: &Queue, visitor: &V, worker: &mut V::Worker, task:
     match task {
         Task::Open(parent, name) => match open_dir(parent.fd(), &name) {
             Ok(fd) => {
-                let dir = Arc::new(Directory { fd, parent: Some((parent, name)) });
+                let dir = Arc::new(Directory { fd, parent: Some((parent, name)), id: OnceLock::new() });
                 read(queue, visitor, worker, &dir);
             }
             // Renamed or removed meanwhile: a second pass sees it where it is now.

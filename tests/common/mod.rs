@@ -127,7 +127,7 @@ impl Volume {
         fs::create_dir(root.join("lower")).unwrap();
         fs::create_dir(root.join("mnt")).unwrap();
         let volume_key = Arc::new(VolumeKey::new(Secret::random()));
-        let record = kmsfs::format::dir::seal(&volume_key, &random_array());
+        let record = kmsfs::format::dir::seal(&volume_key, &random_array(), None);
         std::os::unix::fs::symlink(record, root.join("lower").join(kmsfs::format::dir::DIR_RECORD)).unwrap();
         Self { keys: Arc::default(), secret: volume_key, id: VolumeId(random_array()), root }
     }
@@ -148,8 +148,14 @@ impl Volume {
             TagLog::open(&root, &self.secret, Durability::Strict)
         };
         let (volume_id, log) = (self.id, Some(log.unwrap()));
-        let context =
-            FileContext { volume_id, keys: self.keys.clone(), read_only, log, stage: Stage::default() };
+        let context = FileContext {
+            volume_id,
+            keys: self.keys.clone(),
+            read_only,
+            log,
+            stage: Stage::default(),
+            integrity: kmsfs::tree::Integrity::default(),
+        };
         let options = TreeOptions { read_only, ..TreeOptions::default() };
         Tree::open(root, self.secret.clone(), Arc::new(context), &options).unwrap()
     }

@@ -4,6 +4,8 @@
 #[path = "../programs/mod.rs"]
 mod programs;
 
+mod bound;
+mod keys;
 mod names;
 mod planted;
 mod repair;
@@ -11,6 +13,7 @@ mod rows;
 mod victim;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use programs::Desk;
@@ -22,6 +25,14 @@ impl Desk {
         PathBuf::from(info["lower_path"].as_str().unwrap())
     }
 
+    /// The lower entry in the lower root of what stands in the root of the mount: it has the same inode number.
+    fn lower_entry_of(&self, plain: &str) -> PathBuf {
+        let number = |path: &Path| fs::symlink_metadata(path).unwrap().ino();
+        let inode = number(&self.path("mnt").join(plain));
+        let mut entries = fs::read_dir(self.path("lower")).unwrap().map(|entry| entry.unwrap().path());
+        entries.find(|path| number(path) == inode).unwrap()
+    }
+
     /// The lower directory that holds `plain`.
     fn lower_parent_of(&self, plain: &str) -> PathBuf {
         self.lower_of(plain).parent().unwrap().to_owned()
@@ -30,6 +41,16 @@ impl Desk {
     /// Everything in the log of the mount, which was started with [`Desk::mount_logging`].
     fn log(&self) -> String {
         fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    /// Ends the daemon of the mount with no warning, and takes the dead mount away.
+    fn kill_mount(&self) {
+        let pid = self.kmsfs("status {mnt} --json").json()["pid"].as_u64().unwrap().to_string();
+        programs::run(std::process::Command::new("kill").args(["-KILL", &pid])).ok();
+        self.kmsfs("umount {mnt} --lazy");
+        programs::eventually("the mount is gone", || {
+            !fs::read_to_string("/proc/self/mounts").unwrap().contains(self.path("mnt").to_str().unwrap())
+        });
     }
 
     /// Mounts `lower` at `mnt` with a log at `log`.

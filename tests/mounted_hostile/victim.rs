@@ -27,7 +27,15 @@ pub fn contents(name: &str, version: u8) -> Vec<u8> {
 
 impl Victim {
     pub fn new(label: &str) -> Self {
-        let desk = Desk::with_volume(label);
+        Self::on(Desk::with_volume(label))
+    }
+
+    /// The same on a volume that binds names.
+    pub fn bound(label: &str) -> Self {
+        Self::on(Desk::with_volume_made(label, " --bind-names"))
+    }
+
+    fn on(desk: Desk) -> Self {
         let mnt = desk.mount();
         fs::create_dir(mnt.join("d")).unwrap();
         for (name, _) in FILES {

@@ -130,9 +130,14 @@ impl Desk {
 
     /// A key `alias/k` and a volume `lower` under it.
     pub fn with_volume(label: &str) -> Self {
+        Self::with_volume_made(label, "")
+    }
+
+    /// The same, made with further words of `kmsfs init`.
+    pub fn with_volume_made(label: &str, how: &str) -> Self {
         let desk = Self::new(label);
         desk.key("k");
-        desk.kmsfs("init {lower} --key alias/k").ok();
+        desk.kmsfs(&format!("init {{lower}} --key alias/k{how}")).ok();
         desk
     }
 

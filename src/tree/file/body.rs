@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::lower::Lower;
 use super::stage::Staged;
-use crate::crypto::{FileKeys, Tag};
+use crate::crypto::{FileKeys, Place, Tag, constant_time_eq};
 use crate::format::WrappedKey;
 use crate::format::header::{HOT_OFFSET, SUPERBLOCK_LEN, Superblock};
 use crate::format::layout::{self, BLOCK_LEN};
@@ -64,6 +64,8 @@ pub(super) struct Body {
     pub(super) repaired: BTreeMap<u64, Staged>,
     /// The mount that seals are written for.
     pub(super) session: u32,
+    /// The place that seals are written for; zero where names are not bound.
+    pub(super) place: Place,
     /// Blocks that wait for their record in the log.
     pub(super) staged: BTreeMap<u64, Staged>,
     /// Blocks whose record is in the log or on its way there, and that are to be put in place.
@@ -82,6 +84,8 @@ pub(super) struct Body {
     /// Ciphertext of the inline tail; empty where the last block is elsewhere.
     pub(super) tail: Vec<u8>,
     pub(super) pages: Mutex<HashMap<u64, Arc<CachedPage>>>,
+    /// The MACs of all tag pages that hold an entry, where each page that is read must be the newest.
+    pub(super) pins: Mutex<Option<HashMap<u64, Tag>>>,
     /// Tag pages whose write failed; memory is ahead of the disk, and every sync tries again.
     pub(super) unsaved: BTreeSet<u64>,
     /// The lower length could not be set; tried again with the pages.
@@ -141,7 +145,12 @@ impl Body {
         lower.read_at(&mut bytes, layout::tag_page_offset(page_no))?;
         let page = TagPage::parse(keys, page_no, &bytes)
             .map_err(|_| self.corrupt(format_args!("tag page {page_no} does not verify")))?;
-        Ok(CachedPage::new(keys, page_no, page))
+        let page = CachedPage::new(keys, page_no, page);
+        let pinned = self.pins.lock().as_ref().map(|pins| pins.get(&page_no).copied().unwrap_or_default());
+        if pinned.is_some_and(|mac| mac != page.mac) {
+            return Err(self.corrupt(format_args!("tag page {page_no} was put back to an older state")));
+        }
+        Ok(page)
     }
 
     fn remember(&self, page_no: u64, page: Arc<CachedPage>) {
@@ -158,6 +167,9 @@ impl Body {
     pub(super) fn replace_page(&mut self, page_no: u64, old: &CachedPage, new: CachedPage) {
         xor(&mut self.root, &old.term);
         xor(&mut self.root, &new.term);
+        if let Some(pins) = self.pins.get_mut() {
+            pins.insert(page_no, new.mac);
+        }
         if page_no == 0 {
             self.head = new;
         } else {
@@ -167,9 +179,36 @@ impl Body {
         }
     }
 
+    /// Forgets the tag pages behind `last`, which are cut off.
+    pub(super) fn drop_pages_behind(&mut self, last: u64) {
+        self.pages.get_mut().retain(|page_no, _| *page_no <= last);
+        if let Some(pins) = self.pins.get_mut() {
+            pins.retain(|page_no, _| *page_no <= last);
+        }
+    }
+
+    /// Compares the root, and remembers which tag pages made it.
+    pub(super) fn pin_pages(&self, lower: &Lower, keys: &FileKeys) -> Result<(), FsError> {
+        let mut pins = HashMap::new();
+        self.check_root_with(lower, keys, |page_no, page| {
+            pins.insert(page_no, page.mac);
+        })?;
+        *self.pins.lock() = Some(pins);
+        Ok(())
+    }
+
     /// Sums the terms of all tag pages on disk and compares with the root.
     pub(super) fn check_root(&self, lower: &Lower, keys: &FileKeys) -> Result<(), FsError> {
-        if self.sum_of_terms(lower, keys)? != self.root {
+        self.check_root_with(lower, keys, |_, _| {})
+    }
+
+    fn check_root_with(
+        &self,
+        lower: &Lower,
+        keys: &FileKeys,
+        see: impl FnMut(u64, &CachedPage),
+    ) -> Result<(), FsError> {
+        if !constant_time_eq(&self.sum_of_terms(lower, keys, see)?, &self.root) {
             return Err(
                 self.corrupt("the tags do not add up to the sealed root: blocks were put back or removed")
             );
@@ -178,7 +217,13 @@ impl Body {
         Ok(())
     }
 
-    pub(super) fn sum_of_terms(&self, lower: &Lower, keys: &FileKeys) -> Result<Tag, FsError> {
+    /// The sum of the terms of all tag pages; `see` gets those that are read for it.
+    pub(super) fn sum_of_terms(
+        &self,
+        lower: &Lower,
+        keys: &FileKeys,
+        mut see: impl FnMut(u64, &CachedPage),
+    ) -> Result<Tag, FsError> {
         let mut sum = self.head.term;
         let count = layout::tag_page_count(self.stored);
         let mut page_no = 1;
@@ -197,7 +242,9 @@ impl Body {
                 page_no = next;
                 continue;
             }
-            xor(&mut sum, &self.read_page(lower, keys, page_no)?.term);
+            let page = self.read_page(lower, keys, page_no)?;
+            see(page_no, &page);
+            xor(&mut sum, &page.term);
             page_no += 1;
         }
         Ok(sum)
@@ -242,7 +289,7 @@ impl Body {
 
     pub(super) fn next_seal(&self, state: State, size: u64) -> Seal {
         let (epoch, firm) = (self.sealed.epoch + 1, self.firm.min(size));
-        Seal { epoch, size, root: self.root, state, firm, session: self.session }
+        Seal { epoch, size, root: self.root, state, firm, session: self.session, place: self.place }
     }
 
     fn note_seal(&mut self, seal: Seal, bytes: [u8; SEAL_LEN]) {

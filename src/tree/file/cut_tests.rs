@@ -131,7 +131,7 @@ impl Run {
             if matches!(op, Op::Remount) {
                 // Closed and opened again within one mount.
                 file.seal().unwrap();
-                file = FileIo::new(bench.fd(), file.context.clone());
+                file = FileIo::new(bench.fd(), file.context.clone(), None);
             }
             apply_to_file(&file, op).unwrap();
             apply_to_model(&mut model, op);

@@ -12,7 +12,7 @@ use super::body::{Body, CachedPage};
 use super::lower::Lower;
 use super::record::Record;
 use super::recover::Evidence;
-use super::{FileContext, FileIo, Inner};
+use super::{FileContext, FileIo, Inner, Integrity};
 use crate::crypto::{FileKeys, constant_time_eq};
 use crate::format::header::{HeaderError, SLOTS_LEN, Slots, Superblock};
 use crate::format::layout::{self, BLOCK, BLOCK_LEN};
@@ -63,6 +63,10 @@ impl FileIo {
         let keys = self.unwrap(&slots)?;
         let mut body = Self::parse_body(slots, keys, &page)?;
         self.check_size(&mut body, lower_len)?;
+        if self.context.integrity == Integrity::File {
+            let keys = body.keys()?;
+            body.pin_pages(&self.lower, &keys)?;
+        }
         // Only what is stored repaired makes its records superfluous.
         if let Some(log) =
             self.context.log.as_ref().filter(|_| !self.context.read_only && !body.is_unsealed())
@@ -163,6 +167,7 @@ impl FileIo {
             changes: 0,
             cuts: 0,
             session: sealed.session,
+            place: sealed.place,
             staged: BTreeMap::new(),
             in_flight: BTreeMap::new(),
             repaired: BTreeMap::new(),
@@ -175,6 +180,7 @@ impl FileIo {
             head: CachedPage::new(&keys, 0, head),
             tail: page[tail_range(tail_len)].to_vec(),
             pages: Mutex::new(HashMap::new()),
+            pins: Mutex::new(None),
             unsaved: BTreeSet::new(),
             length_unsaved: false,
             keys: Some(keys),
@@ -195,8 +201,16 @@ impl FileIo {
 
     /// Holds the lower length against the sealed size, and the tags against the root where they are few.
     fn check_size(&self, body: &mut Body, lower_len: u64) -> Result<(), FsError> {
+        let place = self.place().unwrap_or(body.place);
         if let Some(evidence) = self.evidence(body)? {
+            // A rename may have been cut short: the place is where the file was found.
+            body.place = place;
             return self.recover(body, &evidence);
+        }
+        if !constant_time_eq(&body.place, &place) {
+            return Err(
+                body.corrupt("it does not belong here: it was sealed under another name or directory")
+            );
         }
         if body.sealed.session != self.session() {
             // That mount ended well, and made everything durable.
@@ -212,11 +226,11 @@ impl FileIo {
         }
         let pages = layout::tag_page_count(body.size);
         if pages == 1 {
-            if body.head.term != body.root {
+            if !constant_time_eq(&body.head.term, &body.root) {
                 return Err(body.corrupt("the tags are not those that were sealed: a block was put back"));
             }
             body.holes_trusted.store(true, Ordering::Release);
-        } else if pages <= CHECK_AT_OPEN_PAGES {
+        } else if self.context.integrity == Integrity::Auto && pages <= CHECK_AT_OPEN_PAGES {
             let keys = body.keys()?;
             body.check_root(&self.lower, &keys)?;
         }
@@ -237,6 +251,12 @@ impl FileIo {
         let found: Vec<_> = log.old().of(&keys, body.superblock.file_id).into_iter().map(with_seal).collect();
         let seals = found.iter().filter_map(|(_, seal, _)| *seal).chain([body.sealed]);
         let seal = seals.max_by_key(|seal| seal.epoch).unwrap_or(body.sealed);
+        if seal.state != State::Clean && !log.may_be_dirty(seal.session) {
+            return Err(body.corrupt(
+                "its seal says that it is being written, by a mount that ended well: an older header was put back, \
+                 or the log of an unclean stop was taken away",
+            ));
+        }
         // What was written before the file was last repaired and sealed is void.
         let current = found.into_iter().filter(|(session, ..)| *session == seal.session);
         let records: Vec<_> = current.map(|(_, seal, record)| (seal, record)).collect();
@@ -256,7 +276,8 @@ impl FileIo {
         let superblock_bytes = superblock.encode();
         let slots = Slots::new(superblock, fresh.wrapped);
         let session = self.session();
-        let sealed = Seal { epoch: 1, size: 0, root: [0; 16], state: State::Dirty, firm: 0, session };
+        let place = self.place().unwrap_or_default();
+        let sealed = Seal { epoch: 1, size: 0, root: [0; 16], state: State::Dirty, firm: 0, session, place };
         let mut seal_bytes = [[0; SEAL_LEN]; 2];
         seal_bytes[1] = sealed.encode(&keys, &superblock_bytes);
         let body = Body {
@@ -271,6 +292,7 @@ impl FileIo {
             changes: 0,
             cuts: 0,
             session,
+            place,
             staged: BTreeMap::new(),
             in_flight: BTreeMap::new(),
             repaired: BTreeMap::new(),
@@ -282,6 +304,7 @@ impl FileIo {
             head: CachedPage::new(&keys, 0, TagPage::empty(0)),
             tail: Vec::new(),
             pages: Mutex::new(HashMap::new()),
+            pins: Mutex::new(None),
             unsaved: BTreeSet::new(),
             length_unsaved: false,
             keys: Some(keys),

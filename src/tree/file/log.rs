@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::io::Errno;
@@ -79,6 +79,8 @@ pub struct TagLog {
     changed: Condvar,
     key: Option<Arc<VolumeKey>>,
     old: OldLogs,
+    /// Some file of this mount was let go without a clean seal.
+    left_dirty: AtomicBool,
 }
 
 /// A record whose changes are being put in place; dropped when they are.
@@ -138,7 +140,19 @@ impl TagLog {
             failed: None,
         };
         let (sequence, changed) = (AtomicU64::new(1), Condvar::new());
-        Self { root, file, session, durability, sequence, state: Mutex::new(state), changed, key, old }
+        let left_dirty = AtomicBool::new(false);
+        Self {
+            root,
+            file,
+            session,
+            durability,
+            sequence,
+            state: Mutex::new(state),
+            changed,
+            key,
+            old,
+            left_dirty,
+        }
     }
 
     /// Whether a record is durable once it is committed.
@@ -265,10 +279,24 @@ impl TagLog {
         self.old.settle();
     }
 
+    /// Some file is let go without a clean seal: this mount will count as ended uncleanly.
+    pub fn note_left_dirty(&self) {
+        self.left_dirty.store(true, Ordering::Release);
+    }
+
+    /// Whether a file that was last sealed by `session` may have been left dirty. A dirty seal of any other session was
+    /// followed by a clean one: somebody put it back.
+    pub(super) fn may_be_dirty(&self, session: u32) -> bool {
+        let own = session == self.session && self.left_dirty.load(Ordering::Acquire);
+        own || session == 0 || self.old.was_unclean(session)
+    }
+
     /// Every write is done and sealed: makes all of it durable and says so. Without that, the next mount takes this one
     /// for ended uncleanly.
     pub fn close(&self) {
-        let Some(key) = &self.key else { return };
+        let Some(key) = self.key.as_ref().filter(|_| !self.left_dirty.load(Ordering::Acquire)) else {
+            return;
+        };
         let closed = rustix::fs::syncfs(&self.root).and_then(|()| {
             let unclean = self.old.sessions();
             if unclean.is_empty() {

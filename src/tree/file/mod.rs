@@ -21,6 +21,8 @@ mod stage;
 #[cfg(test)]
 mod tests;
 mod verify;
+#[cfg(test)]
+mod whole_tests;
 mod write;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -31,7 +33,8 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rustix::io::Errno;
 
 use super::{FreshKey, FsError, KeySource};
-use crate::crypto::FileKeys;
+use crate::crypto::{FileKeys, Place};
+use crate::format::seal::State;
 use crate::format::{FileId, VolumeId, WrappedKey, layout};
 use body::Body;
 use lower::Lower;
@@ -43,7 +46,7 @@ pub use log::{Durability, LOG_NAME, TagLog};
 pub use resize::Allocate;
 pub use seek::Seek;
 pub use stage::{Stage, start_flusher};
-pub use verify::Verified;
+pub use verify::{Integrity, Verified};
 
 /// What all files of one mount share.
 pub struct FileContext {
@@ -57,6 +60,8 @@ pub struct FileContext {
     pub log: Option<TagLog>,
     /// What waits to be put in place.
     pub stage: Stage,
+    /// When roots are compared.
+    pub integrity: Integrity,
 }
 
 /// What is known of the lower file.
@@ -80,21 +85,29 @@ pub struct FileIo {
     attributes_unsynced: AtomicBool,
     /// A repair gave the file another size than its lower length told.
     resized: AtomicBool,
+    /// Where the file stands, on a volume that binds names.
+    place: Mutex<Option<Place>>,
     me: Weak<Self>,
 }
 
 impl FileIo {
     /// Takes over the lower file, opened for reading and, unless the mount is read-only, writing. Asks for no key.
-    pub fn new(fd: OwnedFd, context: Arc<FileContext>) -> Arc<Self> {
-        Self::with(fd, context, Inner::Unread)
+    /// Bound to `place` where that is known, else to wherever its seal says.
+    pub fn new(fd: OwnedFd, context: Arc<FileContext>, place: Option<Place>) -> Arc<Self> {
+        Self::with(fd, context, Inner::Unread, place)
     }
 
     /// A new file's: the lower file was just made and is empty. `reserved` is the key its first write will use.
-    pub fn new_empty(fd: OwnedFd, context: Arc<FileContext>, reserved: Option<FreshKey>) -> Arc<Self> {
-        Self::with(fd, context, Inner::Empty(reserved.map(Box::new)))
+    pub fn new_empty(
+        fd: OwnedFd,
+        context: Arc<FileContext>,
+        reserved: Option<FreshKey>,
+        place: Option<Place>,
+    ) -> Arc<Self> {
+        Self::with(fd, context, Inner::Empty(reserved.map(Box::new)), place)
     }
 
-    fn with(fd: OwnedFd, context: Arc<FileContext>, inner: Inner) -> Arc<Self> {
+    fn with(fd: OwnedFd, context: Arc<FileContext>, inner: Inner, place: Option<Place>) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             lower: Arc::new(Lower::new(fd)),
             context,
@@ -102,6 +115,7 @@ impl FileIo {
             flushing: Mutex::new(()),
             attributes_unsynced: AtomicBool::new(true),
             resized: AtomicBool::new(false),
+            place: Mutex::new(place),
             me: me.clone(),
         })
     }
@@ -212,6 +226,38 @@ impl FileIo {
         let mut inner = self.for_writing()?;
         let Inner::Loaded(body) = &mut *inner else { return Ok(()) };
         self.lower.keeping_mtime(|| body.write_clean_seal(&self.lower))
+    }
+
+    pub(super) fn place(&self) -> Option<Place> {
+        *self.place.lock()
+    }
+
+    /// Binds the file to `place`, before or after it is moved there. When this returns, an unclean stop leaves it
+    /// readable at its old name and at the new one: a seal of this mount is on stable storage, and where such a mount
+    /// did not end well the place is taken from where the file is found.
+    pub fn bind(&self, place: Place) -> Result<(), FsError> {
+        self.flush()?;
+        let _one = self.flushing.lock();
+        let mut inner = self.for_writing()?;
+        let Inner::Loaded(body) = &mut *inner else {
+            *self.place.lock() = Some(place);
+            return Ok(());
+        };
+        let before = std::mem::replace(&mut body.place, place);
+        self.store_place(body).inspect_err(|_| body.place = before)?;
+        *self.place.lock() = Some(place);
+        Ok(())
+    }
+
+    /// Writes the place of `body` into a seal; what is dirty gets it at its close.
+    fn store_place(&self, body: &mut Body) -> Result<(), FsError> {
+        let from_before = self.must_announce(body);
+        self.lower.keeping_mtime(|| {
+            self.begin_changes(body)?;
+            if body.sealed.state == State::Clean { body.write_clean_seal(&self.lower) } else { Ok(()) }
+        })?;
+        let logged = self.context.log.as_ref().is_some_and(TagLog::is_strict);
+        if from_before && !logged { Ok(self.lower.sync(true)?) } else { Ok(()) }
     }
 
     /// Makes everything written so far durable (fsync(2), fdatasync(2)).

@@ -4,9 +4,9 @@
 //! nothing secret: data is ciphertext. The MAC is under the file's key, since a record may say that a block was a hole.
 //!
 //! ```text
-//!  0  magic "KML2" 4 B | 4  CRC-32C of 8..end u32 | 8  file id 16 B | 24  sequence u64 | 32  bytes to the end u32
+//!  0  magic "KML3" 4 B | 4  CRC-32C of 8..end u32 | 8  file id 16 B | 24  sequence u64 | 32  bytes to the end u32
 //! 36  blocks u32 | 40  flags u32 (bit 0: seal, bit 1: time) | 44  time, nanoseconds u32 | 48  time, seconds i64
-//! 56  seal 72 B | then per block 72 B:
+//! 56  seal 88 B | then per block 72 B:
 //!      0  block u64 | 8  old length u16 | 10  new length u16 | 12  flags u32 (bit 0: data) | 16  old entry | 44  new entry
 //! then the data of the blocks that have it | MAC 16 B (page key; nonce = 8 zero bytes || "log\0"; CRC as zero)
 //! ```
@@ -21,7 +21,7 @@ use crate::format::tags::Entry;
 pub(super) const ALIGN: usize = 64;
 /// Longest record.
 pub(super) const RECORD_MAX: usize = 512 * 1024;
-const MAGIC: [u8; 4] = *b"KML2";
+const MAGIC: [u8; 4] = *b"KML3";
 const SEAL_AT: usize = 56;
 const BLOCKS_AT: usize = SEAL_AT + SEAL_LEN;
 const BLOCK_FIELDS: usize = 16 + 2 * ENTRY_LEN;
@@ -139,7 +139,7 @@ pub(super) fn parse(keys: &FileKeys, record: &[u8]) -> Option<Record<Vec<u8>>> {
     let seconds = i64::from_le_bytes(body[48..56].try_into().ok()?);
     Some(Record {
         sequence: u64::from_le_bytes(body[24..32].try_into().ok()?),
-        seal: (flags & HAS_SEAL != 0).then(|| body[SEAL_AT..BLOCKS_AT].try_into().expect("72 bytes")),
+        seal: (flags & HAS_SEAL != 0).then(|| body[SEAL_AT..BLOCKS_AT].try_into().expect("88 bytes")),
         modified: (flags & HAS_TIME != 0).then_some((seconds, u32_at(body, 44)?)),
         blocks,
     })

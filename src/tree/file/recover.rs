@@ -71,7 +71,7 @@ impl FileIo {
             body.tail.clear();
         }
         (body.size, body.stored, body.firm) = (size, size, size.min(body.firm));
-        body.root = body.sum_of_terms(&self.lower, &keys)?;
+        body.root = body.sum_of_terms(&self.lower, &keys, |_, _| {})?;
         log::info!("file {} was repaired after an unclean stop", body.superblock.file_id);
         if stores { self.store_repair(body, evidence) } else { Ok(()) }
     }
@@ -285,7 +285,7 @@ impl Repair<'_> {
                 self.set_entry(body, block, HOLE)?;
             }
         }
-        body.pages.lock().retain(|no, _| *no <= page_no);
+        body.drop_pages_behind(page_no);
         body.unsaved.retain(|no| *no <= page_no);
         Ok(())
     }

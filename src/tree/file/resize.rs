@@ -109,7 +109,7 @@ impl FileIo {
         }
         body.root = root;
         body.replace_page(edge_page, &old, CachedPage::new(keys, edge_page, page));
-        body.pages.lock().retain(|no, _| *no <= edge_page);
+        body.drop_pages_behind(edge_page);
         body.unsaved.retain(|no| *no <= edge_page);
         body.set_size(size);
         let inline = change.filter(|_| layout::tail_is_inline(size));

@@ -7,6 +7,19 @@ use crate::format::layout::{self, BLOCK_LEN};
 use crate::format::tags::HOLE;
 use crate::tree::FsError;
 
+/// When the root of a file is compared: whether its blocks are some version of themselves each, or together the state
+/// that was sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Integrity {
+    /// At open where that takes up to 16 tag pages; larger files when a tag page is missing, and by the check.
+    #[default]
+    Auto,
+    /// When a tag page is missing, and by the check.
+    Block,
+    /// At open, whatever the size; and no tag page that is read again later may be an older one.
+    File,
+}
+
 /// What a full check of one file found.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Verified {
@@ -21,6 +34,15 @@ pub struct Verified {
 /// Most problems that are listed of one file.
 const PROBLEMS_MAX: usize = 100;
 
+impl Verified {
+    /// Lists a problem once: a damaged tag page is met by each of its blocks.
+    fn note(&mut self, problem: String) {
+        if self.problems.len() < PROBLEMS_MAX && !self.problems.contains(&problem) {
+            self.problems.push(problem);
+        }
+    }
+}
+
 impl FileIo {
     /// Checks root, every tag and every block. An error means that the file does not open at all.
     pub fn verify(&self) -> Result<Verified, FsError> {
@@ -29,7 +51,7 @@ impl FileIo {
         let Inner::Loaded(body) = &*inner else { return Ok(found) };
         let keys = body.keys()?;
         if let Err(e) = body.check_root(&self.lower, &keys) {
-            found.problems.push(e.to_string());
+            found.note(e.to_string());
         }
         let count = layout::block_count(body.size);
         let mut block = 0;
@@ -65,8 +87,7 @@ impl FileIo {
         match entry.and_then(|entry| self.read_block(body, keys, block, data).map(|()| entry == HOLE)) {
             Ok(true) => found.holes += 1,
             Ok(false) => found.blocks += 1,
-            Err(e) if found.problems.len() < PROBLEMS_MAX => found.problems.push(e.to_string()),
-            Err(_) => {}
+            Err(e) => found.note(e.to_string()),
         }
     }
 }
