@@ -146,11 +146,9 @@ fn a_repair_finishes_what_a_killed_mount_began_and_refuses_a_live_one() {
         file.sync_all().unwrap();
     }
     desk.kmsfs("fsck {lower} --repair").fails(8, "in use");
-    let pid = desk.kmsfs("status {mnt} --json").json()["pid"].as_u64().unwrap().to_string();
-    super::programs::run(std::process::Command::new("kill").args(["-KILL", &pid])).ok();
     drop(file);
-    super::programs::run(desk.command(&["umount", "--lazy"]).arg(&mnt));
-    super::programs::eventually("the mount is gone", || desk.kmsfs("fsck {lower} --repair").code != 8);
+    desk.kill_mount();
+    super::programs::eventually("its lock is free", || desk.kmsfs("fsck {lower} --repair").code != 8);
     let lower = desk.lower_files();
     assert_eq!(lower.len(), 1);
     let logs = fs::read_dir(desk.path("lower")).unwrap().map(|e| e.unwrap().file_name());
@@ -162,4 +160,29 @@ fn a_repair_finishes_what_a_killed_mount_began_and_refuses_a_live_one() {
     expected[10_000..60_000].fill(2);
     assert!(fs::read(mnt.join("file")).unwrap() == expected);
     desk.umount();
+}
+
+#[test]
+fn a_copy_made_in_the_lower_tree_is_told_as_a_twin_once() {
+    let victim = Victim::new("twin");
+    victim.in_mount(|mnt| {
+        fs::write(mnt.join("other"), "of its own").unwrap();
+        fs::hard_link(mnt.join("small"), mnt.join("second name")).unwrap();
+    });
+    victim.desk.kmsfs("fsck {lower}").ok();
+    let other = victim.in_mount(|_| victim.desk.lower_of("other"));
+    fs::copy(&victim.lower["middle"], other).unwrap();
+    for how in ["", " --structure-only"] {
+        let report = victim.desk.kmsfs(&format!("fsck {{lower}} --json{how}")).json();
+        assert_eq!((&report["errors"], &report["findings"][0]["class"]), (&1.into(), &"duplicate-id".into()));
+    }
+}
+
+#[test]
+fn a_damaged_tag_page_is_one_problem_however_many_blocks_it_has() {
+    let victim = Victim::new("once");
+    let at = kmsfs::format::layout::tag_page_offset(1) as usize;
+    victim.put("large", &flipped(&victim.bytes("large"), at));
+    let said = victim.desk.kmsfs("fsck {lower}");
+    assert_eq!((said.code, said.out.matches("tag page 1 does not verify").count()), (4, 1), "{said:?}");
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, symlink};
 
 use kmsfs::format::header::{KeySlot, SLOT_LEN, SLOT_OFFSETS, SLOTS_LEN, Slots};
 use kmsfs::format::layout;
-use kmsfs::format::seal::{SEAL_LEN, SEAL_OFFSETS};
+use kmsfs::format::seal::{HEAD_MAC_OFFSET, SEAL_LEN, SEAL_OFFSETS};
 
 use super::victim::{EIO, Victim, block, contents, entry, flipped, patched};
 use super::{Desk, errno, list};
@@ -25,7 +25,7 @@ fn a01_flipped_bits_in_content_are_refused() {
             ("data", flipped(&good, data)),
             ("nonce of a tag", flipped(&good, tag.start + 3)),
             ("tag", flipped(&good, tag.start + 20)),
-            ("MAC of the head tags", flipped(&good, 1003)),
+            ("MAC of the head tags", flipped(&good, HEAD_MAC_OFFSET + 3)),
             ("both seals", seals),
             ("both superblocks", flipped(&flipped(&good, 50), 424 + 50)),
         ];
@@ -57,17 +57,48 @@ fn a03_a_block_put_back_to_an_older_version_is_refused() {
         victim.update(name, 9);
         victim.update(name, 1);
         let new = victim.bytes(name);
-        let mut edits = vec![("the head tags", patched(&new, 1000..4096, &old[1000..4096]))];
+        let mut edits =
+            vec![("the head tags", patched(&new, HEAD_MAC_OFFSET..4096, &old[HEAD_MAC_OFFSET..4096]))];
         if name != "small" {
             let back = patched(&new, block(3), &old[block(3)]);
             edits.push(("a block", back.clone()));
-            edits.push(("a block with its tags", patched(&back, 1000..4096, &old[1000..4096])));
+            edits.push((
+                "a block with its tags",
+                patched(&back, HEAD_MAC_OFFSET..4096, &old[HEAD_MAC_OFFSET..4096]),
+            ));
         }
         if name == "large" {
             let group = layout::tag_page_offset(1) as usize..layout::tag_page_offset(2) as usize;
             edits.push(("a group with its tags", patched(&new, group.clone(), &old[group])));
             let all = 4096..old.len();
             edits.push(("all data and tag pages", patched(&new, all.clone(), &old[all])));
+        }
+        victim.refuses(name, &edits);
+    }
+}
+
+#[test]
+fn a03_an_older_dirty_header_opens_no_door_to_older_blocks() {
+    use std::os::unix::fs::FileExt;
+    let victim = Victim::new("a03-dirty");
+    for name in ["middle", "large"] {
+        let oldest = victim.bytes(name);
+        // Somebody looks on while the file is being written.
+        let seen = victim.in_mount(|mnt| {
+            let file = fs::File::options().write(true).open(mnt.join(name)).unwrap();
+            file.write_all_at(&contents(name, 9), 0).unwrap();
+            file.sync_all().unwrap();
+            victim.bytes(name)
+        });
+        victim.update(name, 1);
+        let new = victim.bytes(name);
+        assert_ne!(seen[..4096], new[..4096]);
+        let dirty = patched(&new, 0..4096, &seen[..4096]);
+        let older = patched(&dirty, block(3), &oldest[block(3)]);
+        let mut edits = vec![("a header", dirty), ("and a block", older), ("the whole file", seen.clone())];
+        if name == "large" {
+            let group = layout::tag_page_offset(1) as usize..layout::tag_page_offset(2) as usize;
+            edits.push(("and a group", patched(&edits[0].1, group.clone(), &oldest[group])));
         }
         victim.refuses(name, &edits);
     }
@@ -241,7 +272,7 @@ fn a10_a_planted_header_gives_no_way_into_another_file() {
     let (good, other) = (victim.bytes("middle"), fs::read(&planted).unwrap());
     let moved = patched(&good, block(3), &other[block(3)]);
     let with_tag = patched(&moved, entry(3), &other[entry(3)]);
-    let with_page = patched(&moved, 1000..4096, &other[1000..4096]);
+    let with_page = patched(&moved, HEAD_MAC_OFFSET..4096, &other[HEAD_MAC_OFFSET..4096]);
     victim
         .refuses("middle", &[("its block", moved), ("with its tag", with_tag), ("with all tags", with_page)]);
 }
