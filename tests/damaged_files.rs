@@ -313,9 +313,17 @@ fn damage(dice: &mut Dice, now: &mut Lower, seen: &[Lower]) -> &'static str {
             splice(file, &old.file, from as usize..to as usize);
             "an older group"
         }
-        10 => {
+        10 if dice.below(2) == 0 => {
             now.logs.clone_from(&old.logs);
             "an older log"
+        }
+        10 => {
+            // Most of a log is room that was never written.
+            for log in now.logs.values_mut().filter(|log| !log.is_empty()) {
+                let at = dice.below(if dice.below(2) == 0 { 20_000 } else { 4096 }) % log.len() as u64;
+                log[at as usize] ^= 1 << dice.below(8);
+            }
+            "a damaged log"
         }
         _ => {
             file.clone_from(&old.file);

@@ -444,7 +444,8 @@ fn a_whole_group_put_back_or_removed_is_detected() {
 #[test]
 fn blocks_do_not_move_between_files() {
     let bench = Bench::new();
-    let other = Bench { dir: bench.dir.clone(), keys: bench.keys.clone(), volume: bench.volume.clone() };
+    let (keys, volume) = (bench.keys.clone(), bench.volume.clone());
+    let other = Bench { dir: bench.dir.clone(), keys, volume, integrity: bench.integrity };
     let file = bench.mount();
     file.write(0, &[1; 8192]).unwrap();
     file.seal().unwrap();
