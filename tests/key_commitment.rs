@@ -20,10 +20,10 @@ const BLOCKS: usize = layout::BLOCK_LEN / 16;
 
 /// Multiplication in the field of POLYVAL (RFC 8452, section 3): a * b * x^-128.
 fn dot(a: u128, b: u128) -> u128 {
-    const REDUCE: u128 = 1 << 127 | 1 << 126 | 1 << 125 | 1 << 120;
+    const REDUCE: u128 = (1 << 127) | (1 << 126) | (1 << 125) | (1 << 120);
     let mut sum = 0;
     for bit in 0..128 {
-        if b >> bit & 1 == 1 {
+        if (b >> bit) & 1 == 1 {
             sum ^= a;
         }
         sum = if sum & 1 == 1 { (sum >> 1) ^ REDUCE } else { sum >> 1 };
@@ -74,9 +74,9 @@ impl Derived {
     }
 
     fn keystream(&self, tag: u128, index: usize) -> u128 {
-        let start = tag | 1 << 127;
+        let start = tag | (1 << 127);
         let counter = (start as u32).wrapping_add(index as u32);
-        let mut block = Array::from((start >> 32 << 32 | u128::from(counter)).to_le_bytes());
+        let mut block = Array::from((((start >> 32) << 32) | u128::from(counter)).to_le_bytes());
         self.cipher.encrypt_block(&mut block);
         u128::from_le_bytes(block.into())
     }
@@ -85,7 +85,7 @@ impl Derived {
     fn hash(&self, aad: &[u8], text: &[u128]) -> (u128, u128, u128) {
         let mut padded = aad.to_vec();
         padded.resize(aad.len().next_multiple_of(16), 0);
-        let lengths = (text.len() as u128 * 128) << 64 | aad.len() as u128 * 8;
+        let lengths = ((text.len() as u128 * 128) << 64) | (aad.len() as u128 * 8);
         let head = padded.as_chunks::<16>().0.iter().map(|b| u128::from_le_bytes(*b));
         let mut sum = 0;
         for word in head.chain(text.iter().copied()).chain([lengths]) {

@@ -106,7 +106,10 @@ fn serve(plan: &MountPlan, ready: impl FnOnce() -> std::io::Result<()>) -> Resul
         eprintln!("kmsfs: {} is on a read-only file system; mounted read-only", plan.lower.display());
     }
     let epoch = Epoch::check(&volume, plan.accept_older)?;
-    let tree = volume.tree((!read_only).then_some(plan.durability), plan.integrity)?;
+    if !read_only {
+        epoch.advance();
+    }
+    let tree = volume.tree((!read_only).then_some(plan.durability), plan.integrity, epoch.last())?;
     let session = Session::mount(tree.for_session(), &mount_options(plan, read_only), &plan.mountpoint)
         .map_err(|e| {
             CliError::new(Exit::Mount, format!("cannot mount at {}: {e}", plan.mountpoint.display()))
@@ -118,8 +121,8 @@ fn serve(plan: &MountPlan, ready: impl FnOnce() -> std::io::Result<()>) -> Resul
     let outcome = run_beside(plan, &mounted, is_unix, &end, ready);
     let served =
         served.join().map_err(|_| CliError::new(Exit::Mount, "the mount's session ended by a panic"))?;
-    if !read_only {
-        mounted.epoch.advance();
+    if !read_only && mounted.tree.ended_well() {
+        mounted.epoch.end();
     }
     drop(lock);
     outcome?;

@@ -135,6 +135,11 @@ impl Tree {
         }
     }
 
+    /// Whether [`Tree::close_all`] left every file sealed and durable.
+    pub fn ended_well(&self) -> bool {
+        self.files.log.as_ref().is_some_and(super::TagLog::ended_well)
+    }
+
     fn note_left_dirty(&self) {
         if let Some(log) = &self.files.log {
             log.note_left_dirty();
@@ -179,8 +184,8 @@ mod tests {
     use crate::tree::file::fault::{self, Fault};
     use crate::tree::kept::KEPT_MAX;
     use crate::tree::{
-        Caller, Durability, FileContext, FreshKey, Integrity, KeySource, NewObject, ROOT_ID, Stage, TagLog,
-        TreeOptions, WriteManner,
+        Caller, Durability, FileContext, FreshKey, Integrity, KeySource, LastEnd, NewObject, ROOT_ID, Stage,
+        TagLog, TreeOptions, WriteManner,
     };
 
     /// One key for all files: no test here asks whether it is the right one.
@@ -212,7 +217,7 @@ mod tests {
             let key = Arc::new(VolumeKey::new(Secret::random()));
             let record = crate::format::dir::seal(&key, &random_array(), None);
             std::os::unix::fs::symlink(record, self.0.join(crate::format::dir::DIR_RECORD)).unwrap();
-            let log = Some(TagLog::open(&root, &key, Durability::Strict).unwrap());
+            let log = Some(TagLog::open(&root, &key, Durability::Strict, LastEnd::Unknown).unwrap());
             let keys = Arc::new(OneKey(DataKey::random()));
             let files = FileContext {
                 volume_id: VolumeId([1; 16]),

@@ -27,7 +27,9 @@ mod xattr;
 pub use attr::{Attr, Caller, Kind, SetAttr, SetTime, Time};
 pub use create::{NewObject, SpecialFile};
 pub use error::FsError;
-pub use file::{Allocate, Durability, FileContext, FileIo, Integrity, Seek, Stage, TagLog, start_flusher};
+pub use file::{
+    Allocate, Durability, FileContext, FileIo, Integrity, LastEnd, Seek, Stage, TagLog, start_flusher,
+};
 pub use key_source::{FreshKey, KeyError, KeyNeed, KeySource};
 pub use list::{DirStream, Listed, ListedDir};
 pub use namespace::{DEFAULT_OPEN_DIRS, Tree, TreeOptions};

@@ -80,7 +80,9 @@ impl Tree {
             }
         }
         let done = done.and_then(|()| go());
-        moving.into_iter().for_each(|bound| self.end_move(bound, done.is_ok()));
+        for bound in moving {
+            self.end_move(bound, done.is_ok());
+        }
         done
     }
 
@@ -156,9 +158,8 @@ impl Tree {
         for name in at::list_xattrs(inode)? {
             let value = at::xattr(inode, &name)?;
             match at::set_xattr(&copy, &name, &value, fs::XattrFlags::empty()) {
-                Ok(()) => {}
-                // What the lower filesystem gives by itself, such as a label of the kernel's.
-                Err(Errno::PERM | Errno::OPNOTSUPP) => {}
+                // What the lower filesystem gives by itself, such as a label of the kernel's, it does not take.
+                Ok(()) | Err(Errno::PERM | Errno::OPNOTSUPP) => {}
                 Err(e) => return Err(e.into()),
             }
         }

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use super::check_file::{self, Depth, Sound};
-use super::epoch::EPOCH_FILE;
+use super::epoch::{EPOCH_FILE, Epoch};
 use super::plain_path::{self, NameTrouble};
 use super::record_file::{ChangeLock, LOCK_FILE};
 use super::repair::{self, Mended, QUARANTINE, Repair};
@@ -29,7 +29,7 @@ use crate::format::dir::{self, DIR_RECORD};
 use crate::format::link;
 use crate::format::name::{self, Kind, TEMPORARY_PREFIX, classify};
 use crate::format::record::{VOLUME_RECORD, VOLUME_RECORD_COPY};
-use crate::tree::file::{Durability, Integrity, LOG_NAME};
+use crate::tree::file::{Durability, FileContext, Integrity, LOG_NAME, LastEnd};
 
 /// Files whose identities are compared with each other: 128 MiB of memory.
 const IDS_MAX: usize = 4_000_000;
@@ -152,12 +152,7 @@ pub fn check(
     let repairs = volume.filter(|_| options.repair);
     let _changes = repairs.map(|_| ChangeLock::take(root.as_fd(), lower)).transpose()?;
     let _lock = if repairs.is_some() { Ok(lock?) } else { lock };
-    // A repair opens files for writing: those that a crash left open are recovered by the log.
-    let files = |v: &Volume| {
-        let durability = repairs.map(|_| Durability::Strict);
-        v.file_context(durability, Integrity::default(), v.keys.clone()).map(Arc::new)
-    };
-    let context = volume.map(files).transpose()?;
+    let (context, epoch) = volume.map(|v| files_of(v, repairs.is_some())).transpose()?.unzip();
     let repair =
         repairs.zip(context.clone()).map(|(volume, files)| Repair::new(volume, files)).transpose()?;
     let depth = Depth { context: context.clone(), data: options.data, live, writable: repair.is_some() };
@@ -179,6 +174,7 @@ pub fn check(
             log.settle_old();
         }
         log.close();
+        epoch.flatten().filter(|_| log.ended_well()).inspect(Epoch::end);
     }
     let mut report = work.report.into_inner();
     worker.merge(report);
@@ -187,6 +183,17 @@ pub fn check(
     (report.with_key, report.with_data) = (volume.is_some(), volume.is_some() && options.data);
     (report.live, report.ended_early) = (live, progress.stopped());
     Ok(report)
+}
+
+/// What files are opened with. A repair opens them for writing, as a mount does: those that a crash left open are
+/// recovered by the log, and the epoch is odd meanwhile.
+fn files_of(volume: &Volume, repairs: bool) -> Result<(Arc<FileContext>, Option<Epoch>), VolumeError> {
+    let epoch = Epoch::check(volume, false).ok();
+    let last = epoch.as_ref().map_or(LastEnd::Unknown, Epoch::last);
+    let epoch = epoch.filter(|_| repairs).inspect(Epoch::advance);
+    let durability = repairs.then_some(Durability::Strict);
+    let files = volume.file_context(durability, Integrity::default(), last, volume.keys.clone())?;
+    Ok((Arc::new(files), epoch))
 }
 
 struct Check<'a> {
@@ -320,7 +327,7 @@ impl Check<'_> {
             let why = format!("{torn} is torn; the other serves");
             self.add(report, Class::TornHeader, dir, name, why);
         }
-        let place = self.volume.and_then(|volume| plain_path::place(&volume.key, dir, name)).flatten();
+        let place = self.volume.and_then(|volume| plain_path::place(&volume.key, dir, name).ok()).flatten();
         match check_file::check_file(dir.fd(), name, place, &self.depth) {
             Ok(Sound { size, verified, identity }) => {
                 report.bytes += size;
@@ -374,7 +381,7 @@ impl Check<'_> {
                     return;
                 }
                 // Below a record that does not open, where names are bound, no place is known.
-                let Some(place) = plain_path::dir_place(&volume.key, dir) else { return };
+                let Ok(place) = plain_path::dir_place(&volume.key, dir) else { return };
                 match dir::open(&volume.key, target.as_bytes(), place.as_ref()) {
                     Err(dir::DirRecordError::Newer(v)) => {
                         format!("it needs format version {v}; upgrade kmsfs")
@@ -392,7 +399,7 @@ impl Check<'_> {
 
 /// Whether the target of the link `name` opens there. Where the directory's record does not open that is the trouble.
 fn link_opens(key: &VolumeKey, dir: &Directory, name: &CStr, target: &[u8]) -> bool {
-    plain_path::place(key, dir, name).is_none_or(|place| link::open(key, target, place.as_ref()).is_ok())
+    plain_path::place(key, dir, name).map_or(true, |place| link::open(key, target, place.as_ref()).is_ok())
 }
 
 impl Visitor for Check<'_> {

@@ -86,7 +86,7 @@ fn try_check(
     let identity = Some((file_id, stat.st_ino));
     match &depth.context {
         None => Ok(Sound { size: plain_size(length), verified: 0, identity }),
-        Some(context) => check_content(FileIo::new(file, Arc::clone(context), place), identity, depth.data),
+        Some(context) => check_content(&FileIo::new(file, Arc::clone(context), place), identity, depth.data),
     }
 }
 
@@ -115,7 +115,7 @@ fn lost_its_header(file: &OwnedFd, context: &Arc<FileContext>) -> bool {
     io.ensure_keys().is_ok() && !io.has_header()
 }
 
-fn check_content(io: Arc<FileIo>, identity: Option<(FileId, u64)>, data: bool) -> Result<Sound, Trouble> {
+fn check_content(io: &FileIo, identity: Option<(FileId, u64)>, data: bool) -> Result<Sound, Trouble> {
     io.ensure_keys().map_err(trouble)?;
     let size = io.size().map_err(trouble)?;
     if !data {

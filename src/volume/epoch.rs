@@ -1,8 +1,10 @@
 //! The volume's epoch: a count in the lower tree and, as a mark, in the key service. A tree that counts less than the
 //! mark is an older one that somebody put back.
 //!
-//! Called by a mount: checked before anything is read, raised on a period and after a clean end. Must never raise the
-//! mark before the count is durable: a crash between the two would lock the owner out.
+//! Called by a mount and by a repair: checked before anything is read, raised when it begins, on a period and after a clean end. It is odd
+//! while a mount may write and even once that has ended well, so that nobody can make it out that a mount ended uncleanly
+//! by putting its log back. Must never raise the mark before the count is durable: a crash between the two would lock the
+//! owner out.
 //!
 //! ```text
 //! .kmsfs.epoch:  0  magic "KME1" 4 B | 4  zero 4 B | 8  epoch u64 | 16  MAC 16 B
@@ -21,6 +23,7 @@ use crate::client::Kms;
 use crate::crypto::{VolumeKey, constant_time_eq};
 use crate::format::VolumeId;
 use crate::sys::at;
+use crate::tree::file::LastEnd;
 
 /// Name of the count in the lower root.
 pub const EPOCH_FILE: &str = ".kmsfs.epoch";
@@ -36,19 +39,22 @@ pub struct Epoch {
     path: PathBuf,
     /// The count; `None` where the key service keeps no marks.
     current: Mutex<Option<u64>>,
+    /// How the last mount that could write ended, as the key service knows it.
+    last: LastEnd,
 }
 
 impl Epoch {
     /// Holds the count of the lower tree against the mark. `accept_older` goes on with an older tree, and says so to the
     /// key service, which records it.
     pub fn check(volume: &Volume, accept_older: bool) -> Result<Self, VolumeError> {
-        let epoch = Self {
+        let mut epoch = Self {
             kms: Arc::clone(volume.keys.kms()),
             key: Arc::clone(&volume.key),
             id: volume.id,
             root: volume.root()?,
             path: volume.path().to_owned(),
             current: Mutex::new(None),
+            last: LastEnd::Unknown,
         };
         let Some(mark) = epoch.mark(None, accept_older)? else { return Ok(epoch) };
         let count = epoch.read();
@@ -62,13 +68,32 @@ impl Epoch {
             );
         }
         *epoch.current.lock() = Some(count.max(mark));
+        // A backup that is used on purpose was perhaps made while it was mounted.
+        if count == mark {
+            epoch.last = if mark.is_multiple_of(2) { LastEnd::Well } else { LastEnd::Unknown };
+        }
         Ok(epoch)
     }
 
-    /// Counts on: what was in the lower tree before is an older state from now on.
+    /// How the last mount ended, for the tag log.
+    pub fn last(&self) -> LastEnd {
+        self.last
+    }
+
+    /// Counts on, at the beginning and in the course of a mount: what was in the lower tree before is an older state from
+    /// now on.
     pub fn advance(&self) {
+        self.raise(|count| (count + 1) | 1);
+    }
+
+    /// Counts on at the end of a mount, which has left everything whole.
+    pub fn end(&self) {
+        self.raise(|count| (count + 2) & !1);
+    }
+
+    fn raise(&self, next: impl FnOnce(u64) -> u64) {
         let mut current = self.current.lock();
-        let Some(next) = current.map(|count| count + 1) else { return };
+        let Some(next) = current.map(next) else { return };
         if let Err(e) = record_file::replace(self.root.as_fd(), EPOCH_FILE, &self.encode(next)) {
             return log::warn!("the epoch of {} is not advanced: {e}", self.path.display());
         }

@@ -14,7 +14,7 @@ use super::{Volume, VolumeError, walk};
 use crate::crypto::VolumeKey;
 use crate::format::dir::{self, DIR_RECORD};
 use crate::format::name;
-use crate::tree::{Durability, Integrity, Tree, TreeOptions, start_flusher};
+use crate::tree::{Durability, Integrity, LastEnd, Tree, TreeOptions, start_flusher};
 
 /// A tree that is, or is about to be, mounted.
 #[derive(Clone)]
@@ -30,9 +30,10 @@ impl Volume {
         &self,
         durability: Option<Durability>,
         integrity: Integrity,
+        last: LastEnd,
     ) -> Result<MountedTree, VolumeError> {
         let keys = Arc::new(MountKeys(self.keys.clone()));
-        let files = Arc::new(self.file_context(durability, integrity, keys)?);
+        let files = Arc::new(self.file_context(durability, integrity, last, keys)?);
         let read_only = durability.is_none();
         if !read_only {
             start_flusher(&files)
@@ -49,6 +50,11 @@ impl MountedTree {
     /// For the session that serves it.
     pub fn for_session(&self) -> Arc<Tree> {
         Arc::clone(&self.tree)
+    }
+
+    /// Whether the tree was closed with every file sealed and durable.
+    pub fn ended_well(&self) -> bool {
+        self.tree.ended_well()
     }
 
     /// Files open now.

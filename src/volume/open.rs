@@ -14,7 +14,7 @@ use crate::crypto::VolumeKey;
 use crate::format::VolumeId;
 use crate::format::record::{VolumeRecord, VolumeSettings};
 use crate::tree::KeySource;
-use crate::tree::file::{Durability, FileContext, Integrity, Stage, TagLog};
+use crate::tree::file::{Durability, FileContext, Integrity, LastEnd, Stage, TagLog};
 
 /// How often a mount tries to take its lock, and the pause between.
 const TAKE_TRIES: u32 = 4;
@@ -54,16 +54,18 @@ impl Volume {
         &self.path
     }
 
-    /// What files of the volume are opened with. Without `durability` nothing is changed on disk, not even to recover.
+    /// What files of the volume are opened with. Without `durability` nothing is changed on disk, not even to recover; with
+    /// it the caller has made the epoch odd before, and ends it after the log was closed ([`super::epoch`]).
     pub(super) fn file_context(
         &self,
         durability: Option<Durability>,
         integrity: Integrity,
+        last: LastEnd,
         keys: Arc<dyn KeySource>,
     ) -> Result<FileContext, VolumeError> {
         let opened = match durability {
-            None => TagLog::open_read_only(&self.root, &self.key),
-            Some(durability) => TagLog::open(&self.root, &self.key, durability),
+            None => TagLog::open_read_only(&self.root, &self.key, last),
+            Some(durability) => TagLog::open(&self.root, &self.key, durability, last),
         };
         let log = opened.map_err(|e| VolumeError::io("open the tag log in", &self.path, e))?;
         let (read_only, stage) = (durability.is_none(), Stage::default());

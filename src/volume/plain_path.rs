@@ -46,7 +46,7 @@ pub fn dir_id(volume_key: &VolumeKey, dir: &Directory) -> Option<DirId> {
     if let Some(id) = dir.id.get() {
         return Some(*id);
     }
-    let place = dir_place(volume_key, dir)?;
+    let place = dir_place(volume_key, dir).ok()?;
     let opens = |target: &[u8]| dir::open(volume_key, target, place.as_ref()).ok();
     let record = readlinkat(dir.fd(), DIR_RECORD, Vec::new()).ok()?;
     let copy = || place.and_then(|_| at::xattr(dir.fd(), DIR_RECORD_COPY.as_bytes()).ok());
@@ -54,20 +54,24 @@ pub fn dir_id(volume_key: &VolumeKey, dir: &Directory) -> Option<DirId> {
     Some(*dir.id.get_or_init(|| id))
 }
 
-/// The place of a directory, `None` within where names are not bound; `None` where one above does not open.
-pub fn dir_place(volume_key: &VolumeKey, dir: &Directory) -> Option<Option<Place>> {
+/// A place cannot be told, because the directory does not open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unplaced;
+
+/// The place of a directory; `None` where names are not bound.
+pub fn dir_place(volume_key: &VolumeKey, dir: &Directory) -> Result<Option<Place>, Unplaced> {
     match dir.parent() {
         Some((parent, name)) => place(volume_key, parent, name),
-        None => Some(volume_key.root_place()),
+        None => Ok(volume_key.root_place()),
     }
 }
 
 /// The same of the entry `name` of `dir`.
-pub fn place(volume_key: &VolumeKey, dir: &Directory, name: &CStr) -> Option<Option<Place>> {
+pub fn place(volume_key: &VolumeKey, dir: &Directory, name: &CStr) -> Result<Option<Place>, Unplaced> {
     if !volume_key.binds_names() {
-        return Some(None);
+        return Ok(None);
     }
-    dir_id(volume_key, dir).map(|id| volume_key.place(&id, name.to_bytes()))
+    dir_id(volume_key, dir).map(|id| volume_key.place(&id, name.to_bytes())).ok_or(Unplaced)
 }
 
 /// The plaintext path of `name` in `dir`, when every name on the way opens.

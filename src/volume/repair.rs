@@ -135,7 +135,7 @@ impl<'a> Repair<'a> {
     /// Puts the copy in the place of a record that is lost or forged.
     fn directory_record(&self, dir: &Directory, plain: Option<&Path>) -> Option<Mended> {
         let copy = at::xattr(dir.fd(), DIR_RECORD_COPY.as_bytes()).ok()?;
-        let place = plain_path::dir_place(&self.volume.key, dir)?;
+        let place = plain_path::dir_place(&self.volume.key, dir).ok()?;
         dir::open(&self.volume.key, &copy, place.as_ref()).ok()?;
         let name = std::ffi::CString::new(DIR_RECORD).ok()?;
         if readlinkat(dir.fd(), &*name, Vec::new()).is_ok() {
@@ -162,7 +162,7 @@ impl<'a> Repair<'a> {
     }
 
     fn file(&self, fd: OwnedFd, dir: &Directory, name: &CStr) -> Arc<FileIo> {
-        let place = plain_path::place(&self.volume.key, dir, name).flatten();
+        let place = plain_path::place(&self.volume.key, dir, name).ok().flatten();
         FileIo::new(fd, Arc::clone(&self.files), place)
     }
 
@@ -204,7 +204,7 @@ impl Quarantine {
 /// Gives a directory that opens a record and a copy for its place: directories of older versions have no copy, and a
 /// rename cut short leaves one of the two behind.
 pub fn keep_copy(key: &VolumeKey, dir: &Directory) {
-    let (Some(id), Some(place)) = (plain_path::dir_id(key, dir), plain_path::dir_place(key, dir)) else {
+    let (Some(id), Ok(place)) = (plain_path::dir_id(key, dir), plain_path::dir_place(key, dir)) else {
         return;
     };
     let (copy_name, record) = (DIR_RECORD_COPY.as_bytes(), dir::seal(key, &id, place.as_ref()));

@@ -143,9 +143,9 @@ impl Volume {
     pub fn tree(&self, read_only: bool) -> Arc<Tree> {
         let root = open_dir(&self.lower());
         let log = if read_only {
-            TagLog::open_read_only(&root, &self.secret)
+            TagLog::open_read_only(&root, &self.secret, kmsfs::tree::LastEnd::Unknown)
         } else {
-            TagLog::open(&root, &self.secret, Durability::Strict)
+            TagLog::open(&root, &self.secret, Durability::Strict, kmsfs::tree::LastEnd::Unknown)
         };
         let (volume_id, log) = (self.id, Some(log.unwrap()));
         let context = FileContext {

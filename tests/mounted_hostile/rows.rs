@@ -84,11 +84,12 @@ fn a03_an_older_dirty_header_opens_no_door_to_older_blocks() {
     for name in ["middle", "large"] {
         let oldest = victim.bytes(name);
         // Somebody looks on while the file is being written.
-        let seen = victim.in_mount(|mnt| {
+        let log = victim.desk.path("lower/.kmsfs.log");
+        let (seen, seen_log) = victim.in_mount(|mnt| {
             let file = fs::File::options().write(true).open(mnt.join(name)).unwrap();
             file.write_all_at(&contents(name, 9), 0).unwrap();
             file.sync_all().unwrap();
-            victim.bytes(name)
+            (victim.bytes(name), fs::read(&log).unwrap())
         });
         victim.update(name, 1);
         let new = victim.bytes(name);
@@ -101,6 +102,14 @@ fn a03_an_older_dirty_header_opens_no_door_to_older_blocks() {
             edits.push(("and a group", patched(&edits[0].1, group.clone(), &oldest[group])));
         }
         victim.refuses(name, &edits);
+        // And the log of that time, which the key service knows to have ended well; under the name of an older one, too.
+        for planted in [log.clone(), victim.desk.path("lower/.kmsfs.log.3")] {
+            fs::write(&planted, &seen_log).unwrap();
+            victim.put(name, &edits[1].1);
+            assert!(victim.is_refused(name, &contents(name, 1)), "{}", planted.display());
+            let _ = fs::remove_file(&planted);
+        }
+        victim.put(name, &new);
     }
 }
 

@@ -45,6 +45,16 @@ pub enum Durability {
     Relaxed,
 }
 
+/// How the last mount that could write ended, by a witness other than the lower tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LastEnd {
+    /// There is no witness: the log of an unclean stop is believed.
+    #[default]
+    Unknown,
+    /// With everything whole: a log that says otherwise was put back.
+    Well,
+}
+
 /// One half of the log.
 #[derive(Default)]
 struct Half {
@@ -81,6 +91,7 @@ pub struct TagLog {
     old: OldLogs,
     /// Some file of this mount was let go without a clean seal.
     left_dirty: AtomicBool,
+    closed: AtomicBool,
 }
 
 /// A record whose changes are being put in place; dropped when they are.
@@ -101,9 +112,14 @@ impl Drop for Ticket<'_> {
 impl TagLog {
     /// Opens the log of the volume in `root`, after setting one of an unclean unmount aside.
     /// The caller holds the volume exclusively.
-    pub fn open(root: impl AsFd, key: &Arc<VolumeKey>, durability: Durability) -> Result<Self, Errno> {
+    pub fn open(
+        root: impl AsFd,
+        key: &Arc<VolumeKey>,
+        durability: Durability,
+        last: LastEnd,
+    ) -> Result<Self, Errno> {
         let root = rustix::io::fcntl_dupfd_cloexec(root, 0)?;
-        let old = OldLogs::set_aside(&root, key)?;
+        let old = OldLogs::set_aside(&root, key, last)?;
         let session = u32::from_le_bytes(random_array()) | 1;
         let header = Header { clean: false, session, unclean: old.sessions() };
         let file = Lower::new(old_logs::create(&root, &header.encode(key))?);
@@ -113,9 +129,9 @@ impl TagLog {
     }
 
     /// The records of unclean unmounts alone, for a reader that changes nothing.
-    pub fn open_read_only(root: impl AsFd, key: &Arc<VolumeKey>) -> Result<Self, Errno> {
+    pub fn open_read_only(root: impl AsFd, key: &Arc<VolumeKey>, last: LastEnd) -> Result<Self, Errno> {
         let root = rustix::io::fcntl_dupfd_cloexec(root, 0)?;
-        let old = OldLogs::read_all(&root, key)?;
+        let old = OldLogs::read_all(&root, key, last)?;
         let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
         let file = rustix::fs::openat(&root, ".", flags, rustix::fs::Mode::empty())?;
         Ok(Self::new(root, Lower::new(file), 0, Durability::Relaxed, None, old))
@@ -140,7 +156,7 @@ impl TagLog {
             failed: None,
         };
         let (sequence, changed) = (AtomicU64::new(1), Condvar::new());
-        let left_dirty = AtomicBool::new(false);
+        let (left_dirty, closed) = (AtomicBool::new(false), AtomicBool::new(false));
         Self {
             root,
             file,
@@ -152,6 +168,7 @@ impl TagLog {
             key,
             old,
             left_dirty,
+            closed,
         }
     }
 
@@ -306,9 +323,15 @@ impl TagLog {
             let header = Header { clean: true, session: self.session, unclean };
             self.file.write_at(&header.encode(key)[..], 0).map_err(|(_, e)| e)
         });
-        if let Err(e) = closed {
-            log::error!("the unmount could not make everything durable: {e}");
+        match closed {
+            Ok(()) => self.closed.store(true, Ordering::Release),
+            Err(e) => log::error!("the unmount could not make everything durable: {e}"),
         }
+    }
+
+    /// Whether [`TagLog::close`] found everything sealed and made it durable.
+    pub fn ended_well(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 }
 

@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::log::LastEnd;
 use super::lower::Lower;
 use super::record::{self, ALIGN, Record};
 use crate::crypto::{FileKeys, VolumeKey, constant_time_eq, random_array};
@@ -92,9 +93,9 @@ pub(super) struct OldLogs {
 
 impl OldLogs {
     /// Reads what is there, after moving the last log out of the way.
-    pub(super) fn set_aside(root: &OwnedFd, key: &VolumeKey) -> Result<Self, Errno> {
-        let inherited = set_aside_last(root, key)?;
-        let old = Self::read(root, key)?;
+    pub(super) fn set_aside(root: &OwnedFd, key: &VolumeKey, last: LastEnd) -> Result<Self, Errno> {
+        let inherited = set_aside_last(root, key, last)?;
+        let old = Self::read(root, key, (last == LastEnd::Well).then_some(&inherited[..]))?;
         let mut sessions = inherited;
         sessions.append(&mut old.sessions.lock());
         sessions.dedup();
@@ -103,23 +104,32 @@ impl OldLogs {
     }
 
     /// Reads what is there, the last log too, and changes nothing.
-    pub(super) fn read_all(root: &OwnedFd, key: &VolumeKey) -> Result<Self, Errno> {
-        let mut old = Self::read(root, key)?;
+    pub(super) fn read_all(root: &OwnedFd, key: &VolumeKey, last: LastEnd) -> Result<Self, Errno> {
+        let inherited = match (last, last_header(root, key)) {
+            (LastEnd::Well, Some(header)) if header.clean => Some(header.unclean),
+            (LastEnd::Well, _) => Some(Vec::new()),
+            (LastEnd::Unknown, _) => None,
+        };
+        let mut old = Self::read(root, key, inherited.as_deref())?;
         old.root = None;
-        old.read_log(root, key, LOG_NAME);
+        match inherited {
+            Some(sessions) => *old.sessions.lock() = sessions,
+            None => old.read_log(root, key, LOG_NAME, None),
+        }
         Ok(old)
     }
 
-    fn read(root: &OwnedFd, key: &VolumeKey) -> Result<Self, Errno> {
+    /// Reads the logs that were set aside; where only some sessions are `believed`, theirs alone.
+    fn read(root: &OwnedFd, key: &VolumeKey, believed: Option<&[u32]>) -> Result<Self, Errno> {
         let mut old = Self { root: Some(root.try_clone().map_err(|_| Errno::MFILE)?), ..Self::default() };
         for number in old_numbers(root)? {
-            old.read_log(root, key, &old_name(number));
+            old.read_log(root, key, &old_name(number), believed);
         }
         Ok(old)
     }
 
     /// Adds one log. What cannot be read, or was not written by a mount of the volume, keeps nobody from mounting.
-    fn read_log(&mut self, root: &OwnedFd, key: &VolumeKey, name: &str) {
+    fn read_log(&mut self, root: &OwnedFd, key: &VolumeKey, name: &str, believed: Option<&[u32]>) {
         let file = match at::open_regular(root, name.as_bytes(), OFlags::RDONLY, 0) {
             Ok(file) => Lower::new(file),
             Err(e) if e.kind() == ErrorKind::NotFound => return,
@@ -132,7 +142,12 @@ impl OldLogs {
         let Some(header) = Header::parse(key, &bytes) else {
             return log::warn!("the tag log {name} is passed over: its first page is not of this volume");
         };
-        self.sessions.lock().extend(header.unclean);
+        if believed.is_some_and(|sessions| !sessions.contains(&header.session)) {
+            return log::warn!("the tag log {name} is passed over: its mount ended well, so it was put back");
+        }
+        if believed.is_none() {
+            self.sessions.lock().extend(header.unclean);
+        }
         if header.clean {
             return;
         }
@@ -240,7 +255,7 @@ pub(super) fn create(root: &OwnedFd, header: &[u8; BLOCK_LEN]) -> Result<OwnedFd
 /// Moves the log of an unclean unmount out of the way, under the next number; what else stands there under another
 /// name. One of a clean unmount stays to be replaced; the sessions that it still
 /// knew of are given.
-fn set_aside_last(root: &OwnedFd, key: &VolumeKey) -> Result<Vec<u32>, Errno> {
+fn set_aside_last(root: &OwnedFd, key: &VolumeKey, last: LastEnd) -> Result<Vec<u32>, Errno> {
     let kind = match at::stat(root, LOG_NAME.as_bytes()) {
         Ok(stat) => FileType::from_raw_mode(stat.st_mode),
         Err(Errno::NOENT) => return Ok(Vec::new()),
@@ -252,18 +267,28 @@ fn set_aside_last(root: &OwnedFd, key: &VolumeKey) -> Result<Vec<u32>, Errno> {
         rustix::fs::renameat(root, LOG_NAME, root, &aside)?;
         return Ok(Vec::new());
     }
-    let mut page = [0; BLOCK_LEN];
-    if let Ok(file) = at::open_regular(root, LOG_NAME.as_bytes(), OFlags::RDONLY, 0) {
-        let _ = Lower::new(file).read_at(&mut page, 0);
-    }
-    if let Some(header) = Header::parse(key, &page).filter(|header| header.clean) {
+    if let Some(header) = last_header(root, key).filter(|header| header.clean) {
         return Ok(header.unclean);
+    }
+    if last == LastEnd::Well {
+        let aside = name::foreign(random_array());
+        log::warn!("{LOG_NAME} is of a mount that ended well: it was put back, and is now {aside}");
+        rustix::fs::renameat(root, LOG_NAME, root, &aside)?;
+        return Ok(Vec::new());
     }
     let numbers = old_numbers(root)?;
     let next = numbers.last().map_or(Some(0), |n| n.checked_add(1));
     let free = next.or_else(|| (0..=u32::MAX).find(|n| numbers.binary_search(n).is_err()));
     rustix::fs::renameat(root, LOG_NAME, root, old_name(free.unwrap_or(0)))?;
     Ok(Vec::new())
+}
+
+/// The first page of the last log, where there is one of the volume.
+fn last_header(root: &OwnedFd, key: &VolumeKey) -> Option<Header> {
+    let mut page = [0; BLOCK_LEN];
+    let file = at::open_regular(root, LOG_NAME.as_bytes(), OFlags::RDONLY, 0).ok()?;
+    Lower::new(file).read_at(&mut page, 0).ok()?;
+    Header::parse(key, &page)
 }
 
 /// Numbers of the logs that were set aside, in order, after dropping the oldest above the limit.

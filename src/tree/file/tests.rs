@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use rustix::fs::{Mode, OFlags};
 
 use super::lower::fault::{self, Fault};
-use super::{Allocate, Durability, FileContext, FileIo, Integrity, Seek, Stage, TagLog};
+use super::{Allocate, Durability, FileContext, FileIo, Integrity, LastEnd, Seek, Stage, TagLog};
 use crate::crypto::{DataKey, Secret, VolumeKey, random_array};
 use crate::format::layout::{self, BLOCK};
 use crate::format::{FileId, VolumeId, WrappedKey};
@@ -84,9 +84,9 @@ impl Bench {
     fn mount_as(&self, read_only: bool) -> Arc<FileIo> {
         let root = rustix::fs::open(&self.dir, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
         let log = if read_only {
-            TagLog::open_read_only(&root, &self.volume)
+            TagLog::open_read_only(&root, &self.volume, LastEnd::Unknown)
         } else {
-            TagLog::open(&root, &self.volume, Durability::Strict)
+            TagLog::open(&root, &self.volume, Durability::Strict, LastEnd::Unknown)
         };
         let keys: Arc<dyn KeySource> = self.keys.clone();
         let log = Some(log.unwrap());
