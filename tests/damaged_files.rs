@@ -216,7 +216,7 @@ fn write_history(dice: &mut Dice, bench: &Bench) -> (History, bool) {
     let (rounds, clean) = (1 + dice.below(3), dice.below(4) != 0);
     for round in 1..=rounds {
         let (file, context) = bench.mount();
-        for _ in 0..1 + dice.below(6) {
+        for _ in 0..=dice.below(6) {
             change(dice, &file, &mut known);
             if dice.below(3) == 0 {
                 known.seen.push(bench.copy());
