@@ -10,10 +10,11 @@ use kmsfs::format::header::{KeySlot, SLOT_LEN, SLOT_OFFSETS, SLOTS_LEN, Slots};
 use super::victim::{FILES, Victim, block, contents, flipped, patched};
 use super::{Desk, list};
 
-/// Inodes of everything below `dir` that is not a directory of the quarantine.
+/// Inodes of everything below `dir`.
 fn inodes(dir: &Path, found: &mut BTreeSet<u64>) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    // The count of the volume is replaced whole by whoever may write.
+    for path in entries.filter(|path| !path.ends_with(".kmsfs.epoch")) {
         let stat = fs::symlink_metadata(&path).unwrap();
         found.insert(stat.ino());
         if stat.is_dir() {
