@@ -28,6 +28,8 @@ const FIRST_ANSWER: Duration = Duration::from_secs(30);
 const EPOCH_EVERY: Duration = Duration::from_mins(10);
 /// How often the mount is looked at: whether it is idle, whether files are to be closed that could not be.
 const IDLE_POLL: Duration = Duration::from_secs(1);
+/// Fewer inodes than these take so little memory (200 bytes each) that none of it is worth giving back.
+const MANY_INODES: usize = 20_000;
 
 /// Serves in this process until unmounted; logs to standard error.
 pub fn in_foreground(plan: &MountPlan) -> Result<(), CliError> {
@@ -228,13 +230,16 @@ fn unmount_on_signals(handle: SessionHandle) -> std::io::Result<()> {
 /// Waits until the session has ended; unmounts when it was idle for long enough.
 fn wait_for_end(plan: &MountPlan, mounted: &Mounted, end: &Receiver<()>) {
     let mut idle = plan.idle.map(|limit| IdleClock { limit, seen: 0, since: Instant::now() });
-    let mut advanced = Instant::now();
+    let (mut advanced, mut tide) = (Instant::now(), Tide::default());
     loop {
         match end.recv_timeout(IDLE_POLL) {
             Err(RecvTimeoutError::Timeout) => {}
             Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
         }
         mounted.tree.close_left_open();
+        if tide.has_ebbed(mounted.tree.inodes()) {
+            crate::sys::give_back_memory();
+        }
         if !mounted.read_only && advanced.elapsed() >= EPOCH_EVERY {
             advanced = Instant::now();
             mounted.epoch.advance();
@@ -247,6 +252,19 @@ fn wait_for_end(plan: &MountPlan, mounted: &Mounted, end: &Receiver<()>) {
                 idle.since = Instant::now();
             }
         }
+    }
+}
+
+/// The most inodes known since memory was last given back.
+#[derive(Default)]
+struct Tide(usize);
+
+impl Tide {
+    /// Whether most of many inodes have been forgotten since, so that it is worth looking for free memory.
+    fn has_ebbed(&mut self, inodes: usize) -> bool {
+        let ebbed = self.0 > MANY_INODES && inodes < self.0 / 4;
+        self.0 = if ebbed { inodes } else { self.0.max(inodes) };
+        ebbed
     }
 }
 
@@ -339,6 +357,14 @@ fn is_read_only(lower: &PathBuf) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_is_given_back_once_when_most_of_many_inodes_are_forgotten() {
+        let mut tide = Tide::default();
+        let ebbs =
+            [100, 10, 1_000_000, 600_000, 240_000, 200_000, 1_000, 40_000, 9_000].map(|n| tide.has_ebbed(n));
+        assert_eq!(ebbs, [false, false, false, false, true, false, true, false, true]);
+    }
 
     #[test]
     fn requests_and_open_files_are_use() {

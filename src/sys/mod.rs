@@ -3,6 +3,7 @@
 //! Called from every layer. Knows nothing of keys, files or protocols.
 #![allow(unsafe_code)]
 
+mod allocator;
 pub mod at;
 pub mod harden;
 mod memory;
@@ -10,6 +11,7 @@ pub mod mount;
 mod terminal;
 mod user;
 
+pub use allocator::give_back_memory;
 pub use memory::LockedBytes;
 pub use terminal::ask_secret;
 pub use user::user_name;
