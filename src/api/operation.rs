@@ -51,7 +51,8 @@ macro_rules! operations {
                 match self { $($(Self::$name => operations!(@target $family $name),)+)+ }
             }
 
-            fn from_name(family: Family, name: &str) -> Option<Self> {
+            /// By family and name.
+            pub fn from_name(family: Family, name: &str) -> Option<Self> {
                 match (family, name) {
                     $($((Family::$family, stringify!($name)) => Some(Self::$name),)+)+
                     _ => None,

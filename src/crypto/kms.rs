@@ -23,6 +23,7 @@ mod label {
     pub const ROW: &[u8] = b"kmsd/1 store row";
     pub const TERM: &[u8] = b"kmsd/1 store digest term";
     pub const HEAD: &[u8] = b"kmsd/1 store head";
+    pub const IMAGE: &[u8] = b"kmsd/1 store image";
     pub const AUDIT: &[u8] = b"kmsd/1 audit head";
     pub const BACKUP: &[u8] = b"kmsd/1 backup";
     pub const MATERIAL_ID: &[u8] = b"kmsd/1 material id";
@@ -151,7 +152,8 @@ impl RootKey {
     /// What authenticates the rows of the store.
     pub fn store_keys(&self) -> StoreKeys {
         let mac = |label| Hmac256::new(derive(&self.0, label).expose());
-        StoreKeys { row: mac(label::ROW), term: mac(label::TERM), head: mac(label::HEAD) }
+        let image = Aead::new(derive(&self.0, label::IMAGE).expose());
+        StoreKeys { row: mac(label::ROW), term: mac(label::TERM), head: mac(label::HEAD), image }
     }
 
     /// What seals the backup that `salt` names.
@@ -205,6 +207,8 @@ pub struct StoreKeys {
     pub term: Hmac256,
     /// MAC of counter and digest.
     pub head: Hmac256,
+    /// MAC of the parts of the whole file.
+    pub image: Aead,
 }
 
 /// Signs the head of the audit log.

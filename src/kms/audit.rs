@@ -89,6 +89,16 @@ impl EventId {
         id[8] = id[8] & 0x3f | 0x80;
         Self(id)
     }
+
+    /// One that was made before.
+    pub(super) fn of_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its bits.
+    pub(super) fn bytes(self) -> [u8; 16] {
+        self.0
+    }
 }
 
 impl std::fmt::Display for EventId {

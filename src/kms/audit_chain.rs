@@ -3,7 +3,7 @@
 //! Called by the log when it opens and by `kmsd audit verify`. Reads only.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use crate::api::{hex, unhex};
@@ -15,6 +15,8 @@ use super::audit_log::MAX_LINE;
 
 /// Most segments a log may have.
 const MAX_SEGMENTS: usize = 1_000_000;
+/// The end of a segment that a start reads: the log is opened in milliseconds, however long it is.
+const END_BYTES: u64 = 2 * 1024 * 1024;
 
 /// One place in the chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,11 +137,52 @@ pub(super) fn read_segment(
     before: Option<Link>,
     head: Option<Link>,
 ) -> Result<Segment, AuditError> {
+    read_from(path, 0, before, head)
+}
+
+/// As `read_segment`; but where a segment is long and its end holds what the signed head names, from there on: the head
+/// vouches for all before it, and `verify` reads that.
+pub(super) fn read_end(path: &Path, before: Option<Link>, head: Link) -> Result<Segment, AuditError> {
+    if let Some((offset, first)) =
+        find_end(path).map_err(|e| AuditError::Io(format!("{}: {e}", path.display())))?
+        && first.link.seq <= head.seq
+    {
+        let before = Link { seq: first.link.seq - 1, hash: first.prev };
+        if let Ok(segment) = read_from(path, offset, Some(before), Some(head)) {
+            return Ok(segment);
+        }
+    }
+    // What is wrong, and where, is told by a look at everything.
+    read_segment(path, before, Some(head))
+}
+
+/// Where the first whole record in the end of a long segment stands, and its links.
+fn find_end(path: &Path) -> std::io::Result<Option<(u64, ChainedLink)>> {
+    let mut file = File::open(path)?;
+    let len = file.metadata()?.len();
+    let Some(begin) = len.checked_sub(END_BYTES).filter(|begin| *begin > 0) else { return Ok(None) };
+    file.seek(SeekFrom::Start(begin))?;
+    let (mut input, mut line) = (BufReader::new(file), Vec::new());
+    // The line that this is in the middle of, and the one behind it.
+    let skipped = (&mut input).take(MAX_LINE as u64).read_until(b'\n', &mut line)?;
+    line.clear();
+    input.take(MAX_LINE as u64).read_until(b'\n', &mut line)?;
+    Ok(parse_line(&line).map(|first| (begin + skipped as u64, first)))
+}
+
+fn read_from(
+    path: &Path,
+    offset: u64,
+    before: Option<Link>,
+    head: Option<Link>,
+) -> Result<Segment, AuditError> {
     let io = |e: std::io::Error| AuditError::Io(format!("{}: {e}", path.display()));
-    let file = File::open(path).map_err(io)?;
+    let mut file = File::open(path).map_err(io)?;
     let len = file.metadata().map_err(io)?.len();
+    file.seek(SeekFrom::Start(offset)).map_err(io)?;
     let mut input = BufReader::with_capacity(1 << 20, file);
-    let (mut segment, mut before, mut line) = (Segment::empty(), before, Vec::new());
+    let (mut segment, mut before, mut line) =
+        (Segment { whole_len: offset, ..Segment::empty() }, before, Vec::new());
     loop {
         line.clear();
         let read = (&mut input).take(MAX_LINE as u64).read_until(b'\n', &mut line).map_err(io)?;

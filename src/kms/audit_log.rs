@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use crate::crypto::AuditKey;
 
 use super::audit::{Audit, AuditError, AuditRecord, EventId};
-use super::audit_chain::{Link, Segment, read_segment, segment_path, segments};
+use super::audit_chain::{Link, Segment, read_end, segment_path, segments};
 use super::audit_head::{Head, HeadFile};
 use super::audit_writer::{Position, Writer, new_segment};
 
@@ -193,7 +193,7 @@ fn open_last(dir: &Path, head: Head) -> Result<Writer, AuditError> {
     if before.seq + 1 != first {
         return Err(AuditError::Broken(format!("{} does not follow record {}", path.display(), before.seq)));
     }
-    let segment = read_segment(&path, Some(before), Some(head.last))?;
+    let segment = read_end(&path, Some(before), head.last)?;
     let last = segment.last.unwrap_or(before);
     if last.seq < head.last.seq {
         return Err(AuditError::Broken(format!("{} ends before record {}", path.display(), head.last.seq)));
@@ -219,7 +219,7 @@ fn link_before(dir: &Path, firsts: &[u64], head: Head) -> Result<Link, AuditErro
     }
     let [.., previous, _] = firsts else { return Ok(head.base) };
     let path = segment_path(dir, *previous);
-    let before = read_segment(&path, None, Some(head.last))?;
+    let before = read_end(&path, None, head.last)?;
     match before.last {
         Some(last) if before.torn == 0 => Ok(last),
         _ => Err(AuditError::Broken(format!("{} is empty or torn", path.display()))),
@@ -395,6 +395,34 @@ pub(super) mod tests {
             assert!(verify(&scratch.0, Some(head)).is_err(), "edit {index}");
             assert!(matches!(scratch.open(), Err(AuditError::Broken(_))), "edit {index}");
         }
+    }
+
+    #[test]
+    fn of_a_long_segment_a_start_reads_the_end_and_finds_what_is_wrong_there() {
+        let scratch = Scratch::with_records(1);
+        let line = fs::read_to_string(scratch.only_segment()).unwrap().len();
+        let (head, long) = {
+            let log = scratch.open().unwrap();
+            (0..(3 << 20) / line).for_each(|_| write(&log).unwrap());
+            drop(log);
+            (signed_head(&scratch.0, &key()).unwrap(), fs::read_to_string(scratch.only_segment()).unwrap())
+        };
+        let open = |text: &str| {
+            fs::write(scratch.only_segment(), text).unwrap();
+            scratch.open().map(|log| log.writer.lock().position())
+        };
+        let position = open(&long).unwrap();
+        assert_eq!((position.len, position.last), (long.len() as u64, head.last));
+        // Torn behind the last record, changed and cut in the end.
+        assert_eq!(open(&format!("{long}{{\"torn")).unwrap(), position);
+        let near_the_end = long.len() - 5 * line;
+        let edited = long[near_the_end..].replacen("Decrypt", "Encrypt", 1);
+        for bad in [format!("{}{edited}", &long[..near_the_end]), long[..near_the_end].to_owned()] {
+            assert!(matches!(open(&bad), Err(AuditError::Broken(_))));
+        }
+        // What the head vouches for is held against it by the whole check.
+        let early = long.replacen("Decrypt", "Encrypt", 1);
+        assert!(open(&early).is_ok() && verify(&scratch.0, Some(head)).is_err());
     }
 
     #[test]

@@ -162,6 +162,7 @@ impl Kms {
         let tombstone = Tombstone { arn: key.record.arn.clone(), destroyed: now };
         changes.push(put(Table::Tombstone, row.clone(), &tombstone)?);
         changes.push(Change::Delete { table: Table::Key, id: row });
+        changes.push(Change::Delete { table: Table::LastUse, id: key.record.arn.clone() });
         let primary = self.primary_without(key, now);
         if let Some(primary) = &primary {
             changes.push(put(Table::Key, self.key_row(&primary.record), &primary.record)?);

@@ -6,13 +6,14 @@
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 
 use crate::crypto::RootKey;
@@ -37,7 +38,7 @@ use super::seed::Seed;
 use super::server::{Limits, Listeners};
 use super::sqlite::SqliteStore;
 use super::state_dir::{Running, StateDir, StateError, StateLock};
-use super::store::Store;
+use super::store::{Store, StoreError};
 use super::tls::{Tls, TlsFiles};
 use super::worker::Worker;
 
@@ -164,7 +165,7 @@ pub fn serve(plan: &ServePlan) -> Result<(), Failure> {
 /// Opens everything below the protocol.
 fn open(plan: &ServePlan, root: RootKey) -> Result<Arc<Keeper>, Failure> {
     let state = &plan.state;
-    let store = SqliteStore::open(state.path(), root.store_keys()).map_err(Failure::Store)?;
+    let store = SqliteStore::open_at_rest(state.path(), root.store_keys()).map_err(Failure::Store)?;
     let store: Arc<dyn Store> = Arc::new(store);
     let mut settings = Settings::load(&*store).map_err(Failure::Store)?;
     settings.further_regions.extend(plan.regions.iter().cloned());
@@ -178,6 +179,8 @@ fn open(plan: &ServePlan, root: RootKey) -> Result<Arc<Keeper>, Failure> {
     }
     let keeper = Keeper::open(settings, store, root, Arc::new(audit), peers, plan.bounds.clone())?;
     if let Some(path) = &plan.seed {
+        // What a seed makes is held against all that is there.
+        keeper.read_rest()?;
         let apply = Seed::read(path).and_then(|seed| keeper.apply(&seed));
         apply.map_err(|what| Failure::File(path.clone(), what.to_string()))?;
     }
@@ -210,11 +213,17 @@ async fn answer(
     let desk = AdminDesk::new(Arc::clone(&keeper), plan.state.root_file(), Arc::clone(&places));
     let desk = open_desk(plan, desk).await?;
     let serving = tokio::spawn(listeners.serve(Arc::new(front), places, limits, stopped));
+    let mut bad_end = pin!(read_rest(&keeper)?);
     say_ready(plan, address);
+    let mut outcome = Ok(());
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
+            failure = &mut bad_end => {
+                outcome = Err(failure);
+                break;
+            }
             _ = hangup.recv() => reload(tls.as_deref()),
         }
     }
@@ -227,7 +236,29 @@ async fn answer(
     desk.iter().for_each(AbortHandle::abort);
     worker.stop();
     keeper.sync_audit();
-    Ok(())
+    if !keeper.is_reading() {
+        keeper.store_last_usage();
+    }
+    keeper.vouch(true);
+    outcome
+}
+
+/// Reads the records that the start has left, beside the calls. What comes of the future is why that cannot go on; it
+/// never comes where all is well.
+fn read_rest(keeper: &Arc<Keeper>) -> Result<impl Future<Output = Failure> + use<>, Failure> {
+    let (end, ended) = oneshot::channel();
+    let keeper = Arc::clone(keeper);
+    std::thread::Builder::new()
+        .name("kmsd-reader".into())
+        .spawn(move || drop(end.send(keeper.read_rest())))
+        .map_err(|error| Failure::System("the reading of the store".into(), error))?;
+    Ok(async {
+        match ended.await {
+            Ok(Err(failure)) => failure,
+            Ok(Ok(())) => std::future::pending().await,
+            Err(_) => Failure::Store(StoreError::Io("the reading of the store came to a bad end".into())),
+        }
+    })
 }
 
 /// Opens the operator's socket, and the address for scrapers where asked.

@@ -60,7 +60,12 @@ pub(super) struct Found<'a> {
 impl Kms {
     /// The key `id` of `home` as it is now.
     pub(super) fn key(&self, home: Home<'_>, id: KeyId) -> Option<Arc<Key>> {
-        self.state.read().key(home, id)
+        self.state.key(home, id)
+    }
+
+    /// The key `id` of that region, in the home's account before any other.
+    pub(super) fn key_in_region(&self, home: Home<'_>, id: KeyId) -> Option<Arc<Key>> {
+        self.key(home, id).or_else(|| self.state.read().key_in_region(home.region, id))
     }
 }
 
@@ -139,7 +144,7 @@ impl Call<'_> {
     }
 
     fn find_alias<'a>(&self, home: Home<'_>, name: &'a str) -> Result<Found<'a>, KmsError> {
-        let known = self.kms.state.read().alias_target(home, name);
+        let known = self.kms.state.alias_target(home, name);
         let key = match known {
             Some(key) => key,
             None if home != self.home() => return Err(invalid_id(name)),

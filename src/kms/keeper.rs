@@ -17,6 +17,7 @@ use super::caller::{Caller, Source};
 use super::clock::{Clock, SystemClock};
 use super::failure::Failure;
 use super::faults::Fault;
+use super::home::Home;
 use super::http::{Answer, Call, Origin, Service};
 use super::iam::{IamReply, Signer};
 use super::metrics::{Gauges, Metrics};
@@ -71,12 +72,33 @@ impl Keeper {
             audit: Arc::clone(&audit) as _,
             clock: Arc::new(SystemClock),
         };
-        let kms = Kms::open(parts).map_err(|error| match error {
-            LoadError::Store(error) => Failure::Store(error),
-            error @ LoadError::Record { .. } => Failure::Store(StoreError::Tampered(error.to_string())),
-        })?;
+        let kms = Kms::open(parts).map_err(load_failure)?;
         let kms = kms.bounded_by(Quotas::new(bounds.quotas), bounds.faults.clone());
         Ok(Self { kms, settings, audit, peers, metrics: Metrics::default(), bounds })
+    }
+
+    /// Reads the records that `open` has left, beside the calls. After an error nothing is answered any more.
+    pub fn read_rest(&self) -> Result<(), Failure> {
+        self.kms.read_rest().map_err(load_failure)
+    }
+
+    /// Stores what keys were last used for.
+    pub fn store_last_usage(&self) {
+        if let Err(error) = self.kms.store_last_usage() {
+            log::error!("the last uses of keys could not be stored: {error}");
+        }
+    }
+
+    /// Whether that has not come to its end yet.
+    pub fn is_reading(&self) -> bool {
+        self.kms.is_reading()
+    }
+
+    /// Prepares the next start: at the end, or when nothing has changed since this was last called.
+    pub fn vouch(&self, is_end: bool) {
+        if let Err(error) = self.kms.vouch(is_end) {
+            log::error!("the next start will read every row first: {error}");
+        }
     }
 
     /// Does what has come due: deletions, rotations.
@@ -151,8 +173,18 @@ impl Keeper {
     fn seed_key(&self, key: &super::seed::SeedKey) -> Result<(), TomlError> {
         let wrong = |error| contradiction(&format!("key {}", key.name()), &error);
         let id = key.id.as_ref().map(|text| parse_id(text)).transpose()?;
+        let own = self.settings.home();
+        let account = key.account.as_deref().unwrap_or(own.account);
+        let home = Home::new(account, key.region.as_deref().unwrap_or(own.region));
+        if !self.settings.serves(home.region) {
+            let (name, region) = (key.name(), home.region);
+            let message = format!("key {name}: region {region} is not served; name it with --region");
+            return Err(TomlError::Contradiction(message));
+        }
         let seeded = self.kms.seed_key(SeedKey {
             id,
+            account: key.account.clone(),
+            region: key.region.clone(),
             description: key.description.clone(),
             policy: key.policy.as_ref().map(super::seed::Document::text),
             tags: key
@@ -173,12 +205,12 @@ impl Keeper {
         };
         let Some(days) = key.rotation_days else { return Ok(()) };
         let request = json!({ "KeyId": made.to_string(), "RotationPeriodInDays": days });
-        self.make(Operation::EnableKeyRotation, &request).map(|_| ()).map_err(wrong)
+        self.make(home, Operation::EnableKeyRotation, &request).map(|_| ()).map_err(wrong)
     }
 
     /// A call of the daemon itself; `false` when what it makes is there already.
-    fn make(&self, operation: Operation, request: &Value) -> Result<bool, KmsError> {
-        let caller = Caller::internal(self.settings.home());
+    fn make(&self, home: Home<'_>, operation: Operation, request: &Value) -> Result<bool, KmsError> {
+        let caller = Caller::internal(home);
         let body = Zeroizing::new(request.to_string());
         let Reply { body, error, .. } = self.kms.handle(&caller, operation.target(), body.as_bytes());
         match error {
@@ -218,16 +250,12 @@ impl Keeper {
             via_service: call.via_service.map(|name| format!("{name}.{region}.amazonaws.com")),
         })
     }
-}
 
-impl Service for Keeper {
-    fn call(&self, call: &Call<'_>) -> Answer {
+    fn answer(&self, call: &Call<'_>) -> Answer {
         let Some(caller) = self.caller(call) else {
             let error =
                 KmsError::new(ErrorCode::MissingAuthenticationTokenException, "Missing Authentication Token");
-            let request_id = crate::api::uuid_text(crate::crypto::random_array());
-            let (status, body) = call.wire.error(&error, &request_id);
-            return Answer { status, body, request_id };
+            return refusal(call, &error);
         };
         let begin = Instant::now();
         if let Wire::Query { json } = call.wire {
@@ -239,6 +267,17 @@ impl Service for Keeper {
         let Reply { status, body, request_id, error } = self.kms.handle(&caller, call.target, call.body);
         self.metrics.count(Operation::from_target(call.target), error, begin.elapsed());
         Answer { status, body, request_id }
+    }
+}
+
+impl Service for Keeper {
+    fn call(&self, call: &Call<'_>) -> Answer {
+        let answer = self.answer(call);
+        if self.kms.is_broken() {
+            // What was found may rest on a record that somebody put there.
+            return refusal(call, &KmsError::new(ErrorCode::KMSInternalException, ""));
+        }
+        answer
     }
 
     fn serves(&self, region: &str) -> bool {
@@ -260,8 +299,22 @@ impl Service for Keeper {
                 )
                 || self.bounds.faults.iter().any(|fault| fault.delays() && fault.may_hit(operation))
         };
-        self.audit.syncs_each() || Operation::from_target(target).is_some_and(slow)
+        // Until all is read, a call may have to wait for it.
+        self.audit.syncs_each() || self.kms.is_reading() || Operation::from_target(target).is_some_and(slow)
     }
+}
+
+fn load_failure(error: LoadError) -> Failure {
+    match error {
+        LoadError::Store(error) => Failure::Store(error),
+        error @ LoadError::Record { .. } => Failure::Store(StoreError::Tampered(error.to_string())),
+    }
+}
+
+fn refusal(call: &Call<'_>, error: &KmsError) -> Answer {
+    let request_id = crate::api::uuid_text(crate::crypto::random_array());
+    let (status, body) = call.wire.error(error, &request_id);
+    Answer { status, body, request_id }
 }
 
 fn parse_id(text: &str) -> Result<KeyId, TomlError> {

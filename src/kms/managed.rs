@@ -72,7 +72,7 @@ impl Call<'_> {
             &own
         };
         // Another call may have made it while this one waited.
-        if let Some(key) = kms.state.read().alias_target(self.home(), name) {
+        if let Some(key) = kms.state.alias_target(self.home(), name) {
             return Ok(Some(key));
         }
         let text = managed_policy(self.home());

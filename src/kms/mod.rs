@@ -9,6 +9,7 @@
 
 mod admin;
 mod admin_socket;
+mod alert;
 pub mod audit;
 pub mod audit_chain;
 mod audit_command;
@@ -38,6 +39,7 @@ mod guarded;
 pub mod home;
 pub mod http;
 pub mod iam;
+mod image;
 mod import_token;
 mod imports;
 mod keeper;
@@ -59,6 +61,7 @@ pub mod pipeline;
 mod places;
 pub mod policy;
 pub mod quota;
+mod records;
 mod related;
 pub mod root;
 mod seal_source;

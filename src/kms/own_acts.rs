@@ -15,7 +15,7 @@ use super::pipeline::{Kms, unrecorded};
 /// An act and the name it has in the record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OwnAct {
-    /// The managed key, or one of the seed file.
+    /// The managed key, one of the seed file, or a replica in its region.
     CreateKey,
     /// The end of a waiting time.
     DeleteKey,

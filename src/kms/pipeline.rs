@@ -6,7 +6,7 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use parking_lot::{Mutex, MutexGuard, RwLock};
+use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
@@ -28,6 +28,7 @@ use super::materials::Materials;
 use super::model::Key;
 use super::ops::{Perform, dispatch};
 use super::quota::Quotas;
+use super::records::Records;
 use super::root::Root;
 use super::state::{LoadError, State};
 use super::store::{Store, StoreError};
@@ -77,7 +78,7 @@ pub struct Kms {
     pub(super) root: Root,
     pub(super) audit: Arc<dyn Audit>,
     pub(super) clock: Arc<dyn Clock>,
-    pub(super) state: RwLock<State>,
+    pub(super) state: Records,
     pub(super) materials: Materials,
     pub(super) sessions: Sessions,
     pub(super) makers: Makers,
@@ -194,17 +195,20 @@ pub struct Reply {
 }
 
 impl Kms {
-    /// Loads all records.
+    /// Loads the records: all of them, or for now as many as it takes to begin with.
     pub fn open(parts: Parts) -> Result<Self, LoadError> {
-        let state = State::load(&*parts.store, parts.settings.home())?;
+        let state = Records::open(Arc::clone(&parts.store), parts.settings.home())?;
         let last_usage = LastUsage::new(parts.clock.now());
+        if !state.is_reading() {
+            take_uses(&last_usage, &mut state.write());
+        }
         Ok(Self {
             settings: parts.settings,
             store: parts.store,
             root: parts.root,
             audit: parts.audit,
             clock: parts.clock,
-            state: RwLock::new(state),
+            state,
             materials: Materials::default(),
             sessions: Sessions::default(),
             makers: Makers::default(),
@@ -217,7 +221,27 @@ impl Kms {
 
     /// How many keys there are, of all accounts and regions.
     pub fn key_count(&self) -> usize {
-        self.state.read().key_count()
+        self.state.read_early().key_count()
+    }
+
+    /// Reads the records that `open` has left.
+    pub fn read_rest(&self) -> Result<(), LoadError> {
+        self.state.read_rest(|state| take_uses(&self.last_usage, state))
+    }
+
+    /// Whether `read_rest` has work left.
+    pub fn is_reading(&self) -> bool {
+        self.state.is_reading()
+    }
+
+    /// Whether the store was found to be meddled with while it was read.
+    pub fn is_broken(&self) -> bool {
+        self.state.is_broken()
+    }
+
+    /// Prepares the next start.
+    pub fn vouch(&self, is_end: bool) -> Result<(), StoreError> {
+        self.store.vouch(is_end)
     }
 
     /// Everything in the store at one moment, sealed.
@@ -307,6 +331,7 @@ impl Kms {
 
     /// Waits for the right to change records.
     pub(super) fn turn(&self) -> Turn<'_> {
+        self.state.wait();
         Turn(self.writer.lock())
     }
 
@@ -315,7 +340,7 @@ impl Kms {
         if caller.is_root {
             return None;
         }
-        self.state.read().iam.identity_of(&caller.principal_arn, &caller.account)
+        self.state.read_early().iam.identity_of(&caller.principal_arn, &caller.account)
     }
 
     /// Writes the record; a call that cannot be recorded has failed.
@@ -369,6 +394,11 @@ fn contain(call: impl FnOnce() -> Result<Answer, KmsError>) -> Result<Answer, Km
         log::error!("a call ended in a fault of kmsd, which goes on serving the others");
         Err(KmsError::new(ErrorCode::KMSInternalException, ""))
     })
+}
+
+fn take_uses(last_usage: &LastUsage, state: &mut State) {
+    let (since, uses) = std::mem::take(&mut state.uses);
+    last_usage.restore(since, uses);
 }
 
 /// What a caller is told whose call has no place in the log, or no record.

@@ -141,6 +141,10 @@ pub struct SeedAccessKey {
 pub struct SeedKey {
     /// Its id, a UUID, or `mrk-` and 32 hexadecimal digits. Without one its first alias tells it.
     pub id: Option<String>,
+    /// The account it belongs to; the store's own where absent.
+    pub account: Option<String>,
+    /// The region it lives in, one that is served; the store's own where absent.
+    pub region: Option<String>,
     /// Its aliases, each with the prefix `alias/`.
     #[serde(default)]
     pub aliases: Vec<String>,
@@ -203,6 +207,11 @@ impl Drop for SecretText {
 }
 
 impl SeedKey {
+    /// Account and region, where they are told.
+    fn home(&self) -> (Option<&str>, Option<&str>) {
+        (self.account.as_deref(), self.region.as_deref())
+    }
+
     /// What messages call it.
     pub fn name(&self) -> &str {
         self.id.as_ref().or(self.aliases.first()).map_or("without a name", String::as_str)
@@ -246,12 +255,13 @@ impl Seed {
             self.policies.iter().map(|policy| (policy.account.as_deref(), policy.name.as_str())),
         )?;
         let access_keys = self.users.iter().flat_map(|user| &user.access_keys);
-        no_twins("access key", access_keys.map(|key| (None, key.id.as_str())))?;
-        no_twins("key", self.keys.iter().filter_map(|key| key.id.as_deref()).map(|id| (None, id)))?;
+        no_twins("access key", access_keys.map(|key| ((), key.id.as_str())))?;
+        no_twins("key", self.keys.iter().filter_map(|key| Some((key.home(), key.id.as_deref()?))))?;
         if self.keys.iter().any(|key| key.id.is_none() && key.aliases.is_empty()) {
             return Err(TomlError::Contradiction("a key has neither an id nor an alias".into()));
         }
-        no_twins("alias", self.keys.iter().flat_map(|key| &key.aliases).map(|alias| (None, alias.as_str())))?;
+        let aliases = self.keys.iter().flat_map(|key| key.aliases.iter().map(|alias| (key.home(), &**alias)));
+        no_twins("alias", aliases)?;
         self.keys.iter().try_for_each(|key| key.material_bytes().map(|_| ()))
     }
 }
@@ -278,10 +288,10 @@ impl SeedEntity {
     }
 }
 
-/// Names in an account; where none is told, they share one.
-fn no_twins<'a>(
+/// Names in a home; where none is told, they share one.
+fn no_twins<'a, H: std::hash::Hash + Eq>(
     what: &str,
-    names: impl Iterator<Item = (Option<&'a str>, &'a str)>,
+    names: impl Iterator<Item = (H, &'a str)>,
 ) -> Result<(), TomlError> {
     let mut seen = std::collections::HashSet::new();
     for (account, name) in names {

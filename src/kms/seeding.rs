@@ -5,6 +5,7 @@
 use crate::api::{ErrorCode, KeyId, KeyManager, KmsError, Origin, Tag};
 use crate::crypto::{MaterialBytes, random_array};
 
+use super::home::Home;
 use super::model::AliasRecord;
 use super::ops::{NewKey, check_tags, compile_key_policy, default_policy};
 use super::pipeline::Kms;
@@ -14,6 +15,10 @@ use super::pipeline::Kms;
 pub struct SeedKey {
     /// Its id; made where absent.
     pub id: Option<KeyId>,
+    /// The account it belongs to; the daemon's own where absent.
+    pub account: Option<String>,
+    /// The region it lives in; the daemon's own where absent.
+    pub region: Option<String>,
     /// For people.
     pub description: String,
     /// Its policy; the default one where absent.
@@ -40,7 +45,11 @@ pub enum Seeded {
 impl Kms {
     /// Makes the key `seed` describes, unless it is there.
     pub fn seed_key(&self, seed: SeedKey) -> Result<Seeded, KmsError> {
-        let (turn, home) = (self.turn(), self.settings.home());
+        let (turn, own) = (self.turn(), self.settings.home());
+        let home = Home::new(
+            seed.account.as_deref().unwrap_or(own.account),
+            seed.region.as_deref().unwrap_or(own.region),
+        );
         if let Some(id) = seed.id
             && self.key(home, id).is_some()
         {
@@ -51,7 +60,7 @@ impl Kms {
         {
             return Ok(Seeded::Destroyed(id));
         }
-        let by_alias = seed.aliases.first().and_then(|name| self.state.read().alias_target(home, name));
+        let by_alias = seed.aliases.first().and_then(|name| self.state.alias_target(home, name));
         if let Some(key) = by_alias {
             return Ok(Seeded::Present(key.record.id));
         }

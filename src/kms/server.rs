@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::logging::RateLimit;
 
+use super::alert::Alert;
 use super::guarded::Guarded;
 use super::http::{BUSY, Front, Origin};
 use super::listen::{ListenError, bind_tcp, bind_unix};
@@ -227,12 +228,15 @@ async fn serve_arriving(
     load: &Arc<AtomicUsize>,
 ) {
     let mut ended = hub.ended.clone();
+    let alert = Arc::new(Alert::new());
+    let (looks, connections) = (Arc::clone(&alert), Arc::clone(load));
+    tokio::spawn(async move { looks.keep(&connections).await });
     loop {
         tokio::select! {
             Some(accepted) = arriving.recv() => {
-                let (hub, load) = (Arc::clone(hub), Arc::clone(load));
+                let (hub, load, alert) = (Arc::clone(hub), Arc::clone(load), Arc::clone(&alert));
                 tokio::spawn(async move {
-                    serve_accepted(&hub, accepted).await;
+                    serve_accepted(&hub, accepted, &alert).await;
                     load.fetch_sub(1, Ordering::Relaxed);
                 });
             }
@@ -241,16 +245,16 @@ async fn serve_arriving(
     }
 }
 
-async fn serve_accepted(hub: &Hub, accepted: Accepted) {
+async fn serve_accepted(hub: &Hub, accepted: Accepted, alert: &Alert) {
     let Accepted { stream, origin, place } = accepted;
     let served = match stream {
         Stream::Unix(stream) => match UnixStream::from_std(stream) {
-            Ok(stream) => serve_connection(hub, stream, &origin).await,
+            Ok(stream) => serve_connection(hub, stream, &origin, alert).await,
             Err(error) => Err(error.to_string()),
         },
         Stream::Tcp(stream) => match (TcpStream::from_std(stream), &hub.tls) {
-            (Ok(stream), None) => serve_connection(hub, stream, &origin).await,
-            (Ok(stream), Some(tls)) => serve_tls(hub, tls, stream, &origin).await,
+            (Ok(stream), None) => serve_connection(hub, stream, &origin, alert).await,
+            (Ok(stream), Some(tls)) => serve_tls(hub, tls, stream, &origin, alert).await,
             (Err(error), _) => Err(error.to_string()),
         },
     };
@@ -261,19 +265,28 @@ async fn serve_accepted(hub: &Hub, accepted: Accepted) {
     drop(place);
 }
 
-async fn serve_tls(hub: &Hub, tls: &Tls, stream: TcpStream, origin: &Origin) -> Result<(), String> {
+async fn serve_tls(
+    hub: &Hub,
+    tls: &Tls,
+    stream: TcpStream,
+    origin: &Origin,
+    alert: &Alert,
+) -> Result<(), String> {
     let handshake = tokio::time::timeout(hub.limits.handshake_timeout, tls.acceptor().accept(stream)).await;
     let stream =
         handshake.map_err(|_| "the TLS handshake took too long")?.map_err(|error| error.to_string())?;
-    serve_connection(hub, stream, origin).await
+    serve_connection(hub, stream, origin, alert).await
 }
 
-async fn serve_connection<S>(hub: &Hub, stream: S, origin: &Origin) -> Result<(), String>
+async fn serve_connection<S>(hub: &Hub, stream: S, origin: &Origin, alert: &Alert) -> Result<(), String>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let answer =
-        service_fn(|request| async move { Ok::<_, Infallible>(hub.front.answer(origin, request).await) });
+    let answer = service_fn(|request| async move {
+        let answer = hub.front.answer(origin, request).await;
+        alert.answered();
+        Ok::<_, Infallible>(answer)
+    });
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())

@@ -12,12 +12,15 @@
 //!             mac  = HMAC(head key, "db" || counter u64 LE || rows u64 LE || XOR of all terms)
 //! file head:   0 8 magic "KMSDHEAD" | 8 8 counter LE | 16 32 HMAC(head key, "file" || counter u64 LE)
 //! ```
+//! Opening reads and checks every row, unless the file's `image` vouches for all of them at once; then they are checked
+//! one by one as they are read, and together by the sweep that reads them all.
+//!
 //! The counter grows with every commit and is also kept in the file `head` beside the database, written after it:
 //! a database older than that file was put back. Terms are secret, so that no set of old rows can be made to fit.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -25,7 +28,8 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
 
 use crate::crypto::{StoreKeys, constant_time_eq};
 
-use super::sqlite_check::{check_identity, check_rows, check_schema, migrate};
+use super::image;
+use super::sqlite_check::{check_head, check_identity, check_rows, check_schema, migrate, stored_head};
 use super::store::{Change, Row, Store, StoreError, Table, check_size};
 
 /// Version 2 added the table `latest`.
@@ -36,6 +40,8 @@ const DATABASE: &str = "store.db";
 const HEAD_FILE: &str = "head";
 const HEAD_MAGIC: &[u8; 8] = b"KMSDHEAD";
 const HEAD_FILE_LEN: usize = 48;
+/// Rows that are read with one hold of the lock: those who wait for single rows come in between.
+const PAGE: usize = 512;
 
 pub(super) const SCHEMA: &str = "
     CREATE TABLE row (
@@ -58,8 +64,17 @@ pub struct SqliteStore {
 
 struct Inner {
     database: Connection,
+    /// The database's file. Closed after the connection: closing any descriptor of a file drops the locks on it.
+    file: File,
+    dir: PathBuf,
     keys: StoreKeys,
+    /// Its digest is known when the rows are checked.
     head: Head,
+    is_checked: bool,
+    /// The counter that the image is of, when it is known.
+    image: Option<u64>,
+    /// The counter when an image was last thought of.
+    seen: u64,
     head_file: File,
     /// Set when a commit failed and what is on disk could not be read: the head before it may be there, or the next.
     latched: bool,
@@ -101,7 +116,7 @@ impl SqliteStore {
             .execute("INSERT INTO head (one, counter, rows, mac) VALUES (1, ?1, ?2, ?3)", values)
             .map_err(io)?;
         let head_file = head_file(dir, true)?;
-        let mut inner = Inner { database, keys, head, head_file, latched: false, due: Due::default() };
+        let mut inner = Inner::new(dir, (database, database_file(dir)?), keys, head, head_file);
         inner.write_head_file()?;
         File::open(dir).and_then(|d| d.sync_all()).map_err(|e| StoreError::Io(e.to_string()))?;
         Ok(Self { inner: Mutex::new(inner) })
@@ -109,18 +124,46 @@ impl SqliteStore {
 
     /// Opens the store in `dir` and checks every row.
     pub fn open(dir: &Path, keys: StoreKeys) -> Result<Self, StoreError> {
+        let file = database_file(dir)?;
+        Self::open_checked(dir, keys, file)
+    }
+
+    /// Opens the store in `dir`. Where its image vouches for the whole file, the rows are left to a sweep, which has to
+    /// come before the first commit.
+    pub fn open_at_rest(dir: &Path, keys: StoreKeys) -> Result<Self, StoreError> {
+        // Before the connection: what it would close afterwards would take its locks along.
+        let (file, head_file) = (database_file(dir)?, head_file(dir, false)?);
+        let is_vouched_for =
+            read_head_file(&head_file, &keys).is_ok_and(|counter| image::vouches(dir, &keys, &file, counter));
+        if !is_vouched_for {
+            return Self::open_checked(dir, keys, file);
+        }
+        let database = connect(dir, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        if check_identity(&database)? != FORMAT {
+            drop(database);
+            return Self::open_checked(dir, keys, file);
+        }
+        check_schema(&database, FORMAT)?;
+        let (counter, rows, _) = stored_head(&database)?;
+        let head = Head { counter, rows, digest: [0; 32] };
+        let mut inner = Inner::new(dir, (database, file), keys, head, head_file);
+        (inner.is_checked, inner.image) = (false, Some(counter));
+        Ok(Self { inner: Mutex::new(inner) })
+    }
+
+    fn open_checked(dir: &Path, keys: StoreKeys, file: File) -> Result<Self, StoreError> {
         let database = connect(dir, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         let format = check_identity(&database)?;
         check_schema(&database, format)?;
         let head = check_rows(&database, &keys, format)?;
         migrate(&database, format)?;
         let head_file = head_file(dir, false)?;
-        let mut inner = Inner { database, keys, head, head_file, latched: false, due: Due::default() };
-        if inner.read_head_file()? > inner.head.counter {
+        if read_head_file(&head_file, &keys)? > head.counter {
             return Err(StoreError::Tampered(
                 "store.db is older than its head: an old copy was put back".into(),
             ));
         }
+        let mut inner = Inner::new(dir, (database, file), keys, head, head_file);
         inner.write_head_file()?;
         Ok(Self { inner: Mutex::new(inner) })
     }
@@ -129,19 +172,40 @@ impl SqliteStore {
 impl Store for SqliteStore {
     fn load(&self, table: Table) -> Result<Vec<Row>, StoreError> {
         let inner = self.inner.lock();
-        let mut query = inner
-            .database
-            .prepare_cached("SELECT id, body, mac FROM row WHERE tbl = ?1 ORDER BY id")
-            .map_err(io)?;
-        let mut found = query.query([table.number()]).map_err(io)?;
-        let mut rows = Vec::new();
-        while let Some(row) = found.next().map_err(io)? {
-            let (id, body): (String, Vec<u8>) = (row.get(0).map_err(io)?, row.get(1).map_err(io)?);
-            let mac: Vec<u8> = row.get(2).map_err(io)?;
-            check_mac(&inner.keys, table.number(), &id, &body, &mac)?;
-            rows.push(Row { id, body });
+        inner.rows(
+            table,
+            "SELECT id, body, mac FROM row WHERE tbl = ?1 ORDER BY id",
+            [table.number()],
+            |_, _| (),
+        )
+    }
+
+    fn get(&self, table: Table, id: &str) -> Result<Option<Row>, StoreError> {
+        let inner = self.inner.lock();
+        let text = "SELECT id, body, mac FROM row WHERE tbl = ?1 AND id = ?2";
+        inner.rows(table, text, params![table.number(), id], |_, _| ()).map(|mut rows| rows.pop())
+    }
+
+    fn sweep(&self, tables: &[Table], take: &mut dyn FnMut(Table, Vec<Row>)) -> Result<(), StoreError> {
+        let mut found = Head { counter: 0, rows: 0, digest: [0; 32] };
+        for table in tables {
+            let mut after = String::new();
+            loop {
+                let page = self.inner.lock().page(*table, &after, &mut found)?;
+                let Some(last) = page.last() else { break };
+                after.clone_from(&last.id);
+                take(*table, page);
+            }
         }
-        Ok(rows)
+        self.inner.lock().end_sweep(found)
+    }
+
+    fn is_checked(&self) -> bool {
+        self.inner.lock().is_checked
+    }
+
+    fn vouch(&self, is_end: bool) -> Result<(), StoreError> {
+        self.inner.lock().vouch(is_end)
     }
 
     fn commit(&self, changes: &[Change]) -> Result<(), StoreError> {
@@ -151,7 +215,79 @@ impl Store for SqliteStore {
 }
 
 impl Inner {
+    fn new(
+        dir: &Path,
+        (database, file): (Connection, File),
+        keys: StoreKeys,
+        head: Head,
+        head_file: File,
+    ) -> Self {
+        let (is_checked, latched, due) = (true, false, Due::default());
+        let dir = dir.to_owned();
+        Self { database, file, dir, keys, head, is_checked, image: None, seen: 0, head_file, latched, due }
+    }
+
+    /// The rows of `table` that a query for id, body and MAC finds, each authentic.
+    fn rows(
+        &self,
+        table: Table,
+        text: &str,
+        values: impl rusqlite::Params,
+        mut seen: impl FnMut(&str, &[u8]),
+    ) -> Result<Vec<Row>, StoreError> {
+        let mut query = self.database.prepare_cached(text).map_err(io)?;
+        let mut found = query.query(values).map_err(io)?;
+        let mut rows = Vec::new();
+        while let Some(row) = found.next().map_err(io)? {
+            let (id, body): (String, Vec<u8>) = (row.get(0).map_err(io)?, row.get(1).map_err(io)?);
+            let mac: Vec<u8> = row.get(2).map_err(io)?;
+            check_mac(&self.keys, table.number(), &id, &body, &mac)?;
+            seen(&id, &mac);
+            rows.push(Row { id, body });
+        }
+        Ok(rows)
+    }
+
+    /// The next rows of `table` behind `after`; they are counted in `found`.
+    fn page(&self, table: Table, after: &str, found: &mut Head) -> Result<Vec<Row>, StoreError> {
+        let text = "SELECT id, body, mac FROM row WHERE tbl = ?1 AND id > ?2 ORDER BY id LIMIT ?3";
+        let values = params![table.number(), after, PAGE as i64];
+        let rows = self.rows(table, text, values, |id, mac| {
+            mix(&mut found.digest, &term(&self.keys, table.number(), id, mac));
+        })?;
+        found.rows += rows.len() as u64;
+        Ok(rows)
+    }
+
+    /// Holds what a sweep has found against the head.
+    fn end_sweep(&mut self, found: Head) -> Result<(), StoreError> {
+        if !self.is_checked {
+            self.head = check_head(&self.database, &self.keys, FORMAT, found)?;
+            self.is_checked = true;
+        }
+        Ok(())
+    }
+
+    /// Writes the image of the file as it is now, unless it is written.
+    fn vouch(&mut self, is_end: bool) -> Result<(), StoreError> {
+        let is_quiet = std::mem::replace(&mut self.seen, self.head.counter) == self.head.counter;
+        if !(is_end || is_quiet) || self.latched || !self.is_checked || self.image == Some(self.head.counter)
+        {
+            return Ok(());
+        }
+        self.finish()?;
+        self.forget_old_pages()?;
+        let counter = self.head.counter;
+        image::take(&self.dir, &self.keys, &self.file, counter)
+            .map_err(|error| StoreError::Io(format!("the image of store.db: {error}")))?;
+        self.image = Some(counter);
+        Ok(())
+    }
+
     fn commit(&mut self, changes: &[Change]) -> Result<(), StoreError> {
+        if !self.is_checked {
+            return Err(StoreError::Io("its rows have not all been checked yet".into()));
+        }
         self.recover()?;
         self.finish()?;
         let next = match self.write(changes) {
@@ -254,17 +390,22 @@ impl Inner {
         let written = self.head_file.write_all_at(&bytes, 0).and_then(|()| self.head_file.sync_data());
         written.map_err(|error| StoreError::Io(format!("{HEAD_FILE}: {error}")))
     }
+}
 
-    fn read_head_file(&self) -> Result<u64, StoreError> {
-        let mut bytes = [0; HEAD_FILE_LEN];
-        let damaged = || StoreError::Tampered(format!("the file {HEAD_FILE} does not belong to this store"));
-        self.head_file.read_exact_at(&mut bytes, 0).map_err(|_| damaged())?;
-        let authentic = constant_time_eq(&self.keys.head.sign(&[b"file", &bytes[8..16]]), &bytes[16..]);
-        if &bytes[..8] != HEAD_MAGIC || !authentic {
-            return Err(damaged());
-        }
-        Ok(u64::from_le_bytes(bytes[8..16].try_into().expect("eight bytes")))
+/// The counter in the head file.
+fn read_head_file(file: &File, keys: &StoreKeys) -> Result<u64, StoreError> {
+    let mut bytes = [0; HEAD_FILE_LEN];
+    let damaged = || StoreError::Tampered(format!("the file {HEAD_FILE} does not belong to this store"));
+    file.read_exact_at(&mut bytes, 0).map_err(|_| damaged())?;
+    let authentic = constant_time_eq(&keys.head.sign(&[b"file", &bytes[8..16]]), &bytes[16..]);
+    if &bytes[..8] != HEAD_MAGIC || !authentic {
+        return Err(damaged());
     }
+    Ok(u64::from_le_bytes(bytes[8..16].try_into().expect("eight bytes")))
+}
+
+fn database_file(dir: &Path) -> Result<File, StoreError> {
+    File::open(dir.join(DATABASE)).map_err(|error| StoreError::Io(format!("{DATABASE}: {error}")))
 }
 
 fn connect(dir: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
@@ -505,6 +646,93 @@ mod tests {
         scratch.meddle(&format!("{attach} INSERT INTO row SELECT * FROM other.kept"));
         let told = scratch.open().unwrap_err().to_string();
         assert!(told.contains("row \"b\" of table Key was added"), "{told}");
+    }
+
+    fn at_rest(scratch: &Scratch) -> Result<SqliteStore, StoreError> {
+        SqliteStore::open_at_rest(&scratch.0, keys(1))
+    }
+
+    /// With an image, as a daemon leaves it.
+    fn resting() -> Scratch {
+        let scratch = filled();
+        scratch.open().unwrap().vouch(true).unwrap();
+        scratch
+    }
+
+    fn sweep(store: &SqliteStore) -> Result<usize, StoreError> {
+        let mut count = 0;
+        store.sweep(&Table::ALL, &mut |_, rows| count += rows.len()).map(|()| count)
+    }
+
+    #[test]
+    fn a_store_at_rest_is_opened_without_its_rows_and_checked_by_a_sweep() {
+        let scratch = resting();
+        let store = at_rest(&scratch).unwrap();
+        assert!(!store.is_checked());
+        assert_eq!(store.get(Table::Key, "b").unwrap().unwrap().body, b"two");
+        assert_eq!(store.get(Table::Key, "z").unwrap(), None);
+        assert!(matches!(store.commit(&[put(Table::Key, "b", b"new")]), Err(StoreError::Io(_))));
+        assert_eq!(sweep(&store), Ok(4));
+        assert!(store.is_checked());
+        store.commit(&[put(Table::Key, "b", b"newer")]).unwrap();
+        drop(store);
+        // Killed now, it has no image of what was committed last.
+        assert!(at_rest(&scratch).unwrap().is_checked());
+        assert_eq!(scratch.open().unwrap().load(Table::Key).unwrap()[1].body, b"newer");
+    }
+
+    #[test]
+    fn an_image_is_made_while_nothing_changes() {
+        let scratch = filled();
+        let store = scratch.open().unwrap();
+        store.vouch(false).unwrap();
+        assert!(!scratch.0.join("image").exists(), "something may have changed a moment ago");
+        store.vouch(false).unwrap();
+        drop(store);
+        assert!(!at_rest(&scratch).unwrap().is_checked());
+    }
+
+    #[test]
+    fn every_change_of_a_store_at_rest_is_noticed_and_named_when_it_is_opened() {
+        for (sql, told) in [
+            ("UPDATE row SET body = x'00' WHERE id = 'b'", "row \"b\" of table Key was edited"),
+            ("DELETE FROM row WHERE id = 'b'", "row \"b\" of table Key was removed"),
+            ("UPDATE head SET counter = counter + 1", "rows were added, removed or put back"),
+        ] {
+            let scratch = resting();
+            scratch.meddle(sql);
+            let found = at_rest(&scratch).map(|_| ()).unwrap_err().to_string();
+            assert!(found.contains(told), "{sql}: {found}");
+        }
+        for planted in ["store.db-wal", "store.db-journal"] {
+            let scratch = resting();
+            std::fs::write(scratch.0.join(planted), b"not empty").unwrap();
+            assert!(at_rest(&scratch).map_or(true, |store| store.is_checked()), "{planted}");
+        }
+        let scratch = resting();
+        let mut image = std::fs::read(scratch.0.join("image")).unwrap();
+        *image.last_mut().unwrap() ^= 1;
+        std::fs::write(scratch.0.join("image"), image).unwrap();
+        assert!(at_rest(&scratch).unwrap().is_checked(), "a bad image says nothing");
+    }
+
+    #[test]
+    fn a_row_put_back_behind_the_opening_is_named_by_the_sweep() {
+        let scratch = filled();
+        let store = scratch.open().unwrap();
+        let old = "SELECT body, mac FROM row WHERE id = 'b'";
+        let read = |row: &rusqlite::Row<'_>| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, Vec<u8>>(1)?));
+        let (body, mac) = store.inner.lock().database.query_row(old, [], read).unwrap();
+        store.commit(&[put(Table::Key, "b", b"newer")]).unwrap();
+        store.vouch(true).unwrap();
+        drop(store);
+        let store = at_rest(&scratch).unwrap();
+        assert!(!store.is_checked());
+        let back = "UPDATE row SET body = ?1, mac = ?2 WHERE id = 'b'";
+        store.inner.lock().database.execute(back, params![body, mac]).unwrap();
+        let told = sweep(&store).unwrap_err().to_string();
+        assert!(told.contains("row \"b\" of table Key was put back to an older state"), "{told}");
+        assert!(!store.is_checked());
     }
 
     #[test]

@@ -66,17 +66,33 @@ pub(super) fn check_rows(database: &Connection, keys: &StoreKeys, format: u32) -
             return Err(StoreError::TooLarge(format!("more than {MAX_ROWS} rows")));
         }
     }
-    let stored: Option<(i64, i64, Vec<u8>)> = database
-        .query_row("SELECT counter, rows, mac FROM head WHERE one = 1", [], |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-        })
+    check_head(database, keys, format, head)
+}
+
+/// Counter, number of rows and MAC of the head in the database.
+pub(super) fn stored_head(database: &Connection) -> Result<(u64, u64, Vec<u8>), StoreError> {
+    let numbers = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get(2)?));
+    let stored = database.query_row("SELECT counter, rows, mac FROM head WHERE one = 1", [], numbers);
+    let (counter, rows, mac) = stored
         .optional()
-        .map_err(io)?;
-    let Some((counter, rows, mac)) = stored else {
-        return Err(StoreError::Tampered("the head of store.db is missing".into()));
-    };
-    head.counter = counter as u64;
-    if rows as u64 != head.rows || !constant_time_eq(&head_mac(keys, &head), &mac) {
+        .map_err(io)?
+        .ok_or_else(|| StoreError::Tampered("the head of store.db is missing".into()))?;
+    Ok((counter as u64, rows as u64, mac))
+}
+
+/// Holds the rows that were found, with their digest, against the head.
+pub(super) fn check_head(
+    database: &Connection,
+    keys: &StoreKeys,
+    format: u32,
+    found: Head,
+) -> Result<Head, StoreError> {
+    let (counter, rows, mac) = stored_head(database)?;
+    let head = Head { counter, ..found };
+    // Rows of a table that nobody reads count too.
+    let all: i64 = database.query_row("SELECT count(*) FROM row", [], |row| row.get(0)).map_err(io)?;
+    let is_whole = rows == head.rows && all as u64 == head.rows;
+    if !is_whole || !constant_time_eq(&head_mac(keys, &head), &mac) {
         let named = if format >= 2 { name_change(database)? } else { None };
         let what = named.unwrap_or_else(|| "rows were added, removed or put back".into());
         return Err(StoreError::Tampered(what));

@@ -1,17 +1,19 @@
 //! Everything the daemon knows, in memory: loaded from the store at start, replaced record by record on changes.
 //!
-//! Read by every call under a short shared lock; records are handed out as `Arc`s and never copied.
+//! Read by every call, through `records`, under a short shared lock; records are handed out as `Arc`s and never copied.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use parking_lot::RwLock;
 use serde::de::DeserializeOwned;
 
-use crate::api::KeyId;
+use crate::api::{KeyId, Timestamp};
 
-use super::grants::Grants;
+use super::grants::{GrantRecord, Grants};
 use super::home::Home;
 use super::iam::{AccessKeyRecord, Directory, EntityRecord};
+use super::last_usage::{LastUse, SINCE_ROW, UseRecord};
 use super::model::{AliasRecord, Key, KeyRecord, Tombstone, Version, material_row};
 use super::policy::Policy;
 use super::store::{Row, Store, StoreError, Table};
@@ -32,6 +34,8 @@ pub struct State {
     pub destroyed: BTreeSet<String>,
     /// Numbers that only rise, by owner.
     pub marks: BTreeMap<String, i64>,
+    /// Since when uses of keys are known, and the last one of each, by ARN; taken by `last_usage`.
+    pub uses: (Option<Timestamp>, Vec<(String, LastUse)>),
 }
 
 /// What lives in one home.
@@ -81,38 +85,15 @@ impl From<StoreError> for LoadError {
 impl State {
     /// Loads everything. `own` is the home of records that do not tell theirs.
     pub fn load(store: &dyn Store, own: Home<'_>) -> Result<Self, LoadError> {
-        let mut state = Self::default();
-        let mut tokens: BTreeMap<String, Vec<u8>> =
-            store.load(Table::Material)?.into_iter().map(|row| (row.id, row.body)).collect();
-        for row in store.load(Table::Key)? {
-            let record: KeyRecord = record(Table::Key, &row)?;
-            let key = load_key(record, &row.id, own, &mut tokens)
-                .map_err(|reason| bad(Table::Key, &row, reason))?;
-            state.put_key(&Arc::new(key));
-        }
-        for row in store.load(Table::Alias)? {
-            let mut alias: AliasRecord = record(Table::Alias, &row)?;
-            if alias.account.is_empty() {
-                (alias.account, alias.region) = (own.account.to_owned(), own.region.to_owned());
-            }
-            check_row(&row.id, alias.home(), own, &alias.name)
-                .map_err(|reason| bad(Table::Alias, &row, reason))?;
-            state.put_alias(&Arc::new(alias));
-        }
-        state.iam = load_iam(store, own)?;
-        for row in store.load(Table::Grant)? {
-            state.grants.insert(record(Table::Grant, &row)?);
-        }
-        for row in store.load(Table::Tombstone)? {
-            let tombstone: Tombstone = record(Table::Tombstone, &row)?;
-            state.destroyed.insert(tombstone.arn);
-        }
-        for row in store.load(Table::Setting)? {
-            if let Some(owner) = row.id.strip_prefix(MARK_PREFIX) {
-                state.marks.insert(owner.to_owned(), record(Table::Setting, &row)?);
-            }
-        }
-        Ok(state)
+        let state = Self { iam: load_iam(store, own)?, ..Self::default() };
+        let state = RwLock::new(state);
+        fill(&state, store, own, &|| false)?;
+        Ok(state.into_inner())
+    }
+
+    /// No more than what tells who calls.
+    pub fn load_identities(store: &dyn Store, own: Home<'_>) -> Result<Self, LoadError> {
+        Ok(Self { iam: load_iam(store, own)?, ..Self::default() })
     }
 
     /// What lives in `home`.
@@ -136,6 +117,12 @@ impl State {
         self.realm_mut(key.record.home()).keys.insert(key.record.id, Arc::clone(key));
     }
 
+    /// Puts a key in place unless one is there. The one that is there now.
+    pub fn put_new_key(&mut self, key: Key) -> Arc<Key> {
+        let realm = self.realm_mut(key.record.home());
+        Arc::clone(realm.keys.entry(key.record.id).or_insert_with(|| Arc::new(key)))
+    }
+
     /// Puts an alias in place.
     pub fn put_alias(&mut self, alias: &Arc<AliasRecord>) {
         self.realm_mut(alias.home()).aliases.insert(alias.name.clone(), Arc::clone(alias));
@@ -146,13 +133,9 @@ impl State {
         self.realm(home).keys.get(&id).cloned()
     }
 
-    /// The key `id` of that region, in the home's account before any other.
-    pub fn key_in_region(&self, home: Home<'_>, id: KeyId) -> Option<Arc<Key>> {
-        let own = self.key(home, id);
-        own.or_else(|| {
-            let accounts = self.realms.get(home.region)?;
-            accounts.values().find_map(|realm| realm.keys.get(&id)).cloned()
-        })
+    /// The key `id` of that region, in any account.
+    pub fn key_in_region(&self, region: &str, id: KeyId) -> Option<Arc<Key>> {
+        self.realms.get(region)?.values().find_map(|realm| realm.keys.get(&id)).cloned()
     }
 
     /// The keys `id` of `account` in every region, by region.
@@ -175,6 +158,133 @@ impl State {
     pub fn alias_target(&self, home: Home<'_>, name: &str) -> Option<Arc<Key>> {
         let realm = self.realm(home);
         realm.keys.get(&realm.aliases.get(name)?.target).cloned()
+    }
+}
+
+/// Fills `state`, which has its identities, with everything else; it is locked for a page of rows at a time. What is
+/// there already stays. Ends early, with no error, when `is_over` says so.
+pub(super) fn fill(
+    state: &RwLock<State>,
+    store: &dyn Store,
+    own: Home<'_>,
+    is_over: &dyn Fn() -> bool,
+) -> Result<(), LoadError> {
+    // Material before the keys that have it.
+    const ORDER: [Table; Table::ALL.len()] = [
+        Table::Material,
+        Table::Key,
+        Table::Alias,
+        Table::Grant,
+        Table::Tombstone,
+        Table::Setting,
+        Table::Domain,
+        Table::User,
+        Table::AccessKey,
+        Table::Policy,
+        Table::LastUse,
+    ];
+    let (mut tokens, mut outcome) = (BTreeMap::new(), Ok(()));
+    store.sweep(&ORDER, &mut |table, rows| {
+        if outcome.is_ok() && !is_over() {
+            outcome = take(state, table, rows, own, &mut tokens);
+        }
+    })?;
+    outcome
+}
+
+fn take(
+    state: &RwLock<State>,
+    table: Table,
+    rows: Vec<Row>,
+    own: Home<'_>,
+    tokens: &mut BTreeMap<String, Vec<u8>>,
+) -> Result<(), LoadError> {
+    match table {
+        Table::Material => tokens.extend(rows.into_iter().map(|row| (row.id, row.body))),
+        Table::Key => {
+            let key = |row: &Row| read_key(row, own, |id| Ok(tokens.remove(id)));
+            let keys: Vec<Key> = rows.iter().map(key).collect::<Result<_, _>>()?;
+            let mut state = state.write();
+            for key in keys {
+                state.put_new_key(key);
+            }
+        }
+        Table::Alias => {
+            let aliases: Vec<_> = rows.iter().map(|row| read_alias(row, own)).collect::<Result<_, _>>()?;
+            let mut state = state.write();
+            for alias in aliases {
+                state.put_alias(&Arc::new(alias));
+            }
+        }
+        Table::Grant => {
+            let grants: Vec<GrantRecord> =
+                rows.iter().map(|row| record(table, row)).collect::<Result<_, _>>()?;
+            let mut state = state.write();
+            for grant in grants {
+                state.grants.insert(grant);
+            }
+        }
+        Table::Tombstone => {
+            let mut state = state.write();
+            for row in &rows {
+                let tombstone: Tombstone = record(table, row)?;
+                state.destroyed.insert(tombstone.arn);
+            }
+        }
+        Table::Setting => {
+            let mut state = state.write();
+            for row in &rows {
+                if let Some(owner) = row.id.strip_prefix(MARK_PREFIX) {
+                    state.marks.insert(owner.to_owned(), record(table, row)?);
+                } else if row.id == SINCE_ROW {
+                    state.uses.0 = Some(record(table, row)?);
+                }
+            }
+        }
+        Table::LastUse => {
+            let mut state = state.write();
+            for row in rows {
+                let found: UseRecord = record(table, &row)?;
+                state.uses.1.extend(found.last_use().map(|last| (row.id, last)));
+            }
+        }
+        // Opened by the root, or there already.
+        Table::Domain | Table::User | Table::AccessKey | Table::Policy => {}
+    }
+    Ok(())
+}
+
+/// The key in `row`; `token` finds a row of sealed material by its id.
+pub(super) fn read_key(
+    row: &Row,
+    own: Home<'_>,
+    token: impl FnMut(&str) -> Result<Option<Vec<u8>>, StoreError>,
+) -> Result<Key, LoadError> {
+    let found: KeyRecord = record(Table::Key, row)?;
+    load_key(found, &row.id, own, token).map_err(|error| match error {
+        KeyError::Store(error) => error.into(),
+        KeyError::Record(reason) => bad(Table::Key, row, reason),
+    })
+}
+
+/// The alias in `row`.
+pub(super) fn read_alias(row: &Row, own: Home<'_>) -> Result<AliasRecord, LoadError> {
+    let mut alias: AliasRecord = record(Table::Alias, row)?;
+    if alias.account.is_empty() {
+        (alias.account, alias.region) = (own.account.to_owned(), own.region.to_owned());
+    }
+    check_row(&row.id, alias.home(), own, &alias.name).map_err(|reason| bad(Table::Alias, row, reason))?;
+    Ok(alias)
+}
+
+enum KeyError {
+    Store(StoreError),
+    Record(String),
+}
+
+impl From<String> for KeyError {
+    fn from(reason: String) -> Self {
+        Self::Record(reason)
     }
 }
 
@@ -202,8 +312,8 @@ fn load_key(
     mut record: KeyRecord,
     row: &str,
     own: Home<'_>,
-    tokens: &mut BTreeMap<String, Vec<u8>>,
-) -> Result<Key, String> {
+    mut token: impl FnMut(&str) -> Result<Option<Vec<u8>>, StoreError>,
+) -> Result<Key, KeyError> {
     if record.region.is_empty() {
         own.region.clone_into(&mut record.region);
     }
@@ -218,11 +328,12 @@ fn load_key(
     });
     let mut versions = Vec::with_capacity(record.materials.len());
     for material in &record.materials {
-        let token = tokens.remove(&material_row(row, &material.id));
+        let token = token(&material_row(row, &material.id)).map_err(KeyError::Store)?;
         if token.is_some() != material.is_present() {
-            return Err(format!("material {} is missing, or there though it should not be", material.id));
+            let reason = format!("material {} is missing, or there though it should not be", material.id);
+            return Err(reason.into());
         }
-        versions.push(Version::load(material, token).ok_or("a material id is no id")?);
+        versions.push(Version::load(material, token).ok_or_else(|| "a material id is no id".to_owned())?);
     }
     Ok(Key { record, policy, versions })
 }

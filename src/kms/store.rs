@@ -29,13 +29,15 @@ pub enum Table {
     Grant = 8,
     /// Managed policies.
     Policy = 9,
+    /// What keys were last used for.
+    LastUse = 10,
     /// Keys that were destroyed.
     Tombstone = 20,
 }
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Setting,
         Self::Domain,
         Self::Key,
@@ -45,6 +47,7 @@ impl Table {
         Self::AccessKey,
         Self::Grant,
         Self::Policy,
+        Self::LastUse,
         Self::Tombstone,
     ];
 
@@ -147,8 +150,34 @@ pub trait Store: Send + Sync {
     /// Every row of `table`, ordered by id.
     fn load(&self, table: Table) -> Result<Vec<Row>, StoreError>;
 
+    /// The row `id` of `table`.
+    fn get(&self, table: Table, id: &str) -> Result<Option<Row>, StoreError> {
+        Ok(self.load(table)?.into_iter().find(|row| row.id == id))
+    }
+
+    /// Gives every row to `take`, table by table as `tables` has them, in pages ordered by id. When it returns `Ok`,
+    /// the rows are as they were last written, all of them; until then each of them is authentic and no more.
+    fn sweep(&self, tables: &[Table], take: &mut dyn FnMut(Table, Vec<Row>)) -> Result<(), StoreError> {
+        tables.iter().try_for_each(|table| {
+            take(*table, self.load(*table)?);
+            Ok(())
+        })
+    }
+
+    /// Whether the rows were held against each other when the store was opened. If not, `sweep` has to come before
+    /// the first `commit`.
+    fn is_checked(&self) -> bool {
+        true
+    }
+
     /// Does all of `changes` or none, in order; durable when it returns `Ok`.
     fn commit(&self, changes: &[Change]) -> Result<(), StoreError>;
+
+    /// Prepares the next start, which need not read every row then: at the end, or when there was no commit since this
+    /// was last called.
+    fn vouch(&self, _is_end: bool) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
 
 /// A store that forgets at exit, for tests.

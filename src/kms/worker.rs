@@ -15,6 +15,8 @@ use super::keeper::Keeper;
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 /// How late a deletion or a rotation may be.
 const DUE_EVERY: Duration = Duration::from_secs(30);
+/// How much a daemon that is killed forgets of what keys were last used for.
+const USES_EVERY: Duration = Duration::from_mins(1);
 
 /// A running worker.
 #[derive(Debug)]
@@ -45,11 +47,17 @@ impl Worker {
 
 fn work(keeper: &Keeper, sign: &(Mutex<bool>, Condvar)) {
     let mut next_due = Instant::now();
+    let mut next_uses = next_due + USES_EVERY;
     loop {
-        if Instant::now() >= next_due {
+        if Instant::now() >= next_due && !keeper.is_reading() {
             keeper.do_due();
             keeper.prune_audit();
+            keeper.vouch(false);
             next_due = Instant::now() + DUE_EVERY;
+        }
+        if Instant::now() >= next_uses && !keeper.is_reading() {
+            keeper.store_last_usage();
+            next_uses = Instant::now() + USES_EVERY;
         }
         keeper.sync_audit();
         let mut stop = sign.0.lock();

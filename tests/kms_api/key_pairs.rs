@@ -1,8 +1,13 @@
 //! Key pairs: what they are, sign, agree on, encapsulate, encrypt, and refuse.
 
+use std::sync::Arc;
+
+use kmsfs::crypto::{RootKey, SealKey};
+use kmsfs::kms::Clock;
+use kmsfs::kms::store::{MemoryStore, Store, Table};
 use serde_json::{Value, json};
 
-use crate::harness::{Service, arn, b64, failure, service, unb64};
+use crate::harness::{Service, arn, b64, failure, over, service, unb64};
 
 const DRY: (&str, &str) =
     ("DryRunOperationException", "The request would have succeeded, but the DryRun option is set.");
@@ -373,6 +378,30 @@ fn the_last_use_of_a_key_is_told_with_its_record() {
     let expected = json!({"Operation": "Encrypt", "Timestamp": 1_700_000_000.25,
                           "CloudTrailEventId": record["eventID"], "KmsRequestId": record["requestID"]});
     assert_eq!(*used, expected);
+}
+
+#[test]
+fn the_last_use_of_a_key_outlives_the_daemon() {
+    let (first, sealing) = (RootKey::random(), SealKey::from_key_file(&[1; 32], &[2; 16]));
+    let sealed = sealing.seal(&[0; 12], b"", &first);
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let start = || over(Arc::clone(&store), sealing.open(&[0; 12], b"", &sealed).unwrap());
+    let s = start();
+    let (key, gone) = (s.key(), s.key());
+    for key in [&key, &gone] {
+        s.ok("Encrypt", json!({"KeyId": key, "Plaintext": b64(b"m")}));
+    }
+    let usage = |s: &Service| s.ok("GetKeyLastUsage", json!({"KeyId": key}));
+    let before = usage(&s);
+    s.kms.store_last_usage().unwrap();
+    let again = start();
+    again.clock.advance_days(3);
+    assert_eq!(usage(&again), before);
+    again.ok("ScheduleKeyDeletion", json!({"KeyId": gone, "PendingWindowInDays": 7}));
+    again.clock.advance_days(8);
+    assert_eq!(again.kms.run_due(again.clock.now()).deleted, 1);
+    again.kms.store_last_usage().unwrap();
+    assert_eq!(store.load(Table::LastUse).unwrap().len(), 1, "of a destroyed key nothing is kept");
 }
 
 #[test]

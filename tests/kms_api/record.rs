@@ -164,6 +164,14 @@ fn a_seeded_key_has_the_id_and_the_material_that_were_chosen() {
         (unb64(&opened["Plaintext"]), opened["KeyId"].as_str()),
         (b"x".to_vec(), Some(arn(&id.to_string()).as_str()))
     );
+    // Of another home it is another key.
+    let elsewhere =
+        SeedKey { region: Some("eu-west-1".into()), account: Some("444455556666".into()), ..seed() };
+    assert_eq!(one.kms.seed_key(elsewhere).unwrap(), Seeded::Made(id));
+    let caller = Caller { region: "eu-west-1".into(), ..root() };
+    let foreign = "arn:aws:kms:eu-west-1:444455556666:key/1234abcd-12ab-34cd-56ef-1234567890ab";
+    assert_eq!(one.fails_as(&caller, "DescribeKey", json!({"KeyId": foreign})).0, "AccessDeniedException");
+    assert_eq!(one.fails_as(&caller, "DescribeKey", json!({"KeyId": id.to_string()})).0, "NotFoundException");
     let reserved = SeedKey { aliases: vec!["alias/aws/kmsfs".into()], ..SeedKey::default() };
     assert!(one.kms.seed_key(reserved).is_err());
 }

@@ -104,6 +104,21 @@ fn only_a_primary_key_in_good_state_is_replicated_and_once_to_a_region() {
 }
 
 #[test]
+fn the_region_of_a_new_replica_gets_a_record_of_its_own() {
+    let s = service();
+    let key = primary(&s);
+    replicate(&s, &key, EAST);
+    let records = s.audit.records();
+    let made =
+        records.iter().find(|record| record["eventName"] == "CreateKey" && record["awsRegion"] == EAST);
+    let made = made.expect("a record in the replica's region");
+    assert_eq!(made["resources"][0]["ARN"], arn_at(EAST, &key));
+    assert_eq!(made["userIdentity"]["type"], "AWSService");
+    let asked = records.iter().find(|record| record["eventName"] == "ReplicateKey").unwrap();
+    assert_eq!(asked["awsRegion"], REGION);
+}
+
+#[test]
 fn rotation_is_the_primary_keys_and_reaches_every_replica() {
     let s = service();
     let key = primary(&s);

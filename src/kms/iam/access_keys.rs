@@ -44,7 +44,7 @@ pub fn made_secret() -> Zeroizing<String> {
 impl Kms {
     /// The access key `id`, if it may sign.
     pub(super) fn active_access_key(&self, id: &str) -> Option<std::sync::Arc<AccessKeyRecord>> {
-        let known = self.state.read().iam.access_key(id).cloned();
+        let known = self.state.read_early().iam.access_key(id).cloned();
         known.filter(|record| record.status == AccessKeyStatus::Active)
     }
 

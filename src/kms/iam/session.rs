@@ -178,7 +178,7 @@ impl Kms {
         let account = record.account.clone();
         let (principal_arn, is_root) = match &record.user {
             Some(name) => {
-                let state = self.state.read();
+                let state = self.state.read_early();
                 let user = state.iam.entity(Kind::User, &account, name).ok_or(SignatureError::UnknownKey)?;
                 (user.record.arn(), false)
             }
@@ -226,7 +226,7 @@ impl Kms {
     /// Whether the user or role that a session was issued for is still there.
     fn is_still(&self, open: &Open) -> bool {
         let Some((kind, name)) = &open.owner.entity else { return true };
-        let state = self.state.read();
+        let state = self.state.read_early();
         state.iam.entity(*kind, &open.signer.account, name).is_some_and(|e| e.record.id == open.owner.id)
     }
 
@@ -243,7 +243,7 @@ impl Kms {
             let policy = Policy::of_identity(text).unwrap_or_else(|_| Policy::refusing());
             policies.push(Arc::new(Rules { title: title(number), policy }));
         }
-        let state = self.state.read();
+        let state = self.state.read_early();
         let account = state.iam.account(&sealed.account);
         for arn in &sealed.managed {
             let missing =

@@ -14,6 +14,7 @@ impl Perform for GetKeyLastUsageRequest {
 
     fn perform(self, call: &Call<'_>, allowed: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
         let record = &allowed.key()?.record;
+        call.kms.state.wait();
         let last = call.kms.last_usage.of(&record.arn);
         let key_last_usage = last.map_or_else(KeyLastUsageData::default, |last| KeyLastUsageData {
             operation: Some(last.operation.name().to_owned()),

@@ -112,8 +112,12 @@ fn place_replica(call: &Call<'_>, primary: &Key, mut replica: Key) -> Result<Arc
         }
     }
     let (id, region) = (replica.record.id, replica.record.region.clone());
-    kms.replace_all(turn(call)?, vec![replica], changes)?;
-    kms.key(Home::new(&primary.record.account, &region), id).ok_or_else(internal)
+    let (turn, home) = (turn(call)?, Home::new(&primary.record.account, &region));
+    // Its region gets a record of its own, as on AWS.
+    kms.act_making(home, call.now, || {
+        kms.replace_all(turn, vec![replica], changes)?;
+        kms.key(home, id).ok_or_else(internal)
+    })
 }
 
 impl Perform for UpdatePrimaryRegionRequest {

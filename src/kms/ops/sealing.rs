@@ -57,7 +57,7 @@ pub(super) fn blob_demand<'a>(
     }
     let header = header_of(ciphertext, notes)?;
     let id = KeyId { bytes: header.key_id, multi_region: header.multi_region };
-    let key = call.kms.state.read().key_in_region(call.home(), id).ok_or_else(refers_to_nothing)?;
+    let key = call.kms.key_in_region(call.home(), id).ok_or_else(refers_to_nothing)?;
     let key = call.caught_up(key)?;
     notes.touched(&key);
     Ok(crypto_demand(key, None, action, context, algorithm))
