@@ -14,6 +14,7 @@ use rustix::event::{Timespec, epoll};
 use serde_json::{Value, json};
 
 use crate::api::Operation;
+use crate::crypto::{Material, MaterialBytes, MaterialKind, RsaBits, Sha2, SignInput, SignScheme};
 
 use super::admin;
 use super::connection::{Stream, Target};
@@ -39,6 +40,12 @@ pub enum BenchOperation {
     /// DescribeKey
     #[value(name = "DescribeKey")]
     DescribeKey,
+    /// Sign with RSA 2048, PKCS#1 v1.5, SHA-256
+    #[value(name = "Sign")]
+    Sign,
+    /// The same signatures by the library alone, in this process, on one thread
+    #[value(name = "BareSign")]
+    BareSign,
 }
 
 /// A measurement.
@@ -64,7 +71,11 @@ pub struct BenchPlan {
 
 /// Measures and prints.
 pub fn run(plan: &BenchPlan) -> Result<(), Failure> {
-    let key = plan.key.clone().map_or_else(|| make_key(&plan.target), Ok)?;
+    if plan.operation == BenchOperation::BareSign {
+        print(plan, &sign_alone(plan.seconds).ok_or_else(|| Failure::Refused("no signature".into()))?);
+        return Ok(());
+    }
+    let key = plan.key.clone().map_or_else(|| make_key(plan), Ok)?;
     let outcome = prepare(plan, &key).and_then(|(operation, body)| measure(plan, operation, &body));
     if plan.key.is_none() {
         forget_key(&plan.target, &key)?;
@@ -73,8 +84,12 @@ pub fn run(plan: &BenchPlan) -> Result<(), Failure> {
     Ok(())
 }
 
-fn make_key(target: &Target) -> Result<String, Failure> {
-    let answer = admin::call_at(target, Operation::CreateKey, &json!({ "Description": "kmsd bench" }))?;
+fn make_key(plan: &BenchPlan) -> Result<String, Failure> {
+    let mut request = json!({ "Description": "kmsd bench" });
+    if plan.operation == BenchOperation::Sign {
+        (request["KeySpec"], request["KeyUsage"]) = (json!("RSA_2048"), json!("SIGN_VERIFY"));
+    }
+    let answer = admin::call_at(&plan.target, Operation::CreateKey, &request)?;
     let id = answer["KeyMetadata"]["KeyId"].as_str();
     id.map(str::to_owned).ok_or_else(|| Failure::Refused("the daemon's answer names no key".into()))
 }
@@ -82,6 +97,24 @@ fn make_key(target: &Target) -> Result<String, Failure> {
 fn forget_key(target: &Target, key: &str) -> Result<(), Failure> {
     let request = json!({ "KeyId": key, "PendingWindowInDays": 7 });
     admin::call_at(target, Operation::ScheduleKeyDeletion, &request).map(|_| ())
+}
+
+/// What the library does without anything around it.
+fn sign_alone(seconds: u64) -> Option<Tally> {
+    let kind = MaterialKind::RsaSign(RsaBits::B2048);
+    let key = Material::open(kind, &MaterialBytes::generate(kind).ok()?).ok()?;
+    let sign = || key.sign(SignScheme::RsaPkcs1(Sha2::Sha256), SignInput::Digest(&[7; 32])).ok();
+    sign()?;
+    let (mut tally, start) = (Tally::default(), Instant::now());
+    while tally.elapsed < Duration::from_secs(seconds) {
+        let begin = Instant::now();
+        sign()?;
+        tally.latencies.push(u32::try_from(begin.elapsed().as_nanos()).unwrap_or(u32::MAX));
+        tally.calls += 1;
+        tally.elapsed = start.elapsed();
+    }
+    tally.latencies.sort_unstable();
+    Some(tally)
 }
 
 fn context() -> Value {
@@ -101,6 +134,12 @@ fn prepare(plan: &BenchPlan, key: &str) -> Result<(Operation, String), Failure> 
             let plaintext = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
             let request = json!({ "KeyId": key, "Plaintext": plaintext, "EncryptionContext": context() });
             (Operation::Encrypt, request)
+        }
+        BenchOperation::Sign | BenchOperation::BareSign => {
+            let digest = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=";
+            let algorithm = "RSASSA_PKCS1_V1_5_SHA_256";
+            let request = json!({ "KeyId": key, "Message": digest, "MessageType": "DIGEST", "SigningAlgorithm": algorithm });
+            (Operation::Sign, request)
         }
         BenchOperation::DescribeKey => (Operation::DescribeKey, json!({ "KeyId": key })),
     };
