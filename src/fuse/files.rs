@@ -6,6 +6,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use fuser::{
@@ -28,6 +29,8 @@ const HANDLES_MAX: usize = 4 << 20;
 pub struct Descriptor {
     /// It may write, which its release has to tell the tree.
     write: bool,
+    /// Failed syncs of the file that it was told of, or that came before it.
+    failures_seen: AtomicU32,
 }
 
 /// The open files of a mount.
@@ -112,8 +115,12 @@ impl Files {
     }
 
     /// Makes what was written durable.
-    pub fn sync(&self, id: INodeNo, _handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
-        let sync = move |tree: &Tree| tree.sync_file(id.0, data_only);
+    pub fn sync(&self, id: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        let descriptor = self.descriptors.find(handle.0);
+        let sync = move |tree: &Tree| match &descriptor {
+            Ok(descriptor) => tree.sync_descriptor(id.0, data_only, &descriptor.failures_seen),
+            Err(_) => tree.sync_file(id.0, data_only),
+        };
         self.server.answer_slowly(id.0, sync, move |done| reply_empty(reply, id, done));
     }
 
@@ -156,7 +163,8 @@ fn described(
     id: u64,
     write: bool,
 ) -> Result<FileHandle, FsError> {
-    let number = descriptors.insert(Descriptor { write });
+    let failures_seen = AtomicU32::new(tree.sync_failures(id));
+    let number = descriptors.insert(Descriptor { write, failures_seen });
     number.map(FileHandle).inspect_err(|_| tree.release_file(id, write))
 }
 

@@ -120,6 +120,8 @@ impl Tree {
     pub(super) fn close_idle_files(&self) {
         for node in self.nodes_open().iter().filter(|node| node.link().is_some()) {
             if let Some(mut slot) = node.file.try_write()
+                // Its descriptors are to be told of what failed.
+                && slot.open.as_ref().is_none_or(|open| open.io.failures().0 == 0)
                 && let Err(e) = self.close(node, &mut slot)
             {
                 log::debug!("file {} keeps its descriptor: {e}", node.id);
@@ -175,6 +177,7 @@ fn seal(slot: &FileSlot) -> Result<(), FsError> {
 mod tests {
     use std::os::fd::OwnedFd;
     use std::path::PathBuf;
+    use std::sync::atomic::AtomicU32;
 
     use rustix::fs::{Mode, OFlags};
 
@@ -267,6 +270,25 @@ mod tests {
         assert_eq!((tree.left_open_count(), tree.open_file_count()), (0, 0));
         tree.forget(id, 1);
         assert_eq!(tree.node_count(), 1, "the root alone is known");
+    }
+
+    #[test]
+    fn a_failed_sync_is_told_once_to_every_descriptor() {
+        let bench = Bench::new();
+        let tree = bench.tree();
+        let id = written(&tree, b"file", &[5; 10_000]);
+        let first = AtomicU32::new(tree.sync_failures(id));
+        tree.open_file(id, true, false).unwrap();
+        let second = AtomicU32::new(tree.sync_failures(id));
+        fault::after(Some((0, Fault::NoSync)));
+        let told = |seen: &AtomicU32| tree.sync_descriptor(id, true, seen).err().map(|e| e.to_string());
+        assert!(told(&first).is_some());
+        assert_eq!(told(&first), None, "told twice");
+        tree.open_file(id, false, false).unwrap();
+        let later = AtomicU32::new(tree.sync_failures(id));
+        assert_eq!(told(&later), None, "it failed before this one was opened");
+        assert!(told(&second).is_some(), "swallowed");
+        assert_eq!((told(&first), told(&second)), (None, None));
     }
 
     #[test]

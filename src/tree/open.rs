@@ -7,6 +7,7 @@
 use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::{self, OFlags};
 use rustix::io::Errno;
@@ -252,6 +253,24 @@ impl Tree {
             file.restore_modified()?;
             if file.writable { file.io.sync(data_only) } else { Ok(()) }
         })
+    }
+
+    /// The same for one of several descriptors, which is told once of each failure, also where another one met it.
+    /// `seen` is the count of failures that it knows of ([`Tree::sync_failures`]).
+    pub fn sync_descriptor(&self, id: u64, data_only: bool, seen: &AtomicU32) -> Result<(), FsError> {
+        let done = self.sync_file(id, data_only);
+        let node = self.node(id)?;
+        let (count, last) = node.file.read().open.as_ref().map(|open| open.io.failures()).unwrap_or_default();
+        match last {
+            Some(e) if seen.swap(count, Ordering::AcqRel) != count => done.and(Err(e.into())),
+            _ => done,
+        }
+    }
+
+    /// How many syncs of the file have failed since it was opened.
+    pub fn sync_failures(&self, id: u64) -> u32 {
+        let node = self.nodes.find(id);
+        node.and_then(|node| Some(node.file.read().open.as_ref()?.io.failures().0)).unwrap_or_default()
     }
 
     /// Makes the entries of a directory durable.

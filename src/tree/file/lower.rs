@@ -234,6 +234,8 @@ pub(in crate::tree) mod fault {
         Kill,
         /// The disk is full for this one change.
         Full,
+        /// One sync fails; changes are none of its business.
+        NoSync,
     }
 
     thread_local! {
@@ -248,6 +250,9 @@ pub(in crate::tree) mod fault {
     /// How many bytes of a change of `len` bytes at `offset` are carried out, and the error that follows.
     pub(super) fn admit(len: usize, offset: u64) -> (usize, Option<Errno>) {
         let Some((left, fault)) = LEFT.get() else { return (len, None) };
+        if matches!(fault, Fault::NoSync) {
+            return (len, None);
+        }
         if left > 0 {
             LEFT.set(Some((left - 1, fault)));
             return (len, None);
@@ -265,6 +270,7 @@ pub(in crate::tree) mod fault {
                 let first = !DEAD.replace(true);
                 (if first { cut } else { 0 }, Some(Errno::IO))
             }
+            Fault::NoSync => (len, None),
         }
     }
 
@@ -272,6 +278,14 @@ pub(in crate::tree) mod fault {
     pub(super) fn admit_sync() -> Result<(), Errno> {
         match LEFT.get() {
             Some((_, Fault::Kill)) => admit(1, 0).1.map_or(Ok(()), Err),
+            Some((0, Fault::NoSync)) => {
+                LEFT.set(None);
+                Err(Errno::IO)
+            }
+            Some((left, Fault::NoSync)) => {
+                LEFT.set(Some((left - 1, Fault::NoSync)));
+                Ok(())
+            }
             _ => Ok(()),
         }
     }

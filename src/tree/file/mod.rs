@@ -83,6 +83,8 @@ pub struct FileIo {
     flushing: Mutex<()>,
     /// Owner or permissions have changed, or may have, since the lower file was last synced with its attributes.
     attributes_unsynced: AtomicBool,
+    /// How many syncs have failed, and how the last of them did.
+    failures: Mutex<(u32, Option<Errno>)>,
     /// A repair gave the file another size than its lower length told.
     resized: AtomicBool,
     /// Where the file stands, on a volume that binds names.
@@ -114,6 +116,7 @@ impl FileIo {
             inner: RwLock::new(inner),
             flushing: Mutex::new(()),
             attributes_unsynced: AtomicBool::new(true),
+            failures: Mutex::default(),
             resized: AtomicBool::new(false),
             place: Mutex::new(place),
             me: me.clone(),
@@ -262,6 +265,20 @@ impl FileIo {
 
     /// Makes everything written so far durable (fsync(2), fdatasync(2)).
     pub fn sync(&self, data_only: bool) -> Result<(), FsError> {
+        let done = self.sync_once(data_only);
+        if let Err(FsError::Os(e)) = done {
+            let mut failures = self.failures.lock();
+            *failures = (failures.0 + 1, Some(e));
+        }
+        done
+    }
+
+    /// How many syncs have failed, and how the last of them did.
+    pub fn failures(&self) -> (u32, Option<Errno>) {
+        *self.failures.lock()
+    }
+
+    fn sync_once(&self, data_only: bool) -> Result<(), FsError> {
         let attributes_too = !data_only && self.attributes_unsynced.load(Ordering::Acquire);
         if self.sync_by_log(attributes_too)? {
             return Ok(());
