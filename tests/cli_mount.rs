@@ -44,7 +44,8 @@ fn a_busy_mount_stays_and_a_lazy_end_waits_for_the_last_file() {
     use std::io::{Seek, SeekFrom, Write};
     let desk = Desk::with_volume("busy");
     let mnt = desk.mount();
-    let mut held = fs::File::options().read(true).write(true).create_new(true).open(mnt.join("held")).unwrap();
+    let mut held =
+        fs::File::options().read(true).write(true).create_new(true).open(mnt.join("held")).unwrap();
     held.write_all(b"before").unwrap();
     let said = desk.kmsfs("umount {mnt}").fails(6, "close what is open there, or use --lazy");
     assert!(!said.err.contains(".;"), "{}", said.err);
