@@ -4,6 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+/// How kmsd begins to refuse a caller who speaks for others without being marked as a service; mounts know it by that.
+pub const NOT_TRUSTED: &str = "Service principal not trusted";
+
 macro_rules! codes {
     ($($(#[$meta:meta])* $variant:ident = $status:literal,)+) => {
         /// The name of an error, as clients know it.

@@ -37,7 +37,7 @@ pub use choice::{
     RotationType, SigningAlgorithm, WrappingAlgorithm, WrappingKeySpec,
 };
 pub use context::EncryptionContext;
-pub use error::{ErrorBody, ErrorCode, KmsError};
+pub use error::{ErrorBody, ErrorCode, KmsError, NOT_TRUSTED};
 pub use explain::*;
 pub use hex::{hex, unhex};
 pub use key_ref::{Arn, ArnError, ArnResource, KeyId, KeyRef, uuid_text};

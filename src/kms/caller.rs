@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::api::{Tag, Timestamp};
+use crate::api::{ErrorCode, KmsError, Tag, Timestamp};
 
 use super::home::Home;
 use super::iam::Rules;
@@ -51,6 +51,8 @@ pub struct Caller {
     pub secure_transport: bool,
     /// The session, where the credentials are temporary.
     pub session: Option<Arc<Session>>,
+    /// Why nothing is done for it, whatever it asks: it spoke for another without being trusted to.
+    pub barred: Option<String>,
 }
 
 /// What temporary credentials bring beside the principal.
@@ -91,6 +93,15 @@ impl Caller {
             via_service: None,
             secure_transport: true,
             session: None,
+            barred: None,
+        }
+    }
+
+    /// Refuses a caller for whom nothing is done.
+    pub fn check_not_barred(&self) -> Result<(), KmsError> {
+        match &self.barred {
+            Some(why) => Err(KmsError::new(ErrorCode::AccessDeniedException, why.clone())),
+            None => Ok(()),
         }
     }
 

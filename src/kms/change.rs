@@ -239,7 +239,9 @@ impl Kms {
         self.store.commit(changes).map_err(|error| {
             log::error!("a change was refused because it could not be stored: {error}");
             internal()
-        })
+        })?;
+        self.changes.stored(changes);
+        Ok(())
     }
 }
 

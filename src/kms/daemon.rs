@@ -228,6 +228,7 @@ async fn answer(
         }
     }
     log::info!("stopping");
+    keeper.end_watches();
     tell_manager(plan, "STOPPING=1");
     let _ = stop.send(true);
     if let Ok(Err(error)) = serving.await {

@@ -141,6 +141,7 @@ pub fn decide(asker: &Asker<'_>, demand: &Demand<'_>) -> Result<Basis, Denial> {
             let caller = asker.caller;
             let trusted = caller.is_root
                 && caller.account == asker.operator
+                && caller.via_service.is_none()
                 && !matches!(caller.source, Source::Tcp(_));
             if trusted { Ok(Basis::Operator) } else { Err(Refusal::NoIdentityPolicy.into()) }
         }

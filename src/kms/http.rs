@@ -17,6 +17,7 @@ use crate::api::{ErrorCode, KmsError, hex};
 use crate::crypto::random_array;
 use crate::logging::RateLimit;
 
+use super::changes::{AWAIT_CHANGE, Watch};
 use super::sigv4::{AccessKeySecret, SERVICE, SignatureError, SignedRequest, Verifier};
 use super::wire::Wire;
 
@@ -35,10 +36,14 @@ const MAX_HEADER_TEXT: usize = 8 * 1024;
 
 const REQUEST_ID: &str = "x-amzn-requestid";
 const VIA_SERVICE: &str = "x-kms-via-service";
+/// The Unix user for whom a service calls.
+const ON_BEHALF_OF: &str = "x-kms-on-behalf-of";
 /// The region of an unsigned call; a signed one tells it in its scope.
 const ASKED_REGION: &str = "x-kms-region";
 /// The account in whose name the operator calls, unsigned.
 const ASKED_ACCOUNT: &str = "x-kms-account";
+/// How long one who waits for a change waits at most; below what callers take for a dead service.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(20);
 /// Longest form of a call to IAM or STS: a policy with each byte escaped, and some more.
 const MAX_FORM: usize = 128 * 1024;
 
@@ -92,8 +97,10 @@ pub struct Call<'a> {
     pub target: &'a str,
     /// `User-Agent`.
     pub user_agent: &'a str,
-    /// The service a Unix peer says it calls for.
+    /// The service a Unix peer says it is.
     pub via_service: Option<&'a str>,
+    /// The user for whom it says it calls.
+    pub on_behalf_of: Option<&'a str>,
     /// The body.
     pub body: &'a [u8],
 }
@@ -119,6 +126,9 @@ pub trait Service: Send + Sync + 'static {
 
     /// The secret of an active access key, or of temporary credentials with their token.
     fn secret_of(&self, access_key_id: &str, token: Option<&str>) -> Result<AccessKeySecret, SignatureError>;
+
+    /// A place to wait for changes at.
+    fn changes(&self) -> Watch;
 
     /// Whether `target` waits for a disk, or makes keys: such calls must not hold up the others.
     fn blocks(&self, target: &str) -> bool;
@@ -224,8 +234,12 @@ impl Front {
             target,
             user_agent,
             via_service,
+            on_behalf_of: text(headers, ON_BEHALF_OF),
             body: &body,
         };
+        if wire == Wire::Target && target == AWAIT_CHANGE {
+            return self.await_change(&body).await;
+        }
         if wire == Wire::Target && !self.service.blocks(target) {
             return respond(wire, self.service.call(&call));
         }
@@ -234,6 +248,24 @@ impl Front {
             Ok(answer) => respond(wire, answer),
             Err(_) => refusal_of(wire, &KmsError::new(ErrorCode::KMSInternalException, ""), false),
         }
+    }
+
+    /// Answers when something has changed that the caller does not know of, or after a while. No key is touched and
+    /// nothing is recorded.
+    async fn await_change(&self, body: &[u8]) -> HttpResponse {
+        let known: Known = match serde_json::from_slice(body) {
+            Ok(known) => known,
+            Err(error) => {
+                let error = KmsError::new(ErrorCode::SerializationException, error.to_string());
+                return refusal_of(Wire::Target, &error, false);
+            }
+        };
+        let mut watch = self.service.changes();
+        // Without a change in time the answer is the token that the caller knows.
+        let _ = tokio::time::timeout(CHANGE_PATIENCE, watch.beyond(&known.since)).await;
+        let answer = serde_json::json!({ "Token": watch.token() });
+        let body = Zeroizing::new(answer.to_string().into_bytes());
+        respond(Wire::Target, Answer { status: 200, body, request_id: request_id() })
     }
 
     /// What can be told of a TCP caller from the head alone. A short body is cheaper read than doubted.
@@ -307,6 +339,14 @@ impl Front {
     }
 }
 
+/// What one who waits for a change knows of.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+struct Known {
+    #[serde(default)]
+    since: String,
+}
+
 /// A call that may outlive its request.
 struct OwnedCall {
     origin: Origin,
@@ -318,6 +358,7 @@ struct OwnedCall {
     target: String,
     user_agent: String,
     via_service: Option<String>,
+    on_behalf_of: Option<String>,
     body: Bytes,
 }
 
@@ -333,6 +374,7 @@ impl OwnedCall {
             target: call.target.to_owned(),
             user_agent: call.user_agent.to_owned(),
             via_service: call.via_service.map(str::to_owned),
+            on_behalf_of: call.on_behalf_of.map(str::to_owned),
             body,
         }
     }
@@ -348,6 +390,7 @@ impl OwnedCall {
             target: &self.target,
             user_agent: &self.user_agent,
             via_service: self.via_service.as_deref(),
+            on_behalf_of: self.on_behalf_of.as_deref(),
             body: &self.body,
         }
     }

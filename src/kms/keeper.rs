@@ -8,12 +8,13 @@ use std::time::{Instant, SystemTime};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use crate::api::{ErrorCode, KeyId, KmsError, Operation, Tag};
+use crate::api::{ErrorCode, KeyId, KmsError, NOT_TRUSTED, Operation, Tag};
 use crate::crypto::MaterialBytes;
 
 use super::audit_log::AuditLog;
 use super::audit_retention::Retention;
 use super::caller::{Caller, Source};
+use super::changes::Watch;
 use super::clock::{Clock, SystemClock};
 use super::failure::Failure;
 use super::faults::Fault;
@@ -231,6 +232,11 @@ impl Keeper {
             (None, Origin::Unix { uid, .. }) => self.peers.principal_of(*uid)?.in_account(call.account),
             (None, Origin::Tcp { .. }) => return None,
         };
+        let via_service = self.service_of(call);
+        let (signer, barred) = match call.on_behalf_of {
+            Some(user) => self.on_behalf_of(call, signer, user),
+            None => (signer, None),
+        };
         let Signer { principal_arn, account, is_root, session } = signer;
         let region = call.region.unwrap_or(&self.settings.region);
         let source = match *call.origin {
@@ -247,8 +253,46 @@ impl Keeper {
             session,
             source,
             user_agent: call.user_agent.to_owned(),
-            via_service: call.via_service.map(|name| format!("{name}.{region}.amazonaws.com")),
+            via_service: via_service.map(|name| format!("{name}.{region}.amazonaws.com")),
+            barred,
         })
+    }
+
+    /// The service that makes `call`, as far as it is trusted to be that one. Others speak for themselves.
+    fn service_of<'a>(&self, call: &Call<'a>) -> Option<&'a str> {
+        let Origin::Unix { uid, .. } = call.origin else { return None };
+        call.via_service.filter(|name| call.access_key_id.is_none() && self.peers.is_service(*uid, name))
+    }
+
+    /// Who stands behind `call` of the service `own`, by its word that it calls for `user`; or why that is not taken.
+    fn on_behalf_of(&self, call: &Call<'_>, own: Signer, user: &str) -> (Signer, Option<String>) {
+        let Some(service) = self.service_of(call) else {
+            let why = format!(
+                "{NOT_TRUSTED}: {} may not call on behalf of others{}. The operator of the key service \
+                 names those that may under [services] in the file of 'kmsd serve --map'.",
+                own.principal_arn,
+                call.via_service.map(|name| format!(" as the service {name}")).unwrap_or_default()
+            );
+            return (own, Some(why));
+        };
+        let Some(uid) = user.parse().ok().filter(|uid| *uid != u32::MAX) else {
+            return (
+                own,
+                Some(String::from("The header X-Kms-On-Behalf-Of does not hold the id of a user.")),
+            );
+        };
+        match self.peers.principal_of(uid) {
+            Some(principal) => (principal.in_account(None), None),
+            None => (
+                own,
+                Some(format!("No calls are taken from user {uid}, nor for that user through {service}.")),
+            ),
+        }
+    }
+
+    /// Lets those go on who wait for a change, when the daemon ends.
+    pub fn end_watches(&self) {
+        self.kms.changes.tell_anyway();
     }
 
     fn answer(&self, call: &Call<'_>) -> Answer {
@@ -278,6 +322,10 @@ impl Service for Keeper {
             return refusal(call, &KmsError::new(ErrorCode::KMSInternalException, ""));
         }
         answer
+    }
+
+    fn changes(&self) -> Watch {
+        self.kms.changes.watch()
     }
 
     fn serves(&self, region: &str) -> bool {

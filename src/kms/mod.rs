@@ -26,6 +26,7 @@ mod bench;
 pub mod blob;
 pub mod caller;
 pub mod change;
+mod changes;
 mod cli;
 pub mod clock;
 mod connection;

@@ -14,7 +14,12 @@
 //! 1001   = "root"                                     # the account root
 //! 1002   = "arn:aws:iam::111122223333:role/other"     # any principal
 //! nobody = "refuse"                                   # no unsigned calls
+//!
+//! [services]
+//! kmsfs = ["root", "mounter"]                         # users whose processes are that service
 //! ```
+//! A service is believed for whom it calls. Without a table of services, user 0 and the daemon's own user are any: they
+//! are the operator, and can be anybody by themselves.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -66,6 +71,7 @@ impl Principal {
 struct MapFile {
     #[serde(default)]
     users: BTreeMap<String, String>,
+    services: Option<BTreeMap<String, Vec<String>>>,
 }
 
 /// Until when it is believed, and who it is.
@@ -77,13 +83,21 @@ pub struct PeerMap {
     account: String,
     own_uid: u32,
     users: BTreeMap<String, String>,
+    /// Which users may be which service; `None` without a word on it.
+    services: Option<BTreeMap<String, Vec<String>>>,
     remembered: Mutex<HashMap<u32, Remembered>>,
 }
 
 impl PeerMap {
     /// The default map of `account` for a daemon that runs as `own_uid`.
     pub fn new(account: &str, own_uid: u32) -> Self {
-        Self { account: account.to_owned(), own_uid, users: BTreeMap::new(), remembered: Mutex::default() }
+        Self {
+            account: account.to_owned(),
+            own_uid,
+            users: BTreeMap::new(),
+            services: None,
+            remembered: Mutex::default(),
+        }
     }
 
     /// With the map file `path` on top.
@@ -93,8 +107,25 @@ impl PeerMap {
             check_target(target)
                 .map_err(|what| TomlError::Contradiction(format!("user {user:?}: {what}")))?;
         }
+        for service in file.services.iter().flat_map(BTreeMap::keys) {
+            check_service(service)
+                .map_err(|what| TomlError::Contradiction(format!("service {service:?}: {what}")))?;
+        }
         self.users = file.users;
+        self.services = file.services;
         Ok(self)
+    }
+
+    /// Whether processes of user `uid` may say that they are `service`, and for whom they call.
+    pub fn is_service(&self, uid: u32, service: &str) -> bool {
+        let Some(services) = &self.services else { return uid == 0 || uid == self.own_uid };
+        let Some(members) = services.get(service) else { return false };
+        let (number, name) = (uid.to_string(), std::cell::OnceCell::new());
+        let named = |member: &String| {
+            *member == number
+                || name.get_or_init(|| user_name(uid)).as_ref().is_some_and(|name| name == member)
+        };
+        members.iter().any(named)
     }
 
     /// The principal of user `uid`; `None` when the map refuses it.
@@ -145,6 +176,17 @@ impl PeerMap {
         };
         let is_operator = is_root && account == self.account;
         Principal { arn, account, is_root, is_operator }
+    }
+}
+
+/// A service stands in `kms:ViaService` as the first part of a host name.
+fn check_service(name: &str) -> Result<(), &'static str> {
+    let plain =
+        !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if plain {
+        Ok(())
+    } else {
+        Err("a service is named by lower-case letters, digits and hyphens, such as kmsfs")
     }
 }
 
@@ -214,6 +256,17 @@ mod tests {
         assert_eq!(account(7, Some("222233334444")), "111122223333", "the root of another account");
         assert_eq!(account(8, Some("222233334444")), "000000000000");
         assert!(map.principal_of(7).unwrap().is_root && !map.principal_of(8).unwrap().is_root);
+    }
+
+    #[test]
+    fn services_are_those_of_the_table_or_else_the_operator() {
+        let plain = PeerMap::new("000000000000", 4_000_000_000);
+        assert!(plain.is_service(0, "kmsfs") && plain.is_service(4_000_000_000, "kmsfs"));
+        assert!(!plain.is_service(3_999_999_998, "kmsfs"));
+        let map = map("[services]\nkmsfs = [\"3999999998\"]\n").unwrap();
+        assert!(map.is_service(3_999_999_998, "kmsfs"));
+        assert!(!map.is_service(0, "kmsfs") && !map.is_service(3_999_999_998, "s3"));
+        assert!(super::tests::map("[services]\n\"kmsfs.local\" = []\n").is_err());
     }
 
     #[test]

@@ -18,6 +18,7 @@ use super::audit::{Audit, AuditError, AuditRecord, Identity, JsonText, PeerFacts
 use super::authorise::{Asker, Demand, authorise};
 use super::backup;
 use super::caller::{Caller, Source};
+use super::changes::Changes;
 use super::clock::Clock;
 use super::decision::{Basis, Denial};
 use super::faults::{self, Fault};
@@ -83,6 +84,7 @@ pub struct Kms {
     pub(super) sessions: Sessions,
     pub(super) makers: Makers,
     pub(super) last_usage: LastUsage,
+    pub(super) changes: Changes,
     writer: Mutex<()>,
     pub(super) quotas: Quotas,
     faults: Vec<Fault>,
@@ -94,8 +96,17 @@ impl std::fmt::Debug for Kms {
     }
 }
 
-/// The right to change records: held by one call at a time.
-pub struct Turn<'a>(#[allow(dead_code)] MutexGuard<'a, ()>);
+/// The right to change records: held by one call at a time. What was changed is told when it ends.
+pub struct Turn<'a> {
+    changes: &'a Changes,
+    _held: MutexGuard<'a, ()>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.changes.tell();
+    }
+}
 
 /// One call being served.
 pub(super) struct Call<'a> {
@@ -213,6 +224,7 @@ impl Kms {
             sessions: Sessions::default(),
             makers: Makers::default(),
             last_usage,
+            changes: Changes::default(),
             writer: Mutex::new(()),
             quotas: Quotas::default(),
             faults: Vec::new(),
@@ -293,6 +305,7 @@ impl Kms {
         if request.show(&mut shown) {
             notes.parameters = Some(shown);
         }
+        caller.check_not_barred()?;
         let turn = R::HOLDS_TURN.then(|| self.turn());
         let call = Call { kms: self, caller, now, turn: turn.as_ref() };
         let demands = request.demands(&call, notes)?;
@@ -332,7 +345,7 @@ impl Kms {
     /// Waits for the right to change records.
     pub(super) fn turn(&self) -> Turn<'_> {
         self.state.wait();
-        Turn(self.writer.lock())
+        Turn { changes: &self.changes, _held: self.writer.lock() }
     }
 
     /// The user or role the caller acts as, if there is one; the account root is none.

@@ -420,6 +420,10 @@ mod tests {
         fn blocks(&self, _: &str) -> bool {
             false
         }
+
+        fn changes(&self) -> super::super::changes::Watch {
+            super::super::changes::Changes::default().watch()
+        }
     }
 
     struct Running {

@@ -77,6 +77,7 @@ pub fn root() -> Caller {
         via_service: None,
         secure_transport: true,
         session: None,
+        barred: None,
     }
 }
 

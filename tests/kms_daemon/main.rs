@@ -8,5 +8,6 @@ mod kmsd_support;
 mod audit;
 mod bounds;
 mod operations;
+mod services;
 mod store;
 mod tls;

@@ -126,6 +126,7 @@ impl Kms {
             let throttled = || IamError::new("Throttling", "Rate exceeded");
             self.quotas.take_identity(caller.home(), action.service).map_err(|_| throttled())?;
         }
+        caller.check_not_barred()?;
         action.required.iter().try_for_each(|name| params.need(name).map(|_| ()))?;
         let turn = (!action.reads).then(|| self.turn());
         let identity = self.identity_of(caller);
