@@ -5,7 +5,9 @@
 use hkdf::Hkdf;
 use sha2::Sha256;
 
-use super::{Aead, Secret, Tag};
+use zeroize::Zeroizing;
+
+use super::{Aead, NONCE_LEN, Secret, TAG_LEN, Tag, random_array};
 
 /// Domain separation: one label per derived key. Never reuse or change one.
 mod label {
@@ -25,6 +27,8 @@ mod label {
     pub const SPECIAL_XATTR: &[u8] = b"kmsfs/1 special file xattr";
     pub const LOG: &[u8] = b"kmsfs/1 tag log";
     pub const PLACE: &[u8] = b"kmsfs/1 place";
+    pub const CUSTOMER_WRAP: &[u8] = b"kmsfs/1 customer key wrap";
+    pub const CUSTOMER_CHECK: &[u8] = b"kmsfs/1 customer key check";
 }
 
 fn derive_into(secret: &[u8; 32], label: &[u8], info: &[u8], out: &mut [u8; 32]) {
@@ -66,6 +70,47 @@ impl DataKey {
     /// A random key, for tests and for callers that wrap it themselves.
     pub fn random() -> Self {
         Self(Secret::random())
+    }
+}
+
+/// A key that its owner brings along instead of one that a key service holds.
+#[derive(Debug)]
+pub struct CustomerKey {
+    secret: Secret<32>,
+    wrap: Aead,
+}
+
+impl CustomerKey {
+    /// Takes the key bytes and wipes the source.
+    pub fn take(bytes: &mut [u8; 32]) -> Self {
+        let secret = Secret::take(bytes);
+        Self { wrap: derive_aead(&secret, label::CUSTOMER_WRAP, b""), secret }
+    }
+
+    /// What tells this key from others, with a salt.
+    pub fn check(&self, salt: &[u8]) -> [u8; 32] {
+        commitment(&self.secret, label::CUSTOMER_CHECK, salt)
+    }
+
+    /// The wrap of a data key, bound to `context`: nonce 12 B || ciphertext 32 B || tag 16 B.
+    pub fn wrap(&self, data_key: &DataKey, context: &[u8]) -> Vec<u8> {
+        let nonce = random_array::<NONCE_LEN>();
+        let mut wrapped = [&nonce[..], data_key.0.expose()].concat();
+        let tag = self.wrap.seal(&nonce, context, &mut wrapped[NONCE_LEN..]);
+        wrapped.extend_from_slice(&tag);
+        wrapped
+    }
+
+    /// The data key of a wrap; `None` where it is another key's, of another context, or was changed.
+    pub fn unwrap(&self, wrapped: &[u8], context: &[u8]) -> Option<DataKey> {
+        let (nonce, rest) = wrapped.split_first_chunk::<NONCE_LEN>()?;
+        let (sealed, tag) = rest.split_last_chunk::<TAG_LEN>()?;
+        let mut plain = Zeroizing::new([0; 32]);
+        if sealed.len() != plain.len() {
+            return None;
+        }
+        self.wrap.open(nonce, context, sealed, tag, &mut plain[..]).ok()?;
+        Some(DataKey::take(&mut plain))
     }
 }
 

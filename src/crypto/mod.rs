@@ -15,7 +15,7 @@ mod signing;
 
 pub use aead::{Aead, NONCE_LEN, Nonce, OpenError, TAG_LEN, Tag};
 pub use hash::{Hmac256, constant_time_eq, hmac_sha256, sha256};
-pub use keys::{DataKey, DirKey, FileKeys, Place, RecordKey, VolumeKey};
+pub use keys::{CustomerKey, DataKey, DirKey, FileKeys, Place, RecordKey, VolumeKey};
 #[cfg(feature = "kms")]
 pub use kms::{
     AuditKey, BackingKey, BackupKey, CostError, DomainKey, DomainWrap, MATERIAL_LEN, PassphraseCost, RootKey,

@@ -1,5 +1,6 @@
 //! Every byte kmsfs stores, as pure functions. Called by `tree` and `volume`. Does no I/O.
 
+pub mod customer;
 pub mod dir;
 pub mod header;
 mod id;
