@@ -32,7 +32,7 @@ fn a_mount_keeps_what_is_written_and_tells_about_itself() {
     assert!(!mnt.join("a").exists());
     let mnt = desk.mount();
     assert_eq!(fs::read_to_string(mnt.join("a/b/file")).unwrap(), "secret");
-    desk.kmsfs("lock {mnt}").ok();
+    desk.kmsfs("lock {mnt} --once").ok();
     assert_eq!(fs::read_to_string(mnt.join("a/b/file")).unwrap(), "secret");
     desk.umount();
     desk.kmsfs("status {mnt}").fails(1, "not a mount point");

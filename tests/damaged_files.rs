@@ -16,8 +16,8 @@ use kmsfs::format::header::{SLOT_LEN, SLOT_OFFSETS};
 use kmsfs::format::layout;
 use kmsfs::format::{FileId, VolumeId, WrappedKey};
 use kmsfs::tree::{
-    Allocate, Durability, FileContext, FileIo, FreshKey, FsError, Integrity, KeyError, KeySource, LastEnd,
-    Stage, TagLog,
+    Allocate, Durability, FileContext, FileIo, FreshKey, FsError, Integrity, KeyError, KeySource, KeyUser,
+    LastEnd, Stage, TagLog,
 };
 
 /// Files written and damaged where nobody asks for more.
@@ -57,11 +57,11 @@ impl Dice {
 struct Keys(Mutex<HashMap<FileId, DataKey>>);
 
 impl KeySource for Keys {
-    fn fresh(&self, _key: Option<&str>) -> Result<FreshKey, KeyError> {
+    fn fresh(&self, _key: Option<&str>, user: KeyUser) -> Result<FreshKey, KeyError> {
         let (file_id, data_key) = (FileId(random_array()), DataKey::random());
         self.0.lock().unwrap().insert(file_id, data_key.duplicate());
         let wrapped = WrappedKey { key_arn: "arn:test".into(), material_id: None, blob: file_id.0.to_vec() };
-        Ok(FreshKey { file_id, data_key, wrapped })
+        Ok(FreshKey { user, file_id, data_key, wrapped })
     }
 
     fn unwrap(&self, file_id: FileId, wrapped: &WrappedKey) -> Result<DataKey, KeyError> {

@@ -12,7 +12,7 @@ use kmsfs::format::layout;
 use kmsfs::format::seal::{HEAD_MAC_OFFSET, Seal, State};
 use kmsfs::format::tags::{TagPage, open_block};
 use kmsfs::format::{FileId, VolumeId, WrappedKey};
-use kmsfs::tree::{FileContext, FileIo, FreshKey, FsError, Integrity, KeyError, KeySource, Stage};
+use kmsfs::tree::{FileContext, FileIo, FreshKey, FsError, Integrity, KeyError, KeySource, KeyUser, Stage};
 
 const ID: FileId = FileId([3; 16]);
 const NONCE: [u8; 12] = [5; 12];
@@ -130,9 +130,9 @@ fn collide(keys: [&[u8; 32]; 2], aad: &[u8]) -> (Vec<u8>, [u8; 16]) {
 struct Steered(u8);
 
 impl KeySource for Steered {
-    fn fresh(&self, _key: Option<&str>) -> Result<FreshKey, KeyError> {
+    fn fresh(&self, _key: Option<&str>, user: KeyUser) -> Result<FreshKey, KeyError> {
         let wrapped = WrappedKey { key_arn: "arn:test".into(), material_id: None, blob: vec![1] };
-        Ok(FreshKey { file_id: ID, data_key: data_key(self.0), wrapped })
+        Ok(FreshKey { user, file_id: ID, data_key: data_key(self.0), wrapped })
     }
 
     fn unwrap(&self, _file_id: FileId, _wrapped: &WrappedKey) -> Result<DataKey, KeyError> {

@@ -10,17 +10,17 @@ use std::process::Command;
 use std::sync::Arc;
 
 use common::{Volume, pattern};
-use kmsfs::tree::{Caller, NewObject, ROOT_ID, Tree, WriteManner};
+use kmsfs::tree::{Asker, Caller, KeyUser, NewObject, ROOT_ID, Tree, WriteManner};
 use programs::{Desk, eventually, run};
 
 fn create(tree: &Arc<Tree>, name: &[u8]) -> u64 {
     let caller = Caller { uid: 0, gid: 0, pid: 0 };
     let new = NewObject { permissions: 0o600, umask: 0, caller };
-    tree.create(ROOT_ID, name, new, true).unwrap().0.node_id
+    tree.create(ROOT_ID, name, new, true, KeyUser::Mount).unwrap().0.node_id
 }
 
 fn write(tree: &Tree, id: u64, at: u64, data: &[u8]) {
-    tree.write(id, at, data, WriteManner::default()).unwrap();
+    tree.write(id, at, data, WriteManner::default(), Asker::Mount).unwrap();
 }
 
 /// The one lower file that holds ciphertext.
@@ -57,7 +57,7 @@ fn the_size_that_a_look_up_tells_after_a_cut_is_the_repaired_one() {
         let (attr, _) = tree.look_up(ROOT_ID, b"file").unwrap();
         assert_eq!(attr.size, 4050, "read-only: {read_only}");
         let mut back = Vec::new();
-        tree.read(attr.node_id, 0, 10_000, &mut back).unwrap();
+        tree.read(attr.node_id, 0, 10_000, Asker::Mount, &mut back).unwrap();
         assert_eq!(back, data);
     }
 }

@@ -51,8 +51,14 @@ pub enum Command {
     Rewrap(RewrapArgs),
     /// Check records, names, headers and data; with --repair, put right what can be
     Fsck(FsckArgs),
-    /// Drop every data key of a mount now; the next use of a file asks the key service again
+    /// Drop the data keys of a mount, and fetch none until it is unlocked
     Lock(LockArgs),
+    /// Let a locked mount fetch data keys again
+    Unlock(UnlockArgs),
+    /// Show or set the key that new files below a directory take
+    Default(DefaultArgs),
+    /// Copy a file to a new one in a mount, under a key of its own
+    Cp(CpArgs),
     /// Measure ciphers on this machine
     Speed,
     /// Master keys
@@ -116,6 +122,10 @@ pub struct MountArgs {
     /// Unmount after this long without use (30s, 10m, 2h)
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub idle: Option<Duration>,
+    /// Bring a key of your own along, for files that are under it: a name, and a file that holds 32 bytes or their base64, or
+    /// fd:N for an open descriptor; may be repeated
+    #[arg(long, value_name = "NAME=FILE", value_parser = parse_customer_key)]
+    pub customer_key: Vec<(String, PathBuf)>,
     /// Where the daemon logs. Default: beside its control socket
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
@@ -149,6 +159,9 @@ pub struct StatusArgs {
 pub struct InfoArgs {
     /// A file in a mount, or a lower file
     pub path: PathBuf,
+    /// The keys of a whole tree in a mount
+    #[arg(long, short)]
+    pub recursive: bool,
     /// JSON output
     #[arg(long)]
     pub json: bool,
@@ -202,6 +215,66 @@ pub struct FsckArgs {
 pub struct LockArgs {
     /// Mount point
     pub mountpoint: PathBuf,
+    /// Only what is under this master key: alias/NAME, id or ARN
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
+    /// Drop the data keys once; the next use of a file asks the key service again
+    #[arg(long)]
+    pub once: bool,
+}
+
+/// Arguments of `unlock`.
+#[derive(Debug, Args)]
+pub struct UnlockArgs {
+    /// Mount point
+    pub mountpoint: PathBuf,
+    /// Only the lock of this master key: alias/NAME, id or ARN
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
+}
+
+/// Arguments of `default`.
+#[derive(Debug, Args)]
+pub struct DefaultArgs {
+    /// A directory in a mount
+    pub dir: PathBuf,
+    /// New files and directories below take this key: alias/NAME, id or ARN
+    #[arg(long, value_name = "KEY", group = "choice")]
+    pub key: Option<String>,
+    /// They take the key that the service manages, alias/aws/kmsfs
+    #[arg(long, group = "choice")]
+    pub service_managed: bool,
+    /// They take the key of that name that is brought along to each mount (mount --customer-key)
+    #[arg(long, value_name = "NAME", group = "choice")]
+    pub customer_key: Option<String>,
+    /// They take the volume's default key again
+    #[arg(long, group = "choice")]
+    pub none: bool,
+    /// JSON output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `cp`.
+#[derive(Debug, Args)]
+pub struct CpArgs {
+    /// The file to copy
+    pub from: PathBuf,
+    /// The new file, in a mount; a directory takes it under its name
+    pub to: PathBuf,
+    /// The new file's key: alias/NAME, id or ARN. Default: that of its directory
+    #[arg(long, value_name = "KEY", group = "choice")]
+    pub key: Option<String>,
+    /// It takes the key of that name that is brought along to each mount (mount --customer-key)
+    #[arg(long, value_name = "NAME", group = "choice")]
+    pub customer_key: Option<String>,
+}
+
+fn parse_customer_key(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, file)) if !name.is_empty() && !file.is_empty() => Ok((name.to_owned(), file.into())),
+        _ => Err("a name and a file, NAME=FILE or NAME=fd:N".to_owned()),
+    }
 }
 
 fn parse_jobs(text: &str) -> Result<usize, String> {

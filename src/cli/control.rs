@@ -30,8 +30,18 @@ const DEAD_AGE: Duration = Duration::from_mins(1);
 pub enum Request {
     /// Tell about yourself.
     Status,
-    /// Drop every data key.
-    Lock,
+    /// Drop data keys, and fetch none again until it is unlocked.
+    Lock {
+        /// ARN of the master key; without it, every key.
+        key: Option<String>,
+        /// Drop them once, and go on.
+        once: bool,
+    },
+    /// Let keys be fetched again.
+    Unlock {
+        /// ARN of the master key; without it, every lock ends.
+        key: Option<String>,
+    },
     /// Read the volume record again, if it was replaced.
     Reload,
     /// Where the lower file of this plaintext path is.
@@ -49,6 +59,8 @@ pub enum Answer {
     Status(Box<Status>),
     /// To `Lock`: how many data keys were dropped.
     Locked(usize),
+    /// To `Unlock`: whether there was a lock.
+    Unlocked(bool),
     /// To `Reload`: whether there was news.
     Reloaded(bool),
     /// To `Locate`: relative to the lower directory.
@@ -80,6 +92,15 @@ pub struct Status {
     pub cached_keys: usize,
     /// Fresh data keys in stock.
     pub fresh_keys: usize,
+    /// Whether everything is locked.
+    #[serde(default)]
+    pub locked: bool,
+    /// ARNs of master keys that are locked.
+    #[serde(default)]
+    pub locked_keys: Vec<String>,
+    /// Whether each caller's own right to keys counts.
+    #[serde(default)]
+    pub per_caller: bool,
     /// Files open.
     pub open_files: usize,
     /// Inodes the kernel knows.

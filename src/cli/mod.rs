@@ -5,6 +5,7 @@
 mod args;
 mod audit;
 mod control;
+mod defaults;
 mod error;
 mod key_args;
 mod key_data;
@@ -53,6 +54,9 @@ pub fn run() -> ExitCode {
         Command::Key(command) => keys::run(command, kms).map(done),
         Command::Status(args) => mounts::status(&args).map(done),
         Command::Lock(args) => mounts::lock(&args).map(done),
+        Command::Unlock(args) => mounts::unlock(&args).map(done),
+        Command::Default(args) => defaults::default(&args).map(done),
+        Command::Cp(args) => defaults::copy(&args).map(done),
         Command::Umount(args) => mounts::umount(&args).map(done),
         Command::Speed => speed::run().map(done),
         Command::Audit { arguments } => audit::run(&arguments).map(done),

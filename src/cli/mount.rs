@@ -56,6 +56,12 @@ fn start(plan: &MountPlan, args: &MountArgs, verbose: u8) -> Result<(), CliError
     for option in &args.options {
         command.arg("-o").arg(option);
     }
+    for (name, file) in &args.customer_key {
+        // The child works in another directory.
+        let is_fd = file.to_str().is_some_and(|text| text.starts_with("fd:"));
+        let file = if is_fd { file.clone() } else { std::path::absolute(file).map_err(failed)? };
+        command.arg("--customer-key").arg(format!("{name}={}", file.display()));
+    }
     if let Some(idle) = args.idle {
         command.arg("--idle").arg(idle.as_secs().to_string());
     }

@@ -46,6 +46,10 @@ pub struct MountPlan {
     pub accept_older: bool,
     /// Let other users in.
     pub allow_other: bool,
+    /// Keys to bring along, by name.
+    pub customer_keys: Vec<(String, PathBuf)>,
+    /// Whether each caller's own right to a key counts, where that was said.
+    pub per_caller: Option<bool>,
     /// Set-user-id has an effect.
     pub suid: bool,
     /// Device files have an effect.
@@ -72,6 +76,8 @@ impl MountPlan {
             read_only: args.read_only,
             accept_older: args.accept_older,
             allow_other: args.allow_other,
+            customer_keys: args.customer_key.clone(),
+            per_caller: None,
             suid: false,
             dev: false,
             no_exec: false,
@@ -110,6 +116,11 @@ impl MountPlan {
                 let time = parse_duration(time).map_err(|e| usage(format!("the mount option idle: {e}")))?;
                 self.idle = Some(time);
             }
+            Some(("decide", "caller")) => self.per_caller = Some(true),
+            Some(("decide", "mount")) => self.per_caller = Some(false),
+            Some(("decide", other)) => {
+                return Err(usage(format!("decide={other} is not offered; there are caller and mount")));
+            }
             Some(("durability", "strict")) => self.durability = Durability::Strict,
             Some(("durability", "relaxed")) => self.durability = Durability::Relaxed,
             Some(("durability", other)) => {
@@ -125,6 +136,21 @@ impl MountPlan {
             Some((other, _)) => return Err(usage(format!("the mount option '{other}' is not known"))),
         }
         Ok(())
+    }
+
+    /// Whether each caller's own right counts: on a shared mount, unless it was said otherwise. `is_unix`: the key service
+    /// can be told who calls.
+    pub fn decides_per_caller(&self, is_unix: bool) -> Result<bool, CliError> {
+        match self.per_caller {
+            Some(false) => Ok(false),
+            None if !self.allow_other => Ok(false),
+            Some(true) | None if is_unix => Ok(true),
+            Some(true) | None => Err(CliError::new(
+                Exit::Usage,
+                "only a kmsd on its Unix socket decides for each caller of a mount that others use; to let the mount's own \
+                 right to keys count for everybody, mount with -o decide=mount",
+            )),
+        }
     }
 
     fn check_places(&mut self) -> Result<(), CliError> {
@@ -221,6 +247,7 @@ mod tests {
             idle: None,
             log: None,
             daemon_child: false,
+            customer_key: Vec::new(),
         };
         let mut plan = MountPlan {
             lower: args.lower.clone(),
@@ -229,6 +256,8 @@ mod tests {
             read_only: false,
             accept_older: false,
             allow_other: false,
+            customer_keys: Vec::new(),
+            per_caller: None,
             suid: false,
             dev: false,
             no_exec: false,
@@ -250,11 +279,23 @@ mod tests {
 
     #[test]
     fn unknown_options_are_refused_by_name() {
-        for bad in ["compress", "compress=zstd", "idle=never", "durability=none", "integrity=none"] {
+        let bad =
+            ["decide=nobody", "compress", "compress=zstd", "idle=never", "durability=none", "integrity=none"];
+        for bad in bad {
             let error = plan(bad).unwrap_err();
             assert_eq!(error.exit, Exit::Usage);
             assert!(error.message.contains(bad.split('=').next().unwrap()), "{error}");
         }
+    }
+
+    #[test]
+    fn a_shared_mount_decides_for_each_caller_unless_it_is_told_otherwise() {
+        let decides = |options, is_unix| plan(options).unwrap().decides_per_caller(is_unix).ok();
+        assert_eq!(decides("rw", true), Some(false));
+        assert_eq!(decides("allow_other", true), Some(true));
+        assert_eq!(decides("decide=caller", true), Some(true));
+        assert_eq!(decides("allow_other,decide=mount", false), Some(false));
+        assert_eq!(decides("allow_other", false), None, "that service cannot");
     }
 
     #[test]

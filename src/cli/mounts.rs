@@ -1,13 +1,14 @@
-//! The commands about running mounts: status, lock, umount.
+//! The commands about running mounts: status, lock, unlock, umount.
 
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::args::{LockArgs, StatusArgs, UmountArgs};
+use super::args::{LockArgs, StatusArgs, UmountArgs, UnlockArgs};
 use super::control::{self, Answer, Request, Status};
 use super::error::{CliError, Exit};
 use super::output::{facts, json as print_json, line, table, time_of};
+use super::service::{self, Behalf};
 use crate::volume::MountLock;
 
 /// How long `umount` waits for the mount to write everything and end.
@@ -49,6 +50,9 @@ fn print_status(s: &Status) -> Result<(), CliError> {
         ("key for new files", Some(s.default_key.clone())),
         ("data keys cached", Some(s.cached_keys.to_string())),
         ("data keys in stock", Some(s.fresh_keys.to_string())),
+        ("locked", s.locked.then(|| "everything, by 'kmsfs lock'".to_owned())),
+        ("locked keys", (!s.locked_keys.is_empty()).then(|| s.locked_keys.join(", "))),
+        ("rights to keys", s.per_caller.then(|| "decided for each caller".to_owned())),
         ("open files", Some(s.open_files.to_string())),
         ("inodes known", Some(s.inodes.to_string())),
         (
@@ -63,12 +67,38 @@ fn print_status(s: &Status) -> Result<(), CliError> {
 
 /// `kmsfs lock`
 pub fn lock(args: &LockArgs) -> Result<(), CliError> {
-    match control::ask(&args.mountpoint, &Request::Lock)? {
-        Answer::Locked(keys) => {
-            line(&format!("{keys} data keys dropped; the next use of a file asks for its key"))
-        }
+    let key = args.key.as_deref().map(|key| arn_of(&args.mountpoint, key)).transpose()?;
+    let then = match (args.once, &key) {
+        (true, _) => "the next use of a file asks for its key".to_owned(),
+        (false, None) => "nothing is fetched until 'kmsfs unlock'".to_owned(),
+        (false, Some(key)) => format!("nothing is fetched under {key} until 'kmsfs unlock'"),
+    };
+    match control::ask(&args.mountpoint, &Request::Lock { key, once: args.once })? {
+        Answer::Locked(keys) => line(&format!("{keys} data keys dropped; {then}")),
         _ => Err(CliError::failed("the mount gave an answer to another question")),
     }
+}
+
+/// `kmsfs unlock`
+pub fn unlock(args: &UnlockArgs) -> Result<(), CliError> {
+    let key = args.key.as_deref().map(|key| arn_of(&args.mountpoint, key)).transpose()?;
+    match control::ask(&args.mountpoint, &Request::Unlock { key })? {
+        Answer::Unlocked(true) => line("unlocked"),
+        Answer::Unlocked(false) => Err(CliError::failed("it was not locked; 'kmsfs status' tells what is")),
+        _ => Err(CliError::failed("the mount gave an answer to another question")),
+    }
+}
+
+/// The ARN of `key` at the mount's key service. An ARN is taken as it is: it may be locked though the service is away.
+fn arn_of(mountpoint: &Path, key: &str) -> Result<String, CliError> {
+    if key.starts_with("arn:") && key.contains(":key/") {
+        return Ok(key.to_owned());
+    }
+    let Answer::Status(status) = control::ask(mountpoint, &Request::Status)? else {
+        return Err(CliError::failed("the mount gave an answer to another question"));
+    };
+    let kms = service::connect(Some(&status.kms), Behalf::Filesystem)?;
+    Ok(kms.describe_key(key)?.arn)
 }
 
 /// `kmsfs umount`: returns when the daemon has written everything and is gone.

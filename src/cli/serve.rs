@@ -18,7 +18,7 @@ use super::runtime_dir;
 use super::service::{self, Behalf};
 use crate::client::CacheLimits;
 use crate::fuse::{MountOptions, Session, SessionHandle, damage_seen};
-use crate::volume::{Epoch, KeyEvent, KeyWatch, MountLock, MountedTree, Volume, WatchOptions};
+use crate::volume::{self, Epoch, KeyEvent, KeyWatch, MountLock, MountedTree, Volume, WatchOptions};
 
 /// Descriptors a mount may need: directories and files it keeps open.
 const OPEN_FILES: u64 = 65_536;
@@ -102,8 +102,15 @@ fn serve(plan: &MountPlan, ready: impl FnOnce() -> std::io::Result<()>) -> Resul
     let lock = MountLock::take(&plan.lower)?;
     let kms = service::connect(plan.kms.as_deref(), Behalf::Mount)?;
     let is_unix = kms.endpoint().is_unix();
+    let per_caller = plan.decides_per_caller(is_unix)?;
     let volume = Volume::open(&plan.lower, kms, CacheLimits::default())?;
+    if per_caller {
+        volume.keys.check_trusted()?;
+    }
     let read_only = plan.read_only || is_read_only(&plan.lower);
+    for (name, file) in &plan.customer_keys {
+        volume.bring(name, volume::read_customer_key(file)?, read_only)?;
+    }
     if read_only && !plan.read_only {
         eprintln!("kmsfs: {} is on a read-only file system; mounted read-only", plan.lower.display());
     }
@@ -112,14 +119,15 @@ fn serve(plan: &MountPlan, ready: impl FnOnce() -> std::io::Result<()>) -> Resul
         epoch.advance();
     }
     let tree = volume.tree((!read_only).then_some(plan.durability), plan.integrity, epoch.last())?;
-    let session = Session::mount(tree.for_session(), &mount_options(plan, read_only), &plan.mountpoint)
-        .map_err(|e| {
-            CliError::new(Exit::Mount, format!("cannot mount at {}: {e}", plan.mountpoint.display()))
-        })?;
+    let session =
+        Session::mount(tree.for_session(), &mount_options(plan, read_only, per_caller), &plan.mountpoint)
+            .map_err(|e| {
+                CliError::new(Exit::Mount, format!("cannot mount at {}: {e}", plan.mountpoint.display()))
+            })?;
     let handle = session.handle();
     let (ended, end) = channel();
     let served = spawn_session(session, ended)?;
-    let mounted = Mounted { volume, tree, handle, read_only, epoch };
+    let mounted = Mounted { volume, tree, handle, read_only, per_caller, epoch };
     let outcome = run_beside(plan, &mounted, is_unix, &end, ready);
     let served =
         served.join().map_err(|_| CliError::new(Exit::Mount, "the mount's session ended by a panic"))?;
@@ -137,6 +145,7 @@ struct Mounted {
     tree: MountedTree,
     handle: SessionHandle,
     read_only: bool,
+    per_caller: bool,
     epoch: Epoch,
 }
 
@@ -299,6 +308,9 @@ fn control_handler(plan: &MountPlan, mounted: &Mounted) -> impl Fn(Request) -> A
         since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         cached_keys: 0,
         fresh_keys: 0,
+        locked: false,
+        locked_keys: Vec::new(),
+        per_caller: mounted.per_caller,
         open_files: 0,
         inodes: 0,
         damage_seen: 0,
@@ -309,10 +321,13 @@ fn control_handler(plan: &MountPlan, mounted: &Mounted) -> impl Fn(Request) -> A
             let (cached_keys, fresh_keys) = keys.held();
             let (open_files, inodes) = (tree.open_files(), tree.inodes());
             let default_key = keys.default_key();
+            let (locked, locked_keys) = keys.locked();
             let now = Status {
                 default_key,
                 cached_keys,
                 fresh_keys,
+                locked,
+                locked_keys,
                 open_files,
                 inodes,
                 damage_seen: damage_seen(),
@@ -320,10 +335,18 @@ fn control_handler(plan: &MountPlan, mounted: &Mounted) -> impl Fn(Request) -> A
             };
             Answer::Status(Box::new(now))
         }
-        Request::Lock => {
-            let open = tree.lock(|ids| drop_pages(&handle, ids));
-            Answer::Locked(keys.lock().max(open))
+        Request::Lock { key, once } => {
+            // What is dirty goes out while its keys are there; then nothing comes back.
+            let open = tree.drop_keys(key.as_deref(), |ids| drop_pages(&handle, ids));
+            if !once {
+                keys.lock(key.as_deref());
+            }
+            let cached = keys.drop_keys(key.as_deref());
+            // Files that were opened meanwhile.
+            tree.drop_keys(key.as_deref(), |ids| drop_pages(&handle, ids));
+            Answer::Locked(cached.max(open))
         }
+        Request::Unlock { key } => Answer::Unlocked(keys.unlock(key.as_deref())),
         Request::Reload => match keys.reload_if_changed() {
             Ok(changed) => {
                 tree.act_on(KeyEvent::RecordChanged, |ids| drop_pages(&handle, ids));
@@ -338,10 +361,11 @@ fn control_handler(plan: &MountPlan, mounted: &Mounted) -> impl Fn(Request) -> A
     }
 }
 
-fn mount_options(plan: &MountPlan, read_only: bool) -> MountOptions {
+fn mount_options(plan: &MountPlan, read_only: bool, per_caller: bool) -> MountOptions {
     MountOptions {
         source: plan.lower.display().to_string(),
         allow_other: plan.allow_other,
+        per_caller,
         read_only,
         no_suid: !plan.suid,
         no_dev: !plan.dev,

@@ -252,6 +252,9 @@ fn print_check(report: &CheckReport) -> Result<(), CliError> {
 
 /// `kmsfs info`
 pub fn info(args: &InfoArgs) -> Result<(), CliError> {
+    if args.recursive {
+        return super::defaults::tree(args);
+    }
     let lower = match control::holding(&args.path) {
         Some((status, rest)) => match control::ask(&status.mountpoint, &Request::Locate { path: rest })? {
             Answer::Located(lower) => status.lower.join(lower),

@@ -13,6 +13,8 @@ use crate::crypto::DataKey;
 
 /// Names a data key: the id of the file or volume record it belongs to.
 pub type DekId = [u8; 16];
+/// A fetch is shared by those in whose name it is made: what one user is refused another may have.
+type FlightId = (DekId, Option<u32>);
 /// A fetch that was overtaken by a revocation is tried again this often.
 const MAX_OVERTAKEN: usize = 4;
 /// A caller waits this long for another caller's fetch, then fetches for itself.
@@ -43,7 +45,7 @@ struct State<E> {
     entries: HashMap<DekId, Entry>,
     /// Entries by time of last use.
     by_use: BTreeMap<u64, DekId>,
-    flights: HashMap<DekId, Arc<Flight<E>>>,
+    flights: HashMap<FlightId, Arc<Flight<E>>>,
     tick: u64,
     /// Counts revocations, so that a fetch notices one that happened meanwhile.
     revocations: u64,
@@ -87,16 +89,18 @@ impl<E: Clone> DekCache<E> {
         self.state.lock().hit(id, wrap, self.limits.ttl)
     }
 
-    /// The key of `id` under the wrap whose hash is `wrap`: from the cache, from a fetch under way, or by `fetch`.
+    /// The key of `id` under the wrap whose hash is `wrap`: from the cache, from a fetch under way in the name of the same
+    /// `user`, or by `fetch`.
     pub fn get_or_fetch(
         &self,
         id: DekId,
         wrap: &[u8; 32],
         key_arn: &str,
+        user: Option<u32>,
         mut fetch: impl FnMut() -> Result<DataKey, E>,
     ) -> Result<DataKey, E> {
         for _ in 0..MAX_OVERTAKEN {
-            match self.turn(id, wrap) {
+            match self.turn((id, user), wrap) {
                 Turn::Hit(data_key) => return Ok(data_key),
                 Turn::Wait(flight) => {
                     if let Some(Err(e)) = flight.wait() {
@@ -104,7 +108,7 @@ impl<E: Clone> DekCache<E> {
                     }
                 }
                 Turn::Fetch(flight, revocations) => {
-                    let landing = Landing { cache: self, id, flight: &flight };
+                    let landing = Landing { cache: self, id: (id, user), flight: &flight };
                     let fetched = fetch();
                     let kept = fetched.map(|data_key| {
                         let copy = data_key.duplicate();
@@ -120,9 +124,9 @@ impl<E: Clone> DekCache<E> {
         fetch()
     }
 
-    fn turn(&self, id: DekId, wrap: &[u8; 32]) -> Turn<E> {
+    fn turn(&self, id: FlightId, wrap: &[u8; 32]) -> Turn<E> {
         let mut state = self.state.lock();
-        if let Some(data_key) = state.hit(id, wrap, self.limits.ttl) {
+        if let Some(data_key) = state.hit(id.0, wrap, self.limits.ttl) {
             return Turn::Hit(data_key);
         }
         if let Some(flight) = state.flights.get(&id) {
@@ -230,7 +234,7 @@ impl<E: Clone> Flight<E> {
 /// Ends a flight however the fetch ends, so that nobody waits for a fetcher that panicked.
 struct Landing<'a, E: Clone> {
     cache: &'a DekCache<E>,
-    id: DekId,
+    id: FlightId,
     flight: &'a Arc<Flight<E>>,
 }
 
@@ -272,10 +276,10 @@ mod tests {
             calls.fetch_add(1, Ordering::Relaxed);
             Ok(DataKey::random())
         };
-        cache.get_or_fetch(id(1), &WRAP, "arn:a", fetch).unwrap();
-        cache.get_or_fetch(id(1), &WRAP, "arn:a", fetch).unwrap();
+        cache.get_or_fetch(id(1), &WRAP, "arn:a", None, fetch).unwrap();
+        cache.get_or_fetch(id(1), &WRAP, "arn:a", None, fetch).unwrap();
         assert_eq!(calls.load(Ordering::Relaxed), 1);
-        cache.get_or_fetch(id(1), &[2; 32], "arn:a", fetch).unwrap();
+        cache.get_or_fetch(id(1), &[2; 32], "arn:a", None, fetch).unwrap();
         assert_eq!((calls.load(Ordering::Relaxed), cache.len()), (2, 1));
     }
 
@@ -293,7 +297,7 @@ mod tests {
                         std::thread::sleep(Duration::from_millis(50));
                         Ok(DataKey::random())
                     };
-                    cache.get_or_fetch(id(1), &WRAP, "arn:a", fetch).unwrap();
+                    cache.get_or_fetch(id(1), &WRAP, "arn:a", None, fetch).unwrap();
                 });
             }
         });
@@ -304,7 +308,7 @@ mod tests {
     fn the_least_recently_used_key_goes_first() {
         let cache = cache(2, Duration::from_mins(1));
         for n in [1, 2, 1, 3] {
-            cache.get_or_fetch(id(n), &WRAP, "arn:a", || Ok(DataKey::random())).unwrap();
+            cache.get_or_fetch(id(n), &WRAP, "arn:a", None, || Ok(DataKey::random())).unwrap();
         }
         let refetched = |n| {
             let mut asked = false;
@@ -312,7 +316,7 @@ mod tests {
                 asked = true;
                 Err("not cached".to_owned())
             };
-            let _ = cache.get_or_fetch(id(n), &WRAP, "arn:a", fetch);
+            let _ = cache.get_or_fetch(id(n), &WRAP, "arn:a", None, fetch);
             asked
         };
         assert_eq!((refetched(1), refetched(2), refetched(3)), (false, true, false));
@@ -333,7 +337,7 @@ mod tests {
     fn a_fetch_overtaken_by_a_revocation_asks_again() {
         let cache = cache(8, Duration::from_mins(1));
         let mut calls = 0;
-        let outcome = cache.get_or_fetch(id(1), &WRAP, "arn:a", || {
+        let outcome = cache.get_or_fetch(id(1), &WRAP, "arn:a", None, || {
             calls += 1;
             if calls == 1 {
                 cache.revoke("arn:a");
@@ -347,7 +351,7 @@ mod tests {
     #[test]
     fn a_failed_fetch_fails_its_waiters_and_is_not_remembered() {
         let cache = cache(8, Duration::from_mins(1));
-        assert!(cache.get_or_fetch(id(1), &WRAP, "arn:a", || Err("down".to_owned())).is_err());
-        assert!(cache.get_or_fetch(id(1), &WRAP, "arn:a", || Ok(DataKey::random())).is_ok());
+        assert!(cache.get_or_fetch(id(1), &WRAP, "arn:a", None, || Err("down".to_owned())).is_err());
+        assert!(cache.get_or_fetch(id(1), &WRAP, "arn:a", None, || Ok(DataKey::random())).is_ok());
     }
 }

@@ -3,6 +3,7 @@
 //! Called by `volume` and `cli`. Retries what passes with time, within the limits it was given.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -14,6 +15,10 @@ use super::{ClientError, Credentials, Endpoint, Timeouts};
 use crate::api::{Blob, EncryptionContext, ErrorBody, ErrorCode, KmsError, Operation, SecretBlob};
 use crate::crypto::DataKey;
 
+/// The operation of kmsd that waits for changes.
+const AWAIT_CHANGE: &str = "KmsdAdmin.AwaitChange";
+/// How long its answer may take: kmsd's own patience and some more.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(25);
 /// Longest text of an error that is not JSON, as shown.
 const MAX_SHOWN: usize = 200;
 
@@ -178,6 +183,20 @@ impl Kms {
         Ok(Self { transport, retry: config.retry })
     }
 
+    /// A client of the same service for [`Self::await_change`], which outlasts the time-outs of other calls. `None` where
+    /// calls are signed: such services are asked now and then.
+    pub fn waiting(&self) -> Option<Self> {
+        let endpoint = self.endpoint().clone();
+        let config = KmsConfig {
+            timeouts: Timeouts { io: CHANGE_PATIENCE, ..Timeouts::default() },
+            retry: self.retry,
+            via_service: false,
+            credentials: None,
+            endpoint,
+        };
+        if self.endpoint().is_unix() { Self::new(config).ok() } else { None }
+    }
+
     /// The endpoint called.
     pub fn endpoint(&self) -> &Endpoint {
         self.transport.endpoint()
@@ -209,14 +228,16 @@ impl Kms {
         serde_json::from_slice(&answer.body).map_err(|e| ClientError::Protocol(e.to_string()))
     }
 
-    /// A fresh 256-bit data key under `key_id`.
+    /// A fresh 256-bit data key under `key_id`. Here and below, `user` is the Unix user for whom the service is asked to
+    /// decide; `None` for this process itself.
     pub fn generate_data_key(
         &self,
         key_id: &str,
         context: &EncryptionContext,
+        user: Option<u32>,
     ) -> Result<GeneratedKey, ClientError> {
         let request = GenerateDataKey { key_id, encryption_context: context, key_spec: "AES_256" };
-        generated(&self.call(Operation::GenerateDataKey, &request)?)
+        generated(&self.with_retries(&encode_for(user, Operation::GenerateDataKey, &request))?)
     }
 
     /// As many fresh data keys as there are contexts, pipelined. Ends at the first error, which is returned when
@@ -225,10 +246,11 @@ impl Kms {
         &self,
         key_id: &str,
         contexts: &[EncryptionContext],
+        user: Option<u32>,
     ) -> Result<Vec<GeneratedKey>, ClientError> {
         let encode_one = |context| {
             let request = GenerateDataKey { key_id, encryption_context: context, key_spec: "AES_256" };
-            encode(Operation::GenerateDataKey, &request)
+            encode_for(user, Operation::GenerateDataKey, &request)
         };
         let calls: Vec<Call> = contexts.iter().map(encode_one).collect();
         let mut made = Vec::with_capacity(calls.len());
@@ -248,20 +270,30 @@ impl Kms {
         blob: &[u8],
         key_id: &str,
         context: &EncryptionContext,
+        user: Option<u32>,
     ) -> Result<Decrypted, ClientError> {
         let request =
             Decrypt { ciphertext_blob: Base64(blob), encryption_context: context, key_id, dry_run: false };
-        let answer = self.call(Operation::Decrypt, &request)?;
+        let answer = self.with_retries(&encode_for(user, Operation::Decrypt, &request))?;
         let answer = parse_data(&answer)?;
         Ok(Decrypted { data_key: data_key(answer.plaintext)?, key_arn: answer.key_id.into_owned() })
     }
 
     /// Asks whether [`Self::decrypt`] would be allowed, without doing it. Never retried: the next probe is near.
-    pub fn probe_decrypt(&self, blob: &[u8], key_id: &str, context: &EncryptionContext) -> Probe {
+    pub fn probe_decrypt(
+        &self,
+        blob: &[u8],
+        key_id: &str,
+        context: &EncryptionContext,
+        user: Option<u32>,
+    ) -> Probe {
         let request =
             Decrypt { ciphertext_blob: Base64(blob), encryption_context: context, key_id, dry_run: true };
-        let answer = self.transport.exchange_anyway(&encode(Operation::Decrypt, &request));
-        match answer.and_then(check) {
+        self.probe(&encode_for(user, Operation::Decrypt, &request))
+    }
+
+    fn probe(&self, dry_run: &Call) -> Probe {
+        match self.transport.exchange_anyway(dry_run).and_then(check) {
             Ok(_) => Probe::Usable,
             Err(ClientError::Kms(e)) if e.code == ErrorCode::DryRunOperationException => Probe::Usable,
             Err(ClientError::Kms(e)) if super::error::is_transient(e.code) => {
@@ -269,6 +301,35 @@ impl Kms {
             }
             Err(ClientError::Kms(e)) => Probe::Refused(e),
             Err(e) => Probe::Unknown(e),
+        }
+    }
+
+    /// Asks whether [`Self::generate_data_key`] would be allowed, in the same way.
+    pub fn probe_generate(&self, key_id: &str, context: &EncryptionContext, user: Option<u32>) -> Probe {
+        let request = serde_json::json!(
+            { "KeyId": key_id, "KeySpec": "AES_256", "EncryptionContext": context, "DryRun": true }
+        );
+        self.probe(&encode_for(user, Operation::GenerateDataKey, &request))
+    }
+
+    /// Waits until something has changed by which an answer of the service may change, and that `since` does not stand
+    /// for; gives what stands for it, perhaps `since` after a while. `None` where the service does not tell of changes.
+    pub fn await_change(&self, since: &str) -> Result<Option<String>, ClientError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Change {
+            token: String,
+        }
+        let body = serde_json::json!({ "Since": since }).to_string().into_bytes();
+        let call = Call { target: AWAIT_CHANGE, body: body.into(), idempotent: true, user: None };
+        match self.transport.exchange_anyway(&call).and_then(check) {
+            Err(e) if is_unserved(&e) => Ok(None),
+            Err(e) => Err(e),
+            Ok(answer) => {
+                let change: Change =
+                    serde_json::from_slice(&answer.body).map_err(|e| ClientError::Protocol(e.to_string()))?;
+                Ok(Some(change.token))
+            }
         }
     }
 
@@ -294,15 +355,7 @@ impl Kms {
             request["AcceptOlder"] = true.into();
         }
         match self.call(Operation::AdvanceMark, &request) {
-            Err(ClientError::Kms(e))
-                if matches!(
-                    e.code,
-                    ErrorCode::UnknownOperationException | ErrorCode::UnsupportedOperationException
-                ) =>
-            {
-                Ok(None)
-            }
-            Err(ClientError::Unknown(..)) => Ok(None),
+            Err(e) if is_unserved(&e) => Ok(None),
             Err(e) => Err(e),
             Ok(answer) => {
                 let mark: Mark =
@@ -372,11 +425,21 @@ fn is_worth_retrying(error: &ClientError) -> bool {
     matches!(error, ClientError::Kms(e) if super::error::is_transient(e.code))
 }
 
+/// The service does not know an operation that only kmsd has.
+fn is_unserved(error: &ClientError) -> bool {
+    let unserved = [ErrorCode::UnknownOperationException, ErrorCode::UnsupportedOperationException];
+    matches!(error, ClientError::Unknown(..)) || error.code().is_some_and(|code| unserved.contains(&code))
+}
+
 fn encode(operation: Operation, request: &impl Serialize) -> Call {
+    encode_for(None, operation, request)
+}
+
+fn encode_for(user: Option<u32>, operation: Operation, request: &impl Serialize) -> Call {
     let mut body = Zeroizing::new(Vec::with_capacity(2048));
     serde_json::to_writer(&mut *body, request).expect("requests have string keys and no failing members");
     let idempotent = operation.is_read_only() || !makes_anew(operation);
-    Call { target: operation.target(), body, idempotent }
+    Call { target: operation.target(), body, idempotent, user }
 }
 
 /// Operations that done twice make two of something, or fail the second time.

@@ -32,6 +32,8 @@ pub struct Call {
     pub body: Zeroizing<Vec<u8>>,
     /// Whether doing it twice does no harm, so that a broken connection is worth a second one.
     pub idempotent: bool,
+    /// The Unix user on whose behalf it is made; `None` for our own.
+    pub user: Option<u32>,
 }
 
 /// The connections to one endpoint.
@@ -235,6 +237,9 @@ impl Transport {
         }
         if self.via_service {
             out.extend_from_slice(b"X-Kms-Via-Service: kmsfs\r\n");
+        }
+        if let Some(user) = call.user {
+            out.extend_from_slice(format!("X-Kms-On-Behalf-Of: {user}\r\n").as_bytes());
         }
         if let Some(signer) = &self.signer {
             signer.write_headers(&self.host, call.target, &call.body, out);

@@ -28,7 +28,9 @@ use super::reply::{absent_entry, reply_attr, reply_data, reply_empty, reply_entr
 use super::seeker::Seeker;
 use super::server::Server;
 use super::session::{MountOptions, negotiate};
-use crate::tree::{Caller, FsError, Kind, NewObject, RenameMode, SetAttr, SpecialFile, Tree, XattrMode};
+use crate::tree::{
+    Asker, Caller, FsError, Kind, NewObject, RenameMode, SetAttr, SpecialFile, Tree, XattrMode,
+};
 
 /// The filesystem as the library drives it.
 pub struct Adapter {
@@ -37,6 +39,7 @@ pub struct Adapter {
     files: Files,
     cache_time: Duration,
     writeback: bool,
+    per_caller: bool,
 }
 
 fn caller(request: &Request) -> Caller {
@@ -49,8 +52,13 @@ impl Adapter {
         let writeback = options.writeback && !options.read_only;
         let cache_time = options.cache_time;
         let dirs = Dirs::new(server.clone(), cache_time);
-        let files = Files::new(server.clone(), seeker, cache_time);
-        Self { server, dirs, files, cache_time, writeback }
+        let files = Files::new(server.clone(), seeker, cache_time, options.per_caller);
+        Self { server, dirs, files, cache_time, writeback, per_caller: options.per_caller }
+    }
+
+    /// Who asks for a file's key by `request`. The user id is the kernel's word.
+    fn asker(&self, request: &Request) -> Asker {
+        if self.per_caller { Asker::Caller(request.uid()) } else { Asker::Mount }
     }
 }
 
@@ -89,7 +97,7 @@ impl Filesystem for Adapter {
         accessed: Option<TimeOrNow>,
         modified: Option<TimeOrNow>,
         _changed: Option<SystemTime>,
-        _handle: Option<FileHandle>,
+        handle: Option<FileHandle>,
         _created: Option<SystemTime>,
         _changed_mac: Option<SystemTime>,
         _backed_up: Option<SystemTime>,
@@ -105,9 +113,10 @@ impl Filesystem for Adapter {
             modified: modified.map(set_time),
         };
         let (caller, ttl) = (caller(request), self.cache_time);
+        let asker = handle.map_or_else(|| self.asker(request), |handle| self.files.holder(handle));
         self.server.answer(
             id.0,
-            move |tree| tree.set_attr(id.0, set, caller),
+            move |tree| tree.set_attr(id.0, set, caller, asker),
             move |done| reply_attr(reply, ttl, id, done),
         );
     }
@@ -194,29 +203,29 @@ impl Filesystem for Adapter {
         reply_entry(reply, self.cache_time, parent, made);
     }
 
-    fn open(&self, _request: &Request, id: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.files.open(id, flags, reply);
+    fn open(&self, request: &Request, id: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.files.open(id, flags, self.asker(request), reply);
     }
 
     fn read(
         &self,
         _request: &Request,
         id: INodeNo,
-        _handle: FileHandle,
+        handle: FileHandle,
         offset: u64,
         size: u32,
         _flags: OpenFlags,
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.server.read(id.0, offset, size as usize, reply);
+        self.server.read(id.0, offset, size as usize, self.files.holder(handle), reply);
     }
 
     fn write(
         &self,
         _request: &Request,
         id: INodeNo,
-        _handle: FileHandle,
+        handle: FileHandle,
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
@@ -224,7 +233,7 @@ impl Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.files.write(id, offset, data, write_flags, reply);
+        self.files.write(id, handle, offset, data, write_flags, reply);
     }
 
     /// Nothing to do at a close: the kernel has written back, and the file is sealed at its release.
@@ -329,15 +338,16 @@ impl Filesystem for Adapter {
             _ => XattrMode::Any,
         };
         let (name, value, caller) = (name.as_bytes().to_vec(), value.to_vec(), caller(request));
-        let set = move |tree: &Tree| tree.set_xattr(id.0, &name, &value, mode, caller);
+        let asker = self.asker(request);
+        let set = move |tree: &Tree| tree.set_xattr(id.0, &name, &value, mode, caller, asker);
         self.server.answer(id.0, set, move |done| reply_empty(reply, id, done));
     }
 
-    fn getxattr(&self, _request: &Request, id: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let name = name.as_bytes().to_vec();
+    fn getxattr(&self, request: &Request, id: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let (name, asker) = (name.as_bytes().to_vec(), self.asker(request));
         self.server.answer(
             id.0,
-            move |tree| tree.xattr(id.0, &name),
+            move |tree| tree.xattr(id.0, &name, asker),
             move |value| match value {
                 Ok(value) => reply_sized(reply, size, &value),
                 Err(e) => reply.error(report(id.0, &e)),
@@ -375,7 +385,7 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let new = NewObject { permissions: mode, umask, caller: caller(request) };
-        self.files.create(parent, name, new, flags, reply);
+        self.files.create(parent, name, new, flags, self.asker(request), reply);
     }
 
     fn ioctl(
@@ -396,13 +406,13 @@ impl Filesystem for Adapter {
         &self,
         _request: &Request,
         id: INodeNo,
-        _handle: FileHandle,
+        handle: FileHandle,
         offset: u64,
         length: u64,
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.files.allocate(id, offset, length, mode, reply);
+        self.files.allocate(id, handle, (offset, length), mode, reply);
     }
 
     fn lseek(
@@ -424,12 +434,12 @@ impl Filesystem for Adapter {
         _from_handle: FileHandle,
         from_offset: u64,
         to: INodeNo,
-        _to_handle: FileHandle,
+        to_handle: FileHandle,
         to_offset: u64,
         len: u64,
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        self.files.copy((from, from_offset), (to, to_offset), len, reply);
+        self.files.copy((from, from_offset), (to, to_offset), len, self.files.holder(to_handle), reply);
     }
 }

@@ -23,7 +23,7 @@ pub fn errno(error: &FsError) -> Errno {
         FsError::Os(e) => Errno::from_i32(e.raw_os_error()),
         FsError::Key(KeyError::Denied(_)) => Errno::EACCES,
         FsError::Key(KeyError::Disabled(_)) => Errno::from_i32(libc::ENOKEY),
-        FsError::Key(KeyError::Unavailable(_) | KeyError::Absent(_)) => Errno::EHOSTDOWN,
+        FsError::Key(KeyError::Unavailable(_) | KeyError::Absent(..)) => Errno::EHOSTDOWN,
         FsError::Key(KeyError::Invalid(_)) | FsError::Corrupt(_) => Errno::EIO,
     }
 }

@@ -1,6 +1,7 @@
 //! Open regular files: what programs do through their descriptors.
 //!
-//! A descriptor's handle stands for nothing but the descriptor; what is known of the file hangs on its inode.
+//! A descriptor's handle stands for the descriptor and the user who opened it, by whose right it is read and written,
+//! whoever holds it; what is known of the file hangs on its inode.
 //! Called by the adapter.
 
 use std::ffi::OsStr;
@@ -20,7 +21,7 @@ use super::handles::Handles;
 use super::reply::{allocation, open_flags, reply_empty, reply_written};
 use super::seeker::{SeekRequest, Seeker};
 use super::server::Server;
-use crate::tree::{Attr, FsError, KeyError, NewObject, Seek, Tree, WriteManner};
+use crate::tree::{Asker, Attr, FsError, KeyError, NewObject, Seek, Tree, WriteManner};
 
 /// Files open at a time. The kernel's own limit (fs.file-max) is mostly met before; a handle takes less than 100 bytes.
 const HANDLES_MAX: usize = 4 << 20;
@@ -29,6 +30,8 @@ const HANDLES_MAX: usize = 4 << 20;
 pub struct Descriptor {
     /// It may write, which its release has to tell the tree.
     write: bool,
+    /// Who opened it.
+    asker: Asker,
     /// Failed syncs of the file that it was told of, or that came before it.
     failures_seen: AtomicU32,
 }
@@ -39,23 +42,35 @@ pub struct Files {
     seeker: Seeker,
     descriptors: Arc<Handles<Descriptor>>,
     cache_time: Duration,
+    per_caller: bool,
 }
 
 impl Files {
     /// None is open yet.
-    pub fn new(server: Arc<Server>, seeker: Seeker, cache_time: Duration) -> Self {
-        Self { server, seeker, descriptors: Arc::new(Handles::new(HANDLES_MAX)), cache_time }
+    pub fn new(server: Arc<Server>, seeker: Seeker, cache_time: Duration, per_caller: bool) -> Self {
+        Self { server, seeker, descriptors: Arc::new(Handles::new(HANDLES_MAX)), cache_time, per_caller }
+    }
+
+    /// By whose right the descriptor is used. Read-ahead and write-back name one of those that the file has.
+    pub fn holder(&self, handle: FileHandle) -> Asker {
+        if !self.per_caller {
+            return Asker::Mount;
+        }
+        match self.descriptors.find(handle.0).map(|descriptor| descriptor.asker) {
+            Ok(Asker::Caller(uid) | Asker::Holder(uid)) => Asker::Holder(uid),
+            Ok(Asker::Mount) | Err(_) => Asker::Mount,
+        }
     }
 
     /// Opens a file.
-    pub fn open(&self, id: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    pub fn open(&self, id: INodeNo, flags: OpenFlags, asker: Asker, reply: ReplyOpen) {
         let write = flags.acc_mode() != OpenAccMode::O_RDONLY;
         let descriptors = self.descriptors.clone();
         self.server.answer(
             id.0,
             move |tree| {
-                tree.open_file(id.0, write, flags.0 & libc::O_TRUNC != 0)?;
-                described(tree, &descriptors, id.0, write)
+                tree.open_file(id.0, write, flags.0 & libc::O_TRUNC != 0, asker)?;
+                described(tree, &descriptors, id.0, write, asker)
             },
             move |opened| match opened {
                 Ok(handle) => reply.opened(handle, open_flags(flags.0)),
@@ -65,14 +80,22 @@ impl Files {
     }
 
     /// Makes and opens a file.
-    pub fn create(&self, parent: INodeNo, name: &OsStr, new: NewObject, flags: i32, reply: ReplyCreate) {
+    pub fn create(
+        &self,
+        parent: INodeNo,
+        name: &OsStr,
+        new: NewObject,
+        flags: i32,
+        asker: Asker,
+        reply: ReplyCreate,
+    ) {
         let (name, ttl) = (name.as_bytes().to_vec(), self.cache_time);
         let descriptors = self.descriptors.clone();
         self.server.answer(
             parent.0,
             move |tree| {
-                let (attr, generation) = create_or_open(tree, parent.0, &name, new, flags)?;
-                let handle = described(tree, &descriptors, attr.node_id, writes(flags));
+                let (attr, generation) = create_or_open(tree, parent.0, &name, new, flags, asker)?;
+                let handle = described(tree, &descriptors, attr.node_id, writes(flags), asker);
                 let handle = handle.inspect_err(|_| tree.forget(attr.node_id, 1))?;
                 Ok((attr, generation, handle))
             },
@@ -98,16 +121,26 @@ impl Files {
     }
 
     /// Writes `data` at `offset`.
-    pub fn write(&self, id: INodeNo, offset: u64, data: &[u8], flags: WriteFlags, reply: ReplyWrite) {
+    pub fn write(
+        &self,
+        id: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        flags: WriteFlags,
+        reply: ReplyWrite,
+    ) {
         let manner = WriteManner {
             from_cache: flags.contains(WriteFlags::FUSE_WRITE_CACHE),
             clear_set_id: flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
         };
         let len = data.len() as u32;
-        match self.server.run(id.0, |tree| tree.write(id.0, offset, data, manner)) {
-            Err(FsError::Key(KeyError::Absent(_))) => {
+        // What the kernel collected it writes through any descriptor of the file, whoever wrote it.
+        let asker = if manner.from_cache { Asker::Mount } else { self.holder(handle) };
+        match self.server.run(id.0, |tree| tree.write(id.0, offset, data, manner, asker)) {
+            Err(FsError::Key(KeyError::Absent(..))) => {
                 let data = data.to_vec();
-                let write = move |tree: &Tree| tree.write(id.0, offset, &data, manner).map(|()| len);
+                let write = move |tree: &Tree| tree.write(id.0, offset, &data, manner, asker).map(|()| len);
                 self.server.wait(id.0, write, move |written| reply_written(reply, id, written));
             }
             done => reply_written(reply, id, done.map(|()| len)),
@@ -125,9 +158,17 @@ impl Files {
     }
 
     /// Takes or gives back space.
-    pub fn allocate(&self, id: INodeNo, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
+    pub fn allocate(
+        &self,
+        id: INodeNo,
+        handle: FileHandle,
+        (offset, length): (u64, u64),
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
         let Some(what) = allocation(mode) else { return reply.error(Errno::EOPNOTSUPP) };
-        let allocate = move |tree: &Tree| tree.allocate(id.0, what, offset, length);
+        let asker = self.holder(handle);
+        let allocate = move |tree: &Tree| tree.allocate(id.0, what, offset, length, asker);
         self.server.answer_slowly(id.0, allocate, move |done| reply_empty(reply, id, done));
     }
 
@@ -142,11 +183,11 @@ impl Files {
     }
 
     /// Copies from one file to another; each is an inode and an offset in it.
-    pub fn copy(&self, from: (INodeNo, u64), to: (INodeNo, u64), len: u64, reply: ReplyWrite) {
+    pub fn copy(&self, from: (INodeNo, u64), to: (INodeNo, u64), len: u64, asker: Asker, reply: ReplyWrite) {
         // The reply has 32 bits; the caller goes on from where the copy ended.
         let len = len.min(u64::from(u32::MAX) & !0xfff);
         let copy = move |tree: &Tree| {
-            tree.copy_range(from.0.0, from.1, to.0.0, to.1, len).map(|copied| copied as u32)
+            tree.copy_range(from.0.0, from.1, to.0.0, to.1, len, asker).map(|copied| copied as u32)
         };
         self.server.answer_slowly(from.0.0, copy, move |copied| reply_written(reply, from.0, copied));
     }
@@ -162,9 +203,10 @@ fn described(
     descriptors: &Handles<Descriptor>,
     id: u64,
     write: bool,
+    asker: Asker,
 ) -> Result<FileHandle, FsError> {
     let failures_seen = AtomicU32::new(tree.sync_failures(id));
-    let number = descriptors.insert(Descriptor { write, failures_seen });
+    let number = descriptors.insert(Descriptor { write, asker, failures_seen });
     number.map(FileHandle).inspect_err(|_| tree.release_file(id, write))
 }
 
@@ -175,14 +217,15 @@ fn create_or_open(
     name: &[u8],
     new: NewObject,
     flags: i32,
+    asker: Asker,
 ) -> Result<(Attr, u32), FsError> {
     let write = writes(flags);
-    match tree.create(parent, name, new, write) {
+    match tree.create(parent, name, new, write, asker.user()) {
         Err(FsError::Os(rustix::io::Errno::EXIST)) if flags & libc::O_EXCL == 0 => {}
         other => return other,
     }
     let (attr, generation) = tree.look_up(parent, name)?;
-    let opened = tree.open_file(attr.node_id, write, flags & libc::O_TRUNC != 0);
+    let opened = tree.open_file(attr.node_id, write, flags & libc::O_TRUNC != 0, asker);
     let attr = opened.and_then(|()| tree.attr(attr.node_id)).inspect_err(|_| {
         tree.forget(attr.node_id, 1);
     })?;

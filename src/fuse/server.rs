@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 
 use super::errno::report;
 use super::session::THREADS;
-use crate::tree::{FsError, KEY_WAITS, KeyError, Tree};
+use crate::tree::{Asker, FsError, KEY_WAITS, KeyError, Tree};
 
 /// Threads on which requests wait for keys, besides the serving ones that do.
 const KEY_WAITERS: usize = 4;
@@ -114,7 +114,7 @@ impl Server {
         answer: impl FnOnce(Result<T, FsError>) + Send + 'static,
     ) {
         match self.run(id, &act) {
-            Err(FsError::Key(KeyError::Absent(_))) => self.wait(id, act, answer),
+            Err(FsError::Key(KeyError::Absent(..))) => self.wait(id, act, answer),
             done => answer(done),
         }
     }
@@ -147,9 +147,9 @@ impl Server {
     }
 
     /// Answers with `len` bytes from `offset` on, here or elsewhere by the rule of [`Server::answer_slowly`].
-    pub fn read(&self, id: u64, offset: u64, len: usize, reply: ReplyData) {
+    pub fn read(&self, id: u64, offset: u64, len: usize, asker: Asker, reply: ReplyData) {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let read = Read { id, offset, len };
+        let read = Read { id, offset, len, asker };
         let Some(_turn) = self.disk_turn() else {
             return self.for_disk.hand(&self.tree, Box::new(move |tree| read.patiently(tree, reply)));
         };
@@ -184,19 +184,22 @@ struct Read {
     id: u64,
     offset: u64,
     len: usize,
+    asker: Asker,
 }
 
 impl Read {
     /// Reads and answers; gives the reply back where a key is absent that must be waited for elsewhere.
     fn now(self, tree: &Tree, reply: ReplyData) -> Option<ReplyData> {
-        self.with_buffer(tree, |tree, buffer| tree.read(self.id, self.offset, self.len, buffer), reply)
+        let read =
+            |tree: &Tree, buffer: &mut Vec<u8>| tree.read(self.id, self.offset, self.len, self.asker, buffer);
+        self.with_buffer(tree, read, reply)
     }
 
     fn patiently(self, tree: &Tree, reply: ReplyData) {
         let read = |tree: &Tree, buffer: &mut Vec<u8>| {
             tree.with_keys_patiently(|| {
                 buffer.clear();
-                tree.read(self.id, self.offset, self.len, buffer)
+                tree.read(self.id, self.offset, self.len, self.asker, buffer)
             })
         };
         if let Some(reply) = self.with_buffer(tree, read, reply) {
@@ -217,7 +220,7 @@ impl Read {
                     reply.data(buffer);
                     None
                 }
-                Err(FsError::Key(KeyError::Absent(_))) => Some(reply),
+                Err(FsError::Key(KeyError::Absent(..))) => Some(reply),
                 Err(e) => {
                     reply.error(report(self.id, &e));
                     None

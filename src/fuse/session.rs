@@ -29,6 +29,8 @@ pub struct MountOptions {
     pub source: String,
     /// Let other users in; the kernel checks permissions in any case.
     pub allow_other: bool,
+    /// Each caller's own right to a file's key counts, as opposed to the mount's.
+    pub per_caller: bool,
     /// No change through the mount.
     pub read_only: bool,
     /// Set-user-id has no effect.
@@ -50,6 +52,7 @@ impl Default for MountOptions {
         Self {
             source: "kmsfs".into(),
             allow_other: false,
+            per_caller: false,
             read_only: false,
             no_suid: true,
             no_dev: true,

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use super::namespace::Tree;
 use super::node::{FileSlot, Node};
-use super::{FsError, KeyError};
+use super::{FsError, KeyError, KeyUser};
 use crate::logging::RateLimit;
 
 static UNSEALED: RateLimit = RateLimit::new();
@@ -35,7 +35,7 @@ impl Tree {
 
     /// Closes the file where no handle counts on it.
     pub(super) fn close_unused(&self, node: &Arc<Node>) {
-        if let Err(e) = self.with_keys(|| self.try_close_unused(node)) {
+        if let Err(e) = self.with_keys(KeyUser::Mount, || self.try_close_unused(node)) {
             self.leave_open(node, &e);
         }
         self.trim_kept();
@@ -187,17 +187,17 @@ mod tests {
     use crate::tree::file::fault::{self, Fault};
     use crate::tree::kept::KEPT_MAX;
     use crate::tree::{
-        Caller, Durability, FileContext, FreshKey, Integrity, KeySource, LastEnd, NewObject, ROOT_ID, Stage,
-        TagLog, TreeOptions, WriteManner,
+        Asker, Caller, Durability, FileContext, FreshKey, Integrity, KeySource, LastEnd, NewObject, ROOT_ID,
+        Stage, TagLog, TreeOptions, WriteManner,
     };
 
     /// One key for all files: no test here asks whether it is the right one.
     struct OneKey(DataKey);
 
     impl KeySource for OneKey {
-        fn fresh(&self, _key: Option<&str>) -> Result<FreshKey, KeyError> {
+        fn fresh(&self, _key: Option<&str>, user: KeyUser) -> Result<FreshKey, KeyError> {
             let wrapped = WrappedKey { key_arn: "arn:test".into(), material_id: None, blob: vec![1] };
-            Ok(FreshKey { file_id: FileId([7; 16]), data_key: self.0.duplicate(), wrapped })
+            Ok(FreshKey { user, file_id: FileId([7; 16]), data_key: self.0.duplicate(), wrapped })
         }
 
         fn unwrap(&self, _file_id: FileId, _wrapped: &WrappedKey) -> Result<DataKey, KeyError> {
@@ -245,8 +245,8 @@ mod tests {
     fn written(tree: &Tree, name: &[u8], data: &[u8]) -> u64 {
         let caller = Caller { uid: 0, gid: 0, pid: 0 };
         let new = NewObject { permissions: 0o600, umask: 0, caller };
-        let (attr, _) = tree.create(ROOT_ID, name, new, true).unwrap();
-        tree.write(attr.node_id, 0, data, WriteManner::default()).unwrap();
+        let (attr, _) = tree.create(ROOT_ID, name, new, true, KeyUser::Mount).unwrap();
+        tree.write(attr.node_id, 0, data, WriteManner::default(), Asker::Mount).unwrap();
         attr.node_id
     }
 
@@ -263,7 +263,7 @@ mod tests {
         let mut back = Vec::new();
         tree.look_up(ROOT_ID, b"file").unwrap();
         fault::after(Some((0, Fault::Full)));
-        tree.read(id, 0, 20_000, &mut back).unwrap();
+        tree.read(id, 0, 20_000, Asker::Mount, &mut back).unwrap();
         assert_eq!(back, [5; 10_000]);
         assert_eq!(tree.left_open_count(), 1);
         tree.close_left_open();
@@ -278,13 +278,13 @@ mod tests {
         let tree = bench.tree();
         let id = written(&tree, b"file", &[5; 10_000]);
         let first = AtomicU32::new(tree.sync_failures(id));
-        tree.open_file(id, true, false).unwrap();
+        tree.open_file(id, true, false, Asker::Mount).unwrap();
         let second = AtomicU32::new(tree.sync_failures(id));
         fault::after(Some((0, Fault::NoSync)));
         let told = |seen: &AtomicU32| tree.sync_descriptor(id, true, seen).err().map(|e| e.to_string());
         assert!(told(&first).is_some());
         assert_eq!(told(&first), None, "told twice");
-        tree.open_file(id, false, false).unwrap();
+        tree.open_file(id, false, false, Asker::Mount).unwrap();
         let later = AtomicU32::new(tree.sync_failures(id));
         assert_eq!(told(&later), None, "it failed before this one was opened");
         assert!(told(&second).is_some(), "swallowed");
@@ -301,7 +301,7 @@ mod tests {
         // The kernel may truncate and write back with no handle; some call of that, or of the seal after it, fails.
         for calls in 0..100 {
             fault::after(Some((calls, Fault::Full)));
-            let _ = tree.truncate(id, 9_000 - u64::from(calls));
+            let _ = tree.truncate(id, 9_000 - u64::from(calls), Asker::Mount);
             if tree.left_open_count() > 0 {
                 break;
             }
@@ -323,10 +323,10 @@ mod tests {
         // As `Tree::forget` does it, with another thread's look-up and open in between.
         let old = tree.nodes.forget(id, 1).unwrap();
         tree.look_up(ROOT_ID, b"file").unwrap();
-        tree.open_file(id, true, false).unwrap();
+        tree.open_file(id, true, false, Asker::Mount).unwrap();
         tree.let_go(&old);
         assert_eq!((tree.kept.len(), tree.nodes_open().len()), (0, 1));
-        tree.write(id, 0, b"y", WriteManner::default()).unwrap();
+        tree.write(id, 0, b"y", WriteManner::default(), Asker::Mount).unwrap();
         tree.release_file(id, true);
         assert_eq!(tree.kept.len(), 1);
     }
@@ -344,7 +344,7 @@ mod tests {
             })
             .collect();
         assert_eq!((tree.kept.len(), tree.open_file_count()), (KEPT_MAX, 0));
-        tree.open_file(ids[KEPT_MAX], false, false).unwrap();
+        tree.open_file(ids[KEPT_MAX], false, false, Asker::Mount).unwrap();
         assert_eq!((tree.kept.len(), tree.open_file_count()), (KEPT_MAX - 1, 1));
         tree.release_file(ids[KEPT_MAX], false);
         tree.unlink(ROOT_ID, &name(KEPT_MAX)).unwrap();
@@ -352,7 +352,7 @@ mod tests {
         tree.close_idle_files();
         assert_eq!((tree.kept.len(), tree.nodes_open().len()), (0, 0));
         for id in &ids[..KEPT_MAX] {
-            tree.open_file(*id, true, false).unwrap();
+            tree.open_file(*id, true, false, Asker::Mount).unwrap();
             tree.release_file(*id, true);
         }
         assert_eq!(tree.kept.len(), KEPT_MAX);

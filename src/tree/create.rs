@@ -9,13 +9,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::FsError;
 use super::attr::{Attr, Caller, Kind};
 use super::dir::Dir;
 use super::dir_record;
 use super::file::FileIo;
 use super::namespace::Tree;
 use super::node::OpenFile;
+use super::{FsError, KeyUser};
 use crate::crypto::{Place, random_array};
 use crate::format::dir::DIR_RECORD;
 use crate::format::link;
@@ -47,21 +47,23 @@ pub struct SpecialFile {
 }
 
 impl Tree {
-    /// Makes a regular file and opens it for one handle, which may `write` or not. Fails when the name exists.
+    /// Makes a regular file and opens it for one handle of `user`, which may `write` or not. Fails when the name exists.
     pub fn create(
         &self,
         parent: u64,
         name: &[u8],
         new: NewObject,
         write: bool,
+        user: KeyUser,
     ) -> Result<(Attr, u32), FsError> {
         self.check_writable()?;
         let dir = self.dir(parent)?;
         let lower = dir.lower_name(name)?;
         let permissions = effective_permissions(&dir, new);
         // Before the name is there: a file whose first write would find no key is not made.
-        let fresh = || Ok(self.files.keys.fresh(None)?);
-        let reserved = if write { Some(self.with_keys(fresh)?) } else { None };
+        let key = self.default_key(&dir)?;
+        let fresh = || Ok(self.files.keys.fresh(key.as_deref(), user)?);
+        let reserved = if write { Some(self.with_keys(user, fresh)?) } else { None };
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR;
         let make = || at::open(&dir.fd, lower.entry.as_bytes(), flags, permissions);
         let fd = with_sidecar(&dir, &lower, || self.spare_descriptors(make))?;
@@ -70,7 +72,7 @@ impl Tree {
         let node = self.nodes.look_up(attr.node_id, attr.kind, parent, &lower.entry);
         node.note_new();
         let place = self.volume_key.place(&dir.id, lower.entry.as_bytes());
-        let io = FileIo::new_empty(fd, self.files.clone(), reserved, place);
+        let io = FileIo::new_empty(fd, self.files.clone(), reserved, place, key);
         let mut slot = node.file.write();
         slot.handles += 1;
         slot.writers += u32::from(write);
@@ -196,6 +198,7 @@ impl Tree {
     ) -> Result<(), FsError> {
         let fd = self.spare_descriptors(|| at::open_dir(&parent.fd, temporary.as_bytes()))?;
         dir_record::make(&self.volume_key, &fd, place)?;
+        self.inherit_key(parent, &fd, place)?;
         self.give_to_caller(parent, &fd, 0, caller)?;
         if permissions & OWNER_BITS != OWNER_BITS {
             // What an inherited ACL and set-group-id made of the other bits stays.

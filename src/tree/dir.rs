@@ -32,9 +32,14 @@ pub struct Dir {
     /// The keys of its names and attributes.
     pub keys: DirKey,
     default_acl: AtomicU8,
+    /// The key that its files take, once it was read.
+    default_key: Mutex<Option<Choice>>,
     /// Held while a long name's sidecar and entry are made or removed together.
     pub long_names: Mutex<()>,
 }
+
+/// The key that files of a directory take; `None` for the volume's default key.
+type Choice = Option<Arc<str>>;
 
 /// What a lower name is in the plaintext tree.
 pub enum PlainName {
@@ -63,7 +68,8 @@ impl Dir {
         let id = dir_record::identity(volume_key, &record, place)?;
         let keys = volume_key.dir_key(&id);
         let default_acl = AtomicU8::new(ACL_UNKNOWN);
-        Ok(Self { node_id, fd, id, keys, default_acl, long_names: Mutex::new(()) })
+        let (default_key, long_names) = (Mutex::default(), Mutex::default());
+        Ok(Self { node_id, fd, id, keys, default_acl, default_key, long_names })
     }
 
     /// The lower name of `name` in this directory.
@@ -106,6 +112,22 @@ impl Dir {
                 present
             }
         }
+    }
+
+    /// The key that its files take, read by `read` where it is not known yet.
+    pub fn default_key(&self, read: impl FnOnce() -> Result<Choice, FsError>) -> Result<Choice, FsError> {
+        let mut known = self.default_key.lock();
+        if let Some(key) = &*known {
+            return Ok(key.clone());
+        }
+        let key = read()?;
+        *known = Some(key.clone());
+        Ok(key)
+    }
+
+    /// To be called when another key was chosen.
+    pub fn forget_default_key(&self) {
+        *self.default_key.lock() = None;
     }
 
     /// To be called when the default ACL may have changed.

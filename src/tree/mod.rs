@@ -5,6 +5,7 @@
 mod attr;
 mod close;
 mod create;
+mod default_key;
 mod dir;
 mod dir_record;
 mod error;
@@ -26,11 +27,12 @@ mod xattr;
 
 pub use attr::{Attr, Caller, Kind, SetAttr, SetTime, Time};
 pub use create::{NewObject, SpecialFile};
+pub use default_key::KEY_ATTRIBUTE;
 pub use error::FsError;
 pub use file::{
     Allocate, Durability, FileContext, FileIo, Integrity, LastEnd, Seek, Stage, TagLog, start_flusher,
 };
-pub use key_source::{FreshKey, KeyError, KeyNeed, KeySource};
+pub use key_source::{Asker, FreshKey, KeyError, KeyNeed, KeySource, KeyUser};
 pub use list::{DirStream, Listed, ListedDir};
 pub use namespace::{DEFAULT_OPEN_DIRS, Tree, TreeOptions};
 pub use node::ROOT_ID;

@@ -12,11 +12,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rustix::fs::{self, OFlags};
 use rustix::io::Errno;
 
-use super::FsError;
 use super::attr::Kind;
 use super::file::{Allocate, FileIo, Seek};
 use super::namespace::{InodeFd, Tree};
 use super::node::{Node, OpenFile};
+use super::{Asker, FsError};
 use crate::sys::at;
 
 const OWNER_READ_WRITE: u32 = 0o600;
@@ -37,7 +37,7 @@ pub struct WriteManner {
 
 impl Tree {
     /// Opens a regular file for one more handle. The key must be to be had: what may not be decrypted does not open.
-    pub fn open_file(&self, id: u64, write: bool, truncate: bool) -> Result<(), FsError> {
+    pub fn open_file(&self, id: u64, write: bool, truncate: bool, asker: Asker) -> Result<(), FsError> {
         if write || truncate {
             self.check_writable()?;
         }
@@ -51,9 +51,9 @@ impl Tree {
             slot.handles += 1;
             slot.writers += u32::from(write);
         }
-        let opened = self.with_file(&node, write || truncate, |file| {
+        let opened = self.with_file(&node, write || truncate, asker, |file| {
             if write {
-                file.io.ensure_keys_for_write()?;
+                file.io.ensure_keys_for_write(asker)?;
             } else {
                 file.io.ensure_keys()?;
             }
@@ -67,15 +67,20 @@ impl Tree {
         opened
     }
 
-    /// Runs `action` on the open file of `node`, which is opened for it when it is not.
+    /// Runs `action` on the open file of `node`, which is opened for it when it is not, where `asker` may use its key.
     pub(super) fn with_file<R>(
         &self,
         node: &Arc<Node>,
         write: bool,
+        asker: Asker,
         action: impl Fn(&OpenFile) -> Result<R, FsError>,
     ) -> Result<R, FsError> {
         let unused = Cell::new(false);
-        let done = self.with_keys(|| self.on_open_file(node, write, &unused, &action));
+        let admitted = |file: &OpenFile| {
+            file.io.admit(asker, write)?;
+            action(file)
+        };
+        let done = self.with_keys(asker.user(), || self.on_open_file(node, write, &unused, admitted));
         if unused.get() {
             self.close_unused(node);
         }
@@ -118,7 +123,7 @@ impl Tree {
             Some(fd) => (fd, true),
             None => self.open_lower(&self.inode(node)?, write)?,
         };
-        let io = FileIo::new(fd, self.files.clone(), self.place_of(node)?);
+        let io = FileIo::with_choice(fd, self.files.clone(), self.place_of(node)?, self.key_for(node)?);
         slot.open = Some(Box::new(OpenFile::new(io, writable)));
         self.open_files.lock().insert(node.id, node.clone());
         Ok(())
@@ -170,19 +175,33 @@ impl Tree {
     }
 
     /// Reads up to `len` bytes at `offset` into `out`; short only at the end of the file.
-    pub fn read(&self, id: u64, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<(), FsError> {
+    pub fn read(
+        &self,
+        id: u64,
+        offset: u64,
+        len: usize,
+        asker: Asker,
+        out: &mut Vec<u8>,
+    ) -> Result<(), FsError> {
         let node = self.node(id)?;
         let buffer = std::cell::RefCell::new(out);
-        self.with_file(&node, false, |file| {
+        self.with_file(&node, false, asker, |file| {
             file.io.read(offset, len, &mut buffer.borrow_mut())?;
             Ok(())
         })
     }
 
     /// Writes `data` at `offset`.
-    pub fn write(&self, id: u64, offset: u64, data: &[u8], manner: WriteManner) -> Result<(), FsError> {
+    pub fn write(
+        &self,
+        id: u64,
+        offset: u64,
+        data: &[u8],
+        manner: WriteManner,
+        asker: Asker,
+    ) -> Result<(), FsError> {
         let node = self.node(id)?;
-        self.with_file(&node, true, |file| {
+        self.with_file(&node, true, asker, |file| {
             if manner.from_cache {
                 file.note_modified()?;
             } else {
@@ -194,20 +213,27 @@ impl Tree {
     }
 
     /// Sets the plaintext size.
-    pub fn truncate(&self, id: u64, size: u64) -> Result<(), FsError> {
+    pub fn truncate(&self, id: u64, size: u64, asker: Asker) -> Result<(), FsError> {
         self.check_writable()?;
         let node = self.node(id)?;
         if node.kind != Kind::File {
             return Err(FsError::Os(if node.kind == Kind::Dir { Errno::ISDIR } else { Errno::INVAL }));
         }
-        self.with_file(&node, true, |file| file.io.truncate(size))
+        self.with_file(&node, true, asker, |file| file.io.truncate(size))
     }
 
     /// Preallocates, punches or zeroes a range.
-    pub fn allocate(&self, id: u64, what: Allocate, offset: u64, len: u64) -> Result<(), FsError> {
+    pub fn allocate(
+        &self,
+        id: u64,
+        what: Allocate,
+        offset: u64,
+        len: u64,
+        asker: Asker,
+    ) -> Result<(), FsError> {
         self.check_writable()?;
         let node = self.node(id)?;
-        self.with_file(&node, true, |file| file.io.allocate(what, offset, len))
+        self.with_file(&node, true, asker, |file| file.io.allocate(what, offset, len))
     }
 
     /// Whether a handle may write to the file, so that the kernel may hold data of it that is not here yet.
@@ -218,11 +244,19 @@ impl Tree {
     /// The next data or hole at or after `offset`.
     pub fn seek(&self, id: u64, offset: u64, what: Seek) -> Result<u64, FsError> {
         let node = self.node(id)?;
-        self.with_file(&node, false, |file| file.io.seek(offset, what))
+        self.with_file(&node, false, Asker::Mount, |file| file.io.seek(offset, what))
     }
 
     /// Copies a range from one file to another and gives the number of bytes copied.
-    pub fn copy_range(&self, from: u64, at: u64, to: u64, to_at: u64, len: u64) -> Result<u64, FsError> {
+    pub fn copy_range(
+        &self,
+        from: u64,
+        at: u64,
+        to: u64,
+        to_at: u64,
+        len: u64,
+        asker: Asker,
+    ) -> Result<u64, FsError> {
         self.check_writable()?;
         let manner = WriteManner { from_cache: false, clear_set_id: true };
         let mut copied = 0;
@@ -230,8 +264,8 @@ impl Tree {
         while copied < len {
             let wanted = (len - copied).min(COPY_CHUNK) as usize;
             chunk.clear();
-            let step = self.read(from, at + copied, wanted, &mut chunk).and_then(|()| {
-                if chunk.is_empty() { Ok(()) } else { self.write(to, to_at + copied, &chunk, manner) }
+            let step = self.read(from, at + copied, wanted, asker, &mut chunk).and_then(|()| {
+                if chunk.is_empty() { Ok(()) } else { self.write(to, to_at + copied, &chunk, manner, asker) }
             });
             match step {
                 Ok(()) if chunk.is_empty() => break,
@@ -249,7 +283,7 @@ impl Tree {
         if self.read_only || node.kind != Kind::File {
             return Ok(());
         }
-        self.with_file(&node, false, |file| {
+        self.with_file(&node, false, Asker::Mount, |file| {
             file.restore_modified()?;
             if file.writable { file.io.sync(data_only) } else { Ok(()) }
         })

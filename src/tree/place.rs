@@ -9,13 +9,13 @@ use std::sync::Arc;
 use rustix::fs;
 use rustix::io::Errno;
 
-use super::FsError;
 use super::attr::Kind;
 use super::dir::Dir;
 use super::dir_record;
 use super::namespace::Tree;
 use super::node::Node;
 use super::rename::End;
+use super::{Asker, FsError};
 use crate::crypto::{Place, random_array};
 use crate::format::{link, name};
 use crate::sys::at;
@@ -97,7 +97,7 @@ impl Tree {
                 // Held open, so that nobody opens it meanwhile for the place that it is about to leave.
                 node.file.write().handles += 1;
                 let moving = Moving::File(Arc::clone(&node), old);
-                let bound = self.with_file(&node, true, |file| file.io.bind(new));
+                let bound = self.with_file(&node, true, Asker::Mount, |file| file.io.bind(new));
                 bound.inspect_err(|_| self.release(&node, false)).map(|()| moving)
             }
             Some(Kind::Dir) => {
@@ -114,7 +114,7 @@ impl Tree {
     fn end_move(&self, moving: Moving, moved: bool) {
         let ended = match moving {
             Moving::File(node, old) => {
-                let back = || self.with_file(&node, true, |file| file.io.bind(old));
+                let back = || self.with_file(&node, true, Asker::Mount, |file| file.io.bind(old));
                 let ended = if moved { Ok(()) } else { back() };
                 self.release(&node, false);
                 ended

@@ -4,16 +4,16 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{self, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
-use super::FsError;
 use super::attr::{Attr, Caller, Kind, SetAttr, SetTime};
 use super::namespace::Tree;
 use super::node::{Node, OpenFile};
 use super::open::clear_set_id_bits;
+use super::{Asker, FsError};
 use crate::sys::at;
 
 impl Tree {
-    /// Changes what `set` names and gives the attributes afterwards.
-    pub fn set_attr(&self, id: u64, set: SetAttr, caller: Caller) -> Result<Attr, FsError> {
+    /// Changes what `set` names and gives the attributes afterwards. `asker` stands behind a change of size.
+    pub fn set_attr(&self, id: u64, set: SetAttr, caller: Caller, asker: Asker) -> Result<Attr, FsError> {
         self.check_writable()?;
         let node = self.node(id)?;
         let permissions = set.permissions.filter(|_| node.kind != Kind::Symlink);
@@ -26,7 +26,7 @@ impl Tree {
             })?;
         }
         if let Some(size) = set.size {
-            self.truncate(id, size)?;
+            self.truncate(id, size, asker)?;
         }
         let clear_set_id = set.size.is_some() && caller.uid != 0;
         let stat = self.on_inode(&node, !clear_set_id, |fd, open| {

@@ -11,7 +11,7 @@ use super::attr::{Attr, Kind};
 use super::dir::Dir;
 use super::namespace::Tree;
 use super::node::Node;
-use super::{FsError, KeyError};
+use super::{Asker, FsError, KeyError};
 use crate::sys::at;
 
 impl Tree {
@@ -32,14 +32,14 @@ impl Tree {
             return Ok(attr);
         }
         let repaired = self.with_keys_patiently(|| {
-            self.with_file(node, false, |file| {
+            self.with_file(node, false, Asker::Mount, |file| {
                 file.io.ensure_keys()?;
                 file.io.size()
             })
         });
         match repaired {
             Ok(size) => Ok(Attr { size, ..self.attr_of(&self.stat_entry(dir, entry)?)? }),
-            Err(e @ FsError::Key(KeyError::Unavailable(_) | KeyError::Absent(_))) => Err(e),
+            Err(e @ FsError::Key(KeyError::Unavailable(_) | KeyError::Absent(..))) => Err(e),
             Err(e) => {
                 log::warn!("file {} cannot be repaired after an unclean stop: {e}", node.id);
                 Ok(attr)

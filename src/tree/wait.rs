@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::namespace::Tree;
-use super::{FsError, KeyError, KeyNeed};
+use super::{FsError, KeyError, KeyNeed, KeyUser};
 
 /// Operations that wait for keys on the threads that serve the mount, of which there are more than that.
 pub const KEY_WAITS: usize = 1;
@@ -34,31 +34,35 @@ impl Drop for Turn<'_> {
 }
 
 impl Tree {
-    /// Runs `action`, which holds no lock when it ends, and fetches the keys that it finds absent.
-    pub(super) fn with_keys<R>(&self, action: impl FnMut() -> Result<R, FsError>) -> Result<R, FsError> {
-        retry(action, |need| match self.waits.turn() {
-            Some(_turn) => Ok(self.obtain(&need)?),
-            None => Err(FsError::Key(KeyError::Absent(need))),
+    /// Runs `action`, which holds no lock when it ends, and fetches the keys that it finds absent: in the name of the user
+    /// that the need names, or of `user`.
+    pub(super) fn with_keys<R>(
+        &self,
+        user: KeyUser,
+        action: impl FnMut() -> Result<R, FsError>,
+    ) -> Result<R, FsError> {
+        retry(action, |need, named| {
+            let user = if named == KeyUser::Mount { user } else { named };
+            match self.waits.turn() {
+                Some(_turn) => Ok(self.files.keys.obtain(&need, user)?),
+                None => Err(FsError::Key(KeyError::Absent(need, user))),
+            }
         })
     }
 
     /// The same, for a caller that may wait however many do.
     pub fn with_keys_patiently<R>(&self, action: impl FnMut() -> Result<R, FsError>) -> Result<R, FsError> {
-        retry(action, |need| Ok(self.obtain(&need)?))
-    }
-
-    fn obtain(&self, need: &KeyNeed) -> Result<(), KeyError> {
-        self.files.keys.obtain(need)
+        retry(action, |need, user| Ok(self.files.keys.obtain(&need, user)?))
     }
 }
 
 fn retry<R>(
     mut action: impl FnMut() -> Result<R, FsError>,
-    mut obtain: impl FnMut(Box<KeyNeed>) -> Result<(), FsError>,
+    mut obtain: impl FnMut(Box<KeyNeed>, KeyUser) -> Result<(), FsError>,
 ) -> Result<R, FsError> {
     for _ in 0..TRIES {
         match action() {
-            Err(FsError::Key(KeyError::Absent(need))) => obtain(need)?,
+            Err(FsError::Key(KeyError::Absent(need, user))) => obtain(need, user)?,
             other => return other,
         }
     }

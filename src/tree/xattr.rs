@@ -6,11 +6,12 @@ use std::sync::Arc;
 use rustix::fs::{self, XattrFlags};
 use rustix::io::Errno;
 
-use super::FsError;
 use super::attr::{Caller, Kind};
+use super::default_key::KEY_ATTRIBUTE;
 use super::dir::DEFAULT_ACL;
 use super::namespace::Tree;
 use super::node::Node;
+use super::{Asker, FsError};
 use crate::crypto::Aead;
 use crate::format::xattr as codec;
 use crate::sys::at;
@@ -72,10 +73,11 @@ impl Tree {
         &self,
         node: &Arc<Node>,
         write: bool,
+        asker: Asker,
         action: impl Fn(&Aead, &[u8; 16]) -> Result<R, FsError>,
     ) -> Result<R, FsError> {
         match node.kind {
-            Kind::File => self.with_file(node, write, |file| {
+            Kind::File => self.with_file(node, write, asker, |file| {
                 let keys =
                     if write { Some(file.io.keys_for_attributes()?) } else { file.io.keys_for_read()? };
                 let (keys, id) = keys.ok_or_else(|| no_header(node.id))?;
@@ -92,8 +94,11 @@ impl Tree {
     }
 
     /// The value of an attribute. One that is not there costs no key.
-    pub fn xattr(&self, id: u64, name: &[u8]) -> Result<Vec<u8>, FsError> {
+    pub fn xattr(&self, id: u64, name: &[u8], asker: Asker) -> Result<Vec<u8>, FsError> {
         let node = self.node(id)?;
+        if name == KEY_ATTRIBUTE.as_bytes() {
+            return self.chosen_key(&node);
+        }
         if name == CAPABILITY && node.lacks_capability() {
             return Err(FsError::Os(Errno::NODATA));
         }
@@ -104,7 +109,7 @@ impl Tree {
             Route::Sealed(lower) => lower,
         };
         let sealed = at::xattr(&fd, lower.as_bytes())?;
-        self.with_xattr_key(&node, false, |key, owner| {
+        self.with_xattr_key(&node, false, asker, |key, owner| {
             codec::open_value(key, owner, name, &sealed)
                 .map_err(|_| FsError::Corrupt(format!("an extended attribute of inode {id} does not open")))
         })
@@ -118,6 +123,7 @@ impl Tree {
         value: &[u8],
         mode: XattrMode,
         caller: Caller,
+        asker: Asker,
     ) -> Result<(), FsError> {
         self.check_writable()?;
         let flags = match mode {
@@ -126,6 +132,9 @@ impl Tree {
             XattrMode::Replace => XattrFlags::REPLACE,
         };
         let node = self.node(id)?;
+        if name == KEY_ATTRIBUTE.as_bytes() {
+            return self.choose_key(&node, value, asker);
+        }
         if name == CAPABILITY {
             node.note_capability();
         }
@@ -136,7 +145,7 @@ impl Tree {
                 at::set_xattr(&fd, name, value, flags)?;
                 self.acl_changed(&node, name, caller)
             }
-            Route::Sealed(lower) => self.with_xattr_key(&node, true, |key, owner| {
+            Route::Sealed(lower) => self.with_xattr_key(&node, true, asker, |key, owner| {
                 let sealed = codec::seal_value(key, owner, name, value);
                 Ok(at::set_xattr(&fd, lower.as_bytes(), &sealed, flags)?)
             }),
@@ -147,6 +156,9 @@ impl Tree {
     pub fn remove_xattr(&self, id: u64, name: &[u8], caller: Caller) -> Result<(), FsError> {
         self.check_writable()?;
         let node = self.node(id)?;
+        if name == KEY_ATTRIBUTE.as_bytes() {
+            return self.forget_key(&node);
+        }
         let route = self.route(&node, name)?;
         let fd = self.inode(&node)?;
         match route {
@@ -187,7 +199,9 @@ impl Tree {
             Some(name) => name.ok(),
             None => is_acl(&lower).then_some(lower),
         };
-        let visible = |name: &Vec<u8>| caller.uid == 0 || !name.starts_with(TRUSTED);
+        let visible = |name: &Vec<u8>| {
+            (caller.uid == 0 || !name.starts_with(TRUSTED)) && name != KEY_ATTRIBUTE.as_bytes()
+        };
         Ok(at::list_xattrs(&fd)?.into_iter().filter_map(plain).filter(visible).collect())
     }
 }

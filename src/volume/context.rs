@@ -4,6 +4,8 @@ use crate::api::EncryptionContext;
 use crate::format::{FileId, VolumeId};
 
 const FORMAT: &str = "1";
+/// The pair that names the file.
+pub const FILE: &str = "kmsfs:file";
 
 fn context(volume: VolumeId, purpose: &str) -> EncryptionContext {
     let mut context = EncryptionContext::new();
@@ -16,7 +18,7 @@ fn context(volume: VolumeId, purpose: &str) -> EncryptionContext {
 /// Of the data key of one file.
 pub fn file(volume: VolumeId, file: FileId) -> EncryptionContext {
     let mut context = context(volume, "file-data");
-    context.insert("kmsfs:file", file.to_string());
+    context.insert(FILE, file.to_string());
     context
 }
 

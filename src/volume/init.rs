@@ -10,7 +10,8 @@ use rustix::fs::{AtFlags, XattrFlags, fsync, symlinkat, unlinkat};
 
 use super::open::open_lower;
 use super::{VolumeError, context, key_error, record_file};
-use crate::client::{GeneratedKey, Kms};
+use crate::api::ErrorCode;
+use crate::client::{ClientError, GeneratedKey, Kms};
 use crate::crypto::{Secret, VolumeKey, random_array};
 use crate::format::dir::{self, DIR_RECORD, DIR_RECORD_COPY};
 use crate::format::name::LOWER_NAME_MAX;
@@ -54,8 +55,8 @@ pub fn init(lower: &Path, kms: &Kms, options: &InitOptions) -> Result<Made, Volu
     let id = VolumeId(random_array());
     // The key first: a service that says no leaves nothing behind.
     let generated = kms
-        .generate_data_key(&options.key, &context::record(id))
-        .map_err(|e| VolumeError::Key(options.key.clone(), key_error(&e)))?;
+        .generate_data_key(&options.key, &context::record(id), None)
+        .map_err(|e| not_made(&options.key, &e))?;
     let key_arn = generated.key_arn.clone();
     let volume_key = VolumeKey::new(Secret::random()).binding_names(options.bind_names);
     let record = seal(lower, id, generated, &volume_key)?;
@@ -75,6 +76,16 @@ pub fn init(lower: &Path, kms: &Kms, options: &InitOptions) -> Result<Made, Volu
             Err(e)
         }
     }
+}
+
+/// Why there is no data key under `key`.
+fn not_made(key: &str, error: &ClientError) -> VolumeError {
+    if key == SERVICE_KEY && error.code() == Some(ErrorCode::NotFoundException) {
+        let why = "the key service makes it for services that it trusts alone; its operator marks your user as kmsfs under \
+                   [services] in the file of 'kmsd serve --map', or take a key of your own with --key";
+        return VolumeError::UnfitKey(key.to_owned(), why.to_owned());
+    }
+    VolumeError::Key(key.to_owned(), key_error(error))
 }
 
 fn seal(

@@ -3,7 +3,7 @@
 //! Called by `tree` through the trait. Must never accept a wrap under a master key that the volume record does not
 //! name, nor hand out a cached key once its master key was found revoked.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,19 +11,24 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
-use super::pool::Pool;
+use super::context::{self, FILE};
+use super::customer::CustomerKeys;
+use super::pool::{Pool, Refill};
 use super::record_file::{self, Stamp};
-use super::{VolumeError, context, key_error};
-use crate::api::EncryptionContext;
-use crate::client::{CacheLimits, DekCache, GeneratedKey, Kms};
+use super::rights::{Holder, Rights, Use};
+use super::{VolumeError, key_error};
+use crate::api::{EncryptionContext, ErrorCode, NOT_TRUSTED, hex};
+use crate::client::{CacheLimits, ClientError, DekCache, GeneratedKey, Kms, Probe};
 use crate::crypto::{DataKey, random_array, sha256};
 use crate::format::record::{KEYS_MAX, VolumeSettings};
-use crate::format::{FileId, VolumeId, WrappedKey};
+use crate::format::{FileId, VolumeId, WrappedKey, customer};
 use crate::logging::RateLimit;
-use crate::tree::{FreshKey, KeyError, KeyNeed, KeySource};
+use crate::tree::{FreshKey, KeyError, KeyNeed, KeySource, KeyUser};
 
 /// How long the refill thread sleeps at most before it looks whether the volume was closed.
 const REFILL_PATIENCE: Duration = Duration::from_secs(5);
+/// Digits by which a version of a key is named in messages.
+const SHOWN_VERSION: usize = 12;
 /// Keys made in one pipelined batch.
 const REFILL_BATCH: usize = 32;
 static UNAVAILABLE: RateLimit = RateLimit::new();
@@ -41,6 +46,17 @@ pub struct VolumeKeys {
     pool: Pool,
     /// For each master key in use, one wrapped key by which to ask whether it may still be used.
     samples: Mutex<HashMap<String, Sample>>,
+    /// What users were allowed, where callers are told apart.
+    rights: Rights,
+    locked: RwLock<Locked>,
+    pub(super) customers: CustomerKeys,
+}
+
+/// What was locked, until it is unlocked.
+#[derive(Default)]
+struct Locked {
+    all: bool,
+    keys: HashSet<String>,
 }
 
 /// A wrapped key to probe with.
@@ -72,6 +88,9 @@ impl VolumeKeys {
             cache: DekCache::new(limits),
             pool: Pool::default(),
             samples: Mutex::new(HashMap::new()),
+            rights: Rights::default(),
+            locked: RwLock::default(),
+            customers: CustomerKeys::default(),
         }
     }
 
@@ -95,16 +114,58 @@ impl VolumeKeys {
         (self.cache.len(), self.pool.len())
     }
 
-    /// Drops and wipes every data key. Returns how many were cached.
-    pub fn lock(&self) -> usize {
+    /// Drops and wipes every data key, or those under one master key. Returns how many were cached.
+    pub fn drop_keys(&self, key_arn: Option<&str>) -> usize {
+        if let Some(key_arn) = key_arn {
+            return self.drop_key(key_arn);
+        }
         self.pool.clear();
         self.cache.clear()
+    }
+
+    /// Lets nothing be fetched or made, under one master key or under any, until [`Self::unlock`].
+    pub fn lock(&self, key_arn: Option<&str>) {
+        let mut locked = self.locked.write();
+        match key_arn {
+            Some(key_arn) => drop(locked.keys.insert(key_arn.to_owned())),
+            None => locked.all = true,
+        }
+    }
+
+    /// Ends a lock: that of one master key, or all of them. `false` where there is none to end.
+    pub fn unlock(&self, key_arn: Option<&str>) -> bool {
+        let mut locked = self.locked.write();
+        if let Some(key_arn) = key_arn {
+            return locked.keys.remove(key_arn);
+        }
+        let before = std::mem::take(&mut *locked);
+        before.all || !before.keys.is_empty()
+    }
+
+    /// What is locked: everything, and master keys.
+    pub fn locked(&self) -> (bool, Vec<String>) {
+        let locked = self.locked.read();
+        (locked.all, locked.keys.iter().cloned().collect())
+    }
+
+    fn check_unlocked(&self, key_arn: &str) -> Result<(), KeyError> {
+        let locked = self.locked.read();
+        if !locked.all && !locked.keys.contains(key_arn) {
+            return Ok(());
+        }
+        let why = "the mount was locked by 'kmsfs lock'; 'kmsfs unlock' lets keys be fetched again";
+        Err(KeyError::Disabled(why.to_owned()))
     }
 
     /// Drops and wipes every data key under `key_arn`.
     pub(super) fn drop_key(&self, key_arn: &str) -> usize {
         self.pool.clear();
         self.cache.revoke(key_arn)
+    }
+
+    /// Drops and wipes the keys made ahead of need.
+    pub(super) fn drop_fresh(&self) {
+        self.pool.clear();
     }
 
     /// Drops and wipes keys past their age.
@@ -148,6 +209,10 @@ impl VolumeKeys {
         let mut samples = self.samples.lock();
         if let Some(sample) = samples.get_mut(key_arn) {
             sample.refused = false;
+            // The volume record's own is none that users are asked for.
+            if sample.context.get(FILE).is_none() && context.get(FILE).is_some() {
+                (sample.blob, sample.context) = (blob.to_vec(), context);
+            }
         } else if samples.len() < KEYS_MAX {
             samples.insert(key_arn.to_owned(), Sample { blob: blob.to_vec(), context, refused: false });
         }
@@ -171,10 +236,17 @@ impl VolumeKeys {
         Err(KeyError::Invalid(format!("the file names the key {key_arn}, which is not one of this volume's")))
     }
 
-    fn fetch(&self, file_id: FileId, wrapped: &WrappedKey) -> Result<DataKey, KeyError> {
+    fn fetch(&self, file_id: FileId, wrapped: &WrappedKey, user: KeyUser) -> Result<DataKey, KeyError> {
+        self.check_unlocked(&wrapped.key_arn)?;
         let context = context::file(self.volume_id, file_id);
-        let decrypted = self.kms.decrypt(&wrapped.blob, &wrapped.key_arn, &context);
-        let decrypted = decrypted.map_err(|e| log_refusal(key_error(&e)))?;
+        if customer::is_customer(&wrapped.key_arn) {
+            return self.customers.unwrap(wrapped, &context).map_err(log_refusal);
+        }
+        let asked = self.rights.moment();
+        let decrypted = self.kms.decrypt(&wrapped.blob, &wrapped.key_arn, &context, uid_of(user));
+        let decrypted = decrypted.map_err(|e| log_refusal(unopened(&e, wrapped)));
+        self.note_said(user, &wrapped.key_arn, Use::Open, asked, decrypted.as_ref().err());
+        let decrypted = decrypted?;
         if decrypted.key_arn != wrapped.key_arn {
             return Err(KeyError::Invalid(format!("it is under {}", decrypted.key_arn)));
         }
@@ -182,26 +254,146 @@ impl VolumeKeys {
         Ok(decrypted.data_key)
     }
 
-    fn accept(&self, file_id: FileId, generated: GeneratedKey, context: EncryptionContext) -> FreshKey {
+    /// The data key of a file, fetched in the name of `user` where it is not held. What the mount itself may not have,
+    /// it asks for in the name of users who may, since their files wait for it.
+    fn unwrap_for(&self, file_id: FileId, wrapped: &WrappedKey, user: KeyUser) -> Result<DataKey, KeyError> {
+        self.check_known(&wrapped.key_arn)?;
+        let wrap = sha256(&wrapped.blob);
+        let get = |user| {
+            let fetch = || self.fetch(file_id, wrapped, user);
+            self.cache.get_or_fetch(file_id.0, &wrap, &wrapped.key_arn, uid_of(user), fetch)
+        };
+        match get(user) {
+            Err(refused @ KeyError::Denied(_)) if user == KeyUser::Mount => {
+                let mut others = self.rights.stand_ins(&wrapped.key_arn, Use::Open).into_iter();
+                others.find_map(|uid| get(KeyUser::User(uid)).ok()).ok_or(refused)
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Asks the service whether user `uid` may have the data key of a file.
+    fn decide(&self, uid: u32, file_id: FileId, wrapped: &WrappedKey) -> Result<(), KeyError> {
+        self.check_known(&wrapped.key_arn)?;
+        let context = context::file(self.volume_id, file_id);
+        self.ask(uid, &wrapped.key_arn, Use::Open, || {
+            self.kms.probe_decrypt(&wrapped.blob, &wrapped.key_arn, &context, Some(uid))
+        })
+    }
+
+    /// Asks by `probe`, and notes what was said. A service that is away leaves a permission in force for a while.
+    pub(super) fn ask(
+        &self,
+        uid: u32,
+        key_arn: &str,
+        wanted: Use,
+        probe: impl FnOnce() -> Probe,
+    ) -> Result<(), KeyError> {
+        let asked = self.rights.moment();
+        let said = match probe() {
+            Probe::Usable => Ok(()),
+            Probe::Refused(e) => Err(key_error(&ClientError::Kms(e))),
+            Probe::Unknown(_) if self.rights.prolong(uid, key_arn, wanted) => return Ok(()),
+            Probe::Unknown(e) => return Err(log_refusal(key_error(&e))),
+        };
+        self.rights.note(uid, key_arn, wanted, asked, said.as_ref().copied());
+        said
+    }
+
+    /// Notes what a call in a user's name says of its right; an absent service says nothing.
+    fn note_said(
+        &self,
+        user: KeyUser,
+        key_arn: &str,
+        wanted: Use,
+        asked: super::rights::Moment,
+        error: Option<&KeyError>,
+    ) {
+        let KeyUser::User(uid) = user else { return };
+        match error {
+            None => self.rights.note(uid, key_arn, wanted, asked, Ok(())),
+            Some(e @ (KeyError::Denied(_) | KeyError::Disabled(_))) => {
+                self.rights.note(uid, key_arn, wanted, asked, Err(e));
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Whether the service lets this process ask for others, as a shared mount has to; the refusal if not.
+    pub fn check_trusted(&self) -> Result<(), VolumeError> {
+        let own = rustix::process::geteuid().as_raw();
+        for (key_arn, sample) in self.samples() {
+            let said = self.kms.probe_decrypt(&sample.blob, &key_arn, &sample.context, Some(own));
+            if let Probe::Refused(e) = said
+                && e.message.starts_with(NOT_TRUSTED)
+            {
+                return Err(VolumeError::Key(key_arn, KeyError::Denied(e.message)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Users who may have files open under a master key.
+    pub(super) fn holders(&self, key_arn: &str) -> Vec<Holder> {
+        self.rights.holders(key_arn)
+    }
+
+    /// Something has changed at the service: every decision must be asked for again.
+    pub(super) fn outdate(&self) {
+        self.rights.outdate();
+    }
+
+    /// Whether user `uid` has lost its rights on a master key.
+    pub(super) fn is_barred(&self, uid: u32, key_arn: &str) -> bool {
+        self.rights.held(uid, key_arn).is_some_and(|held| held.is_err())
+    }
+
+    /// Asks whether a user may still make files under a master key.
+    pub(super) fn probe_make(&self, uid: u32, key_arn: &str, context: &EncryptionContext) -> Probe {
+        self.kms.probe_generate(key_arn, context, Some(uid))
+    }
+
+    fn accept(
+        &self,
+        file_id: FileId,
+        generated: GeneratedKey,
+        context: EncryptionContext,
+        user: KeyUser,
+    ) -> FreshKey {
         self.note_use(&generated.key_arn, &generated.blob, context);
         let GeneratedKey { data_key, blob, key_arn, material_id } = generated;
-        FreshKey { file_id, data_key, wrapped: WrappedKey { key_arn, material_id, blob } }
+        FreshKey { user, file_id, data_key, wrapped: WrappedKey { key_arn, material_id, blob } }
     }
 
-    fn generate(&self, key: &str) -> Result<FreshKey, KeyError> {
+    fn generate(&self, key: &str, user: KeyUser) -> Result<FreshKey, KeyError> {
+        self.check_unlocked(key)?;
         let file_id = FileId(random_array());
         let context = context::file(self.volume_id, file_id);
-        let generated = self.kms.generate_data_key(key, &context).map_err(|e| log_refusal(key_error(&e)))?;
-        Ok(self.accept(file_id, generated, context))
+        if customer::is_customer(key) {
+            let data_key = DataKey::random();
+            let wrapped = self.customers.wrap(key, &data_key, &context).map_err(log_refusal)?;
+            return Ok(FreshKey { user, file_id, data_key, wrapped });
+        }
+        let asked = self.rights.moment();
+        let generated = self.kms.generate_data_key(key, &context, uid_of(user));
+        let generated = generated.map_err(|e| log_refusal(key_error(&e)));
+        self.note_said(user, key, Use::Make, asked, generated.as_ref().err());
+        Ok(self.accept(file_id, generated?, context, user))
     }
 
-    fn generate_batch(&self, count: usize) -> Vec<FreshKey> {
-        let ids: Vec<FileId> = (0..count.min(REFILL_BATCH)).map(|_| FileId(random_array())).collect();
+    fn generate_batch(&self, refill: &Refill) -> Vec<FreshKey> {
+        if self.check_unlocked(&refill.key).is_err() {
+            return Vec::new();
+        }
+        if customer::is_customer(&refill.key) {
+            return self.generate(&refill.key, refill.user).into_iter().collect();
+        }
+        let ids: Vec<FileId> = (0..refill.count.min(REFILL_BATCH)).map(|_| FileId(random_array())).collect();
         let contexts: Vec<_> = ids.iter().map(|id| context::file(self.volume_id, *id)).collect();
-        match self.kms.generate_data_keys(&self.default_key(), &contexts) {
+        match self.kms.generate_data_keys(&refill.key, &contexts, uid_of(refill.user)) {
             Ok(keys) => {
                 let made = ids.into_iter().zip(contexts).zip(keys);
-                made.map(|((id, context), key)| self.accept(id, key, context)).collect()
+                made.map(|((id, context), key)| self.accept(id, key, context, refill.user)).collect()
             }
             Err(e) => {
                 log_refusal(key_error(&e));
@@ -214,7 +406,7 @@ impl VolumeKeys {
     pub(super) fn refill_until_closed(&self) {
         while !self.pool.is_closed() {
             if let Some(refill) = self.pool.wait(REFILL_PATIENCE) {
-                self.pool.fill(&refill, self.generate_batch(refill.count));
+                self.pool.fill(&refill, self.generate_batch(&refill));
             }
         }
     }
@@ -230,10 +422,10 @@ impl VolumeKeys {
 }
 
 impl KeySource for VolumeKeys {
-    fn fresh(&self, key: Option<&str>) -> Result<FreshKey, KeyError> {
+    fn fresh(&self, key: Option<&str>, user: KeyUser) -> Result<FreshKey, KeyError> {
         let fresh = match key {
-            Some(key) => self.generate(key)?,
-            None => self.generate(&self.default_key())?,
+            Some(key) => self.generate(key, user)?,
+            None => self.generate(&self.default_key(), user)?,
         };
         self.check_known(&fresh.wrapped.key_arn)?;
         let wrap = sha256(&fresh.wrapped.blob);
@@ -242,26 +434,29 @@ impl KeySource for VolumeKeys {
     }
 
     fn unwrap(&self, file_id: FileId, wrapped: &WrappedKey) -> Result<DataKey, KeyError> {
-        self.check_known(&wrapped.key_arn)?;
-        let wrap = sha256(&wrapped.blob);
-        self.cache.get_or_fetch(file_id.0, &wrap, &wrapped.key_arn, || self.fetch(file_id, wrapped))
+        self.unwrap_for(file_id, wrapped, KeyUser::Mount)
     }
 }
 
 impl VolumeKeys {
     /// A key for a new file out of the pool.
-    fn pooled(&self) -> Option<FreshKey> {
-        let default = self.default_key();
-        let fresh = self.pool.take().filter(|fresh| fresh.wrapped.key_arn == default)?;
+    fn pooled(&self, key: &str, user: KeyUser) -> Option<FreshKey> {
+        let fresh = self.pool.take(user, key).filter(|fresh| fresh.wrapped.key_arn == key)?;
         let wrap = sha256(&fresh.wrapped.blob);
         self.cache.put(fresh.file_id.0, wrap, &fresh.wrapped.key_arn, fresh.data_key.duplicate());
         Some(fresh)
     }
 
     /// Makes a key for a new file and puts it into the pool.
-    fn stock(&self) -> Result<(), KeyError> {
-        let refill = self.pool.one();
-        let fresh = self.generate(&self.default_key())?;
+    fn stock(&self, key: &str, user: KeyUser) -> Result<(), KeyError> {
+        let refill = self.pool.one(user, key);
+        let fresh = match self.generate(key, user) {
+            Err(refused @ KeyError::Denied(_)) if user == KeyUser::Mount => {
+                let mut others = self.rights.stand_ins(key, Use::Make).into_iter();
+                others.find_map(|uid| self.generate(key, KeyUser::User(uid)).ok()).ok_or(refused)
+            }
+            made => made,
+        }?;
         self.check_known(&fresh.wrapped.key_arn)?;
         self.pool.fill(&refill, vec![fresh]);
         Ok(())
@@ -272,11 +467,12 @@ impl VolumeKeys {
 pub struct MountKeys(pub(super) Arc<VolumeKeys>);
 
 impl KeySource for MountKeys {
-    fn fresh(&self, key: Option<&str>) -> Result<FreshKey, KeyError> {
-        match key {
-            None => self.0.pooled().ok_or_else(|| KeyError::Absent(Box::new(KeyNeed::Fresh))),
-            Some(_) => self.0.fresh(key),
-        }
+    fn fresh(&self, key: Option<&str>, user: KeyUser) -> Result<FreshKey, KeyError> {
+        let pooled = match key {
+            Some(key) => self.0.pooled(key, user),
+            None => self.0.pooled(&self.0.default_key(), user),
+        };
+        pooled.ok_or_else(|| KeyError::Absent(Box::new(KeyNeed::Fresh(key.map(str::to_owned))), user))
     }
 
     fn unwrap(&self, file_id: FileId, wrapped: &WrappedKey) -> Result<DataKey, KeyError> {
@@ -285,14 +481,66 @@ impl KeySource for MountKeys {
         } else {
             None
         };
-        held.ok_or_else(|| KeyError::Absent(Box::new(KeyNeed::Unwrapped(file_id, wrapped.clone()))))
+        held.ok_or_else(|| {
+            KeyError::Absent(Box::new(KeyNeed::Unwrapped(file_id, wrapped.clone())), KeyUser::Mount)
+        })
     }
 
-    fn obtain(&self, need: &KeyNeed) -> Result<(), KeyError> {
-        match need {
-            KeyNeed::Unwrapped(file_id, wrapped) => self.0.unwrap(*file_id, wrapped).map(drop),
-            KeyNeed::Fresh => self.0.stock(),
+    fn knows(&self, key_arn: &str) -> bool {
+        self.0.check_known(key_arn).is_ok()
+    }
+
+    fn obtain(&self, need: &KeyNeed, user: KeyUser) -> Result<(), KeyError> {
+        match (need, user) {
+            (KeyNeed::Unwrapped(file_id, wrapped), _) => self.0.unwrap_for(*file_id, wrapped, user).map(drop),
+            (KeyNeed::Fresh(Some(key)), _) => self.0.stock(key, user),
+            (KeyNeed::Fresh(None), _) => self.0.stock(&self.0.default_key(), user),
+            (KeyNeed::Permission(file_id, wrapped), KeyUser::User(uid)) => {
+                self.0.decide(uid, *file_id, wrapped)
+            }
+            (KeyNeed::Permission(..), KeyUser::Mount) => Ok(()),
         }
+    }
+
+    fn permit(&self, uid: u32, file_id: FileId, wrapped: &WrappedKey) -> Result<(), KeyError> {
+        if customer::is_customer(&wrapped.key_arn) {
+            // Nobody is asked: whoever brought it to the mount lets in whom the mode lets in.
+            return Ok(());
+        }
+        self.0.rights.verdict(uid, &wrapped.key_arn, Use::Open).unwrap_or_else(|| {
+            let need = KeyNeed::Permission(file_id, wrapped.clone());
+            Err(KeyError::Absent(Box::new(need), KeyUser::User(uid)))
+        })
+    }
+
+    fn check_holder(&self, uid: u32, file_id: FileId, wrapped: &WrappedKey) -> Result<(), KeyError> {
+        self.0.rights.held(uid, &wrapped.key_arn).unwrap_or_else(|| self.permit(uid, file_id, wrapped))
+    }
+}
+
+/// Why a wrapped key is not to be had. A service that was put back to an older state says no more of a version that it
+/// does not know than of a forgery.
+fn unopened(error: &ClientError, wrapped: &WrappedKey) -> KeyError {
+    match (key_error(error), wrapped.material_id) {
+        (KeyError::Invalid(why), Some(version))
+            if error.code() == Some(ErrorCode::InvalidCiphertextException) =>
+        {
+            let version: String = hex(&version).chars().take(SHOWN_VERSION).collect();
+            let key = &wrapped.key_arn;
+            KeyError::Invalid(format!(
+                "{why}: it was changed, or the key service does not know version {version} of {key}, as after it was \
+                 restored from an older backup"
+            ))
+        }
+        (error, _) => error,
+    }
+}
+
+/// As calls name a user: none where they are made in the mount's own name.
+const fn uid_of(user: KeyUser) -> Option<u32> {
+    match user {
+        KeyUser::Mount => None,
+        KeyUser::User(uid) => Some(uid),
     }
 }
 
@@ -301,7 +549,7 @@ fn log_refusal(error: KeyError) -> KeyError {
     let limit = match error {
         KeyError::Unavailable(_) => &UNAVAILABLE,
         KeyError::Denied(_) | KeyError::Disabled(_) | KeyError::Invalid(_) => &REFUSED,
-        KeyError::Absent(_) => return error,
+        KeyError::Absent(..) => return error,
     };
     if let Some(held_back) = limit.admit() {
         let more = if held_back > 0 { format!(" ({held_back} more like it)") } else { String::new() };

@@ -88,10 +88,14 @@ impl MountedTree {
         }
     }
 
-    /// Drops the keys of all open files, and what the kernel caches of them. Returns how many there were.
-    pub fn lock(&self, drop_pages: impl Fn(&[u64])) -> usize {
-        drop_pages(&self.tree.nodes_under(None));
-        let dropped = self.tree.lock_all();
+    /// Drops the keys of all open files or of those under one master key, and what the kernel caches of them. Returns how
+    /// many there were.
+    pub fn drop_keys(&self, key_arn: Option<&str>, drop_pages: impl Fn(&[u64])) -> usize {
+        drop_pages(&self.tree.nodes_under(key_arn));
+        let dropped = match key_arn {
+            Some(key_arn) => self.tree.revoke(key_arn),
+            None => self.tree.lock_all(),
+        };
         drop_pages(&dropped);
         dropped.len()
     }

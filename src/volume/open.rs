@@ -95,7 +95,7 @@ pub(super) fn open_record(
 ) -> Result<(VolumeKey, VolumeSettings), VolumeError> {
     let wrapped = &record.active().wrapped;
     let decrypted = kms
-        .decrypt(&wrapped.blob, &wrapped.key_arn, &context::record(record.volume_id))
+        .decrypt(&wrapped.blob, &wrapped.key_arn, &context::record(record.volume_id), None)
         .map_err(|e| VolumeError::Key(wrapped.key_arn.clone(), key_error(&e)))?;
     record.open(&decrypted.data_key).map_err(|e| VolumeError::Record(lower.to_owned(), e))
 }

@@ -109,7 +109,7 @@ pub fn rewrap(
     let lock = if options.dry_run { None } else { Some(ChangeLock::take(root.as_fd(), volume.path())?) };
     let to = options.to_key.as_deref().map(|key| fit_target(volume, key)).transpose()?;
     if let (Some(to), Some(_)) = (&to, &lock) {
-        name_key_in_record(volume, &to.key_arn)?;
+        name_key_in_record(volume, &to.key_arn, true)?;
     }
     let mut report = RewrapReport { dry_run: options.dry_run, ..RewrapReport::default() };
     let targets = Targets { kms: volume.keys.kms(), to, found: Mutex::new(HashMap::new()) };
@@ -153,8 +153,25 @@ fn fit_target(volume: &Volume, key: &str) -> Result<Target, VolumeError> {
     Ok(Target { material_id: facts.current_material(), key_arn: facts.arn.into() })
 }
 
-/// Files may only name keys of the record, so the record comes before the first header. New files take the key, too.
-fn name_key_in_record(volume: &Volume, key_arn: &str) -> Result<(), VolumeError> {
+/// Lets files of `volume` be under `key`: puts it into the record. Gives its ARN.
+pub fn admit_key(volume: &Volume, key: &str) -> Result<String, VolumeError> {
+    let target = fit_target(volume, key)?;
+    let root = volume.root()?;
+    let _lock = ChangeLock::take(root.as_fd(), volume.path())?;
+    name_key_in_record(volume, &target.key_arn, false)?;
+    Ok(target.key_arn.to_string())
+}
+
+/// Puts the customer key `id` into the record.
+pub(super) fn name_key(volume: &Volume, id: &str) -> Result<(), VolumeError> {
+    let root = volume.root()?;
+    let _lock = ChangeLock::take(root.as_fd(), volume.path())?;
+    name_key_in_record(volume, id, false)
+}
+
+/// Files may only name keys of the record, so the record comes before the first header. With `take_it` new files take
+/// the key, too.
+fn name_key_in_record(volume: &Volume, key_arn: &str, take_it: bool) -> Result<(), VolumeError> {
     let root = volume.root()?;
     let lower = volume.path();
     let mut record = record_file::read(root.as_fd(), lower)?;
@@ -162,18 +179,20 @@ fn name_key_in_record(volume: &Volume, key_arn: &str) -> Result<(), VolumeError>
     let decrypted = volume
         .keys
         .kms()
-        .decrypt(&wrapped.blob, &wrapped.key_arn, &context::record(record.volume_id))
+        .decrypt(&wrapped.blob, &wrapped.key_arn, &context::record(record.volume_id), None)
         .map_err(|e| VolumeError::Key(wrapped.key_arn.clone(), key_error(&e)))?;
     let failed = |e| VolumeError::Record(lower.to_owned(), e);
     let (volume_key, mut settings) = record.open(&decrypted.data_key).map_err(failed)?;
     let known = settings.keys.iter().any(|known| known == key_arn);
-    if known && settings.default_key == key_arn {
+    if known && (!take_it || settings.default_key == key_arn) {
         return Ok(());
     }
     if !known {
         settings.keys.push(key_arn.to_owned());
     }
-    key_arn.clone_into(&mut settings.default_key);
+    if take_it {
+        key_arn.clone_into(&mut settings.default_key);
+    }
     record.reseal(&decrypted.data_key, &volume_key, &settings).map_err(failed)?;
     record_file::write(root.as_fd(), lower, &record)?;
     volume.keys.reload_if_changed().map(|_| ())

@@ -21,6 +21,7 @@ use super::{Volume, context, plain_path};
 use crate::api::EncryptionContext;
 use crate::client::ReEncryptItem;
 use crate::format::WrappedKey;
+use crate::format::customer;
 use crate::format::header::Slots;
 use crate::format::name::{Kind, classify};
 
@@ -104,8 +105,9 @@ impl<'a> Pass<'a> {
         report.ended_early = tally
             .ended_early
             .or_else(|| self.progress.stopped().then(|| "interrupted; run it again to go on".to_owned()));
-        let is_current =
-            |key: &str, material| targets.of(key).is_ok_and(|target| target.is_met_by(key, material));
+        let is_current = |key: &str, material| {
+            customer::is_customer(key) || targets.of(key).is_ok_and(|target| target.is_met_by(key, material))
+        };
         report.versions = tally.census.versions(is_current);
         tally.moved + tally.changed
     }
@@ -131,6 +133,10 @@ impl<'a> Pass<'a> {
         let wrapped = &slots.active().wrapped;
         if !self.known_keys.contains(&wrapped.key_arn) {
             return Err(format!("it names the key {}, which is not one of this volume's", wrapped.key_arn));
+        }
+        if customer::is_customer(&wrapped.key_arn) {
+            // It has no versions, and no service could move it.
+            return Ok(Found::Current(wrapped.clone()));
         }
         let target = self.targets.of(&wrapped.key_arn)?;
         if target.is_met_by(&wrapped.key_arn, wrapped.material_id) {

@@ -1,18 +1,25 @@
 //! The watch over master keys in use: learns of revocations, and of changes to the volume record.
 //!
+//! A key service that tells of changes is asked again at each; any is asked now and then.
 //! Called by a mount. Must never take an unreachable service for a revocation: cached files go on.
 
-use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::VolumeKeys;
 use super::keys::Sample;
-use crate::client::Probe;
+use super::rights::Use;
+use crate::client::{Kms, Probe};
 
 /// How often the volume record is looked at (one stat), and master keys are asked for where that is cheap.
 const TICK: Duration = Duration::from_millis(400);
+/// How often master keys are asked for where changes are told: conditions of policies may depend on the time.
+const TOLD_EVERY: Duration = Duration::from_secs(30);
+/// How long a service that cannot be reached is left alone before it is asked for changes again.
+const AWAY: Duration = Duration::from_millis(500);
 /// How often keys past their age are wiped.
 const EXPIRE_EVERY: Duration = Duration::from_secs(10);
 
@@ -33,7 +40,8 @@ impl WatchOptions {
 /// What a mount must act on.
 #[derive(Debug, Clone, Copy)]
 pub enum KeyEvent<'a> {
-    /// The master key of this ARN may no longer be used: open files under it must forget their keys.
+    /// The master key of this ARN may no longer be used, by anybody or by some: open files under it must forget their
+    /// keys, and ask again for those who go on.
     Revoked(&'a str),
     /// The volume record was replaced, as a rewrap does: open files should look at their headers again.
     RecordChanged,
@@ -42,7 +50,7 @@ pub enum KeyEvent<'a> {
 /// The threads that watch and refill; stopped on drop.
 pub struct KeyWatch {
     keys: Arc<VolumeKeys>,
-    stop: Option<Sender<()>>,
+    signals: Sender<Signal>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -53,32 +61,64 @@ impl KeyWatch {
         options: WatchOptions,
         act: impl Fn(KeyEvent<'_>) + Send + 'static,
     ) -> std::io::Result<Self> {
-        let (stop, stopped) = channel();
-        let watch = Watch { keys: Arc::clone(&keys), act: Box::new(act) };
+        let (signals, received) = channel();
+        let told = Arc::new(AtomicBool::new(false));
+        if let Some(service) = keys.kms().waiting() {
+            let (signals, told, of) = (signals.clone(), Arc::clone(&told), Arc::downgrade(&keys));
+            // Not waited for at the end: it may be in the middle of a wait.
+            std::thread::Builder::new()
+                .name("key-changes".into())
+                .spawn(move || hear(&service, &of, &signals, &told))?;
+        }
+        let watch = Watch { keys: Arc::clone(&keys), act: Box::new(act), told };
         let refiller = Arc::clone(&keys);
         let threads = vec![
             std::thread::Builder::new()
                 .name("key-refill".into())
                 .spawn(move || refiller.refill_until_closed())?,
-            std::thread::Builder::new().name("key-watch".into()).spawn(move || {
-                let mut last_expiry = Instant::now();
-                let mut last_probe = Instant::now();
-                while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
-                    if last_probe.elapsed() >= options.every {
-                        last_probe = Instant::now();
-                        watch.probe_all();
-                    }
-                    watch.round(&mut last_expiry);
-                }
-            })?,
+            std::thread::Builder::new()
+                .name("key-watch".into())
+                .spawn(move || watch.until_stopped(options, &received))?,
         ];
-        Ok(Self { keys, stop: Some(stop), threads })
+        Ok(Self { keys, signals, threads })
+    }
+}
+
+/// What the watching thread is woken by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Signal {
+    /// Something has changed at the service.
+    Changed,
+    /// It is over.
+    Stop,
+}
+
+/// Passes on what the service tells of changes, until `of` is closed. `told` says whether it does.
+fn hear(service: &Kms, of: &Weak<VolumeKeys>, signals: &Sender<Signal>, told: &AtomicBool) {
+    let mut known = String::new();
+    while of.upgrade().is_some_and(|keys| !keys.is_closed()) {
+        match service.await_change(&known) {
+            Ok(Some(token)) => {
+                told.store(true, Ordering::Relaxed);
+                // The same one after a wait in vain.
+                if token != known && signals.send(Signal::Changed).is_err() {
+                    return;
+                }
+                known = token;
+            }
+            Ok(None) => return,
+            Err(e) => {
+                told.store(false, Ordering::Relaxed);
+                log::debug!("the key service does not tell of changes: {e}");
+                std::thread::sleep(AWAY);
+            }
+        }
     }
 }
 
 impl Drop for KeyWatch {
     fn drop(&mut self) {
-        self.stop.take();
+        let _ = self.signals.send(Signal::Stop);
         self.keys.close();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
@@ -91,9 +131,37 @@ impl Drop for KeyWatch {
 struct Watch {
     keys: Arc<VolumeKeys>,
     act: Box<dyn Fn(KeyEvent<'_>) + Send>,
+    /// Whether the service tells of changes.
+    told: Arc<AtomicBool>,
 }
 
 impl Watch {
+    fn until_stopped(&self, options: WatchOptions, signals: &Receiver<Signal>) {
+        let (mut last_expiry, mut last_probe) = (Instant::now(), Instant::now());
+        loop {
+            let changed = match signals.recv_timeout(TICK) {
+                Ok(Signal::Changed) => true,
+                Err(RecvTimeoutError::Timeout) => false,
+                Ok(Signal::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            };
+            // Many changes in one go are one.
+            while changed && let Ok(signal) = signals.try_recv() {
+                if signal == Signal::Stop {
+                    return;
+                }
+            }
+            if changed {
+                self.keys.outdate();
+            }
+            let every = if self.told.load(Ordering::Relaxed) { TOLD_EVERY } else { options.every };
+            if changed || last_probe.elapsed() >= every {
+                last_probe = Instant::now();
+                self.probe_all();
+            }
+            self.round(&mut last_expiry);
+        }
+    }
+
     fn probe_all(&self) {
         for (key_arn, sample) in self.keys.samples() {
             if self.keys.is_closed() {
@@ -119,22 +187,62 @@ impl Watch {
     }
 
     fn probe(&self, key_arn: &str, sample: &Sample) {
-        match self.keys.kms().probe_decrypt(&sample.blob, key_arn, &sample.context) {
-            Probe::Refused(why) => {
-                if self.keys.note_refused(key_arn, true) {
-                    log::warn!("the key {key_arn} may no longer be used ({why}); its data keys are dropped");
-                    self.keys.drop_key(key_arn);
-                    (self.act)(KeyEvent::Revoked(key_arn));
-                }
-                // Whatever was fetched on the brink of the refusal goes as well.
-                self.keys.drop_key(key_arn);
-            }
-            Probe::Usable => {
-                if self.keys.note_refused(key_arn, false) {
-                    log::info!("the key {key_arn} may be used again");
-                }
-            }
+        if !self.keys.holders(key_arn).is_empty() {
+            return self.probe_for_holders(key_arn, sample);
+        }
+        match self.keys.kms().probe_decrypt(&sample.blob, key_arn, &sample.context, None) {
+            Probe::Refused(why) => self.refused(key_arn, &why),
+            Probe::Usable => self.usable(key_arn),
             Probe::Unknown(why) => log::debug!("the key {key_arn} cannot be probed: {why}"),
+        }
+    }
+
+    /// Asks for each user who may have files open under the key.
+    fn probe_for_holders(&self, key_arn: &str, sample: &Sample) {
+        let kms = self.keys.kms();
+        let (mut lost, mut left) = (false, false);
+        for holder in self.keys.holders(key_arn) {
+            let uid = holder.uid;
+            let barred_before = self.keys.is_barred(uid, key_arn);
+            // What was said is noted there.
+            if holder.open {
+                let probe = || kms.probe_decrypt(&sample.blob, key_arn, &sample.context, Some(uid));
+                let _ = self.keys.ask(uid, key_arn, Use::Open, probe);
+            }
+            if holder.make {
+                let probe = || self.keys.probe_make(uid, key_arn, &sample.context);
+                let _ = self.keys.ask(uid, key_arn, Use::Make, probe);
+            }
+            let barred = self.keys.is_barred(uid, key_arn);
+            if barred && !barred_before {
+                log::warn!("user {uid} may no longer use the key {key_arn}");
+                lost = true;
+            }
+            left |= !barred;
+        }
+        if !left {
+            return self.refused(key_arn, &"nobody who used it may");
+        }
+        self.usable(key_arn);
+        if lost {
+            self.keys.drop_fresh();
+            (self.act)(KeyEvent::Revoked(key_arn));
+        }
+    }
+
+    fn refused(&self, key_arn: &str, why: &dyn std::fmt::Display) {
+        if self.keys.note_refused(key_arn, true) {
+            log::warn!("the key {key_arn} may no longer be used ({why}); its data keys are dropped");
+            self.keys.drop_key(key_arn);
+            (self.act)(KeyEvent::Revoked(key_arn));
+        }
+        // Whatever was fetched on the brink of the refusal goes as well.
+        self.keys.drop_key(key_arn);
+    }
+
+    fn usable(&self, key_arn: &str) {
+        if self.keys.note_refused(key_arn, false) {
+            log::info!("the key {key_arn} may be used again");
         }
     }
 }

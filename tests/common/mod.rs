@@ -14,7 +14,8 @@ use kmsfs::crypto::{DataKey, Secret, VolumeKey, random_array};
 use kmsfs::format::{FileId, VolumeId, WrappedKey};
 use kmsfs::fuse::{MountOptions, Session, SessionHandle};
 use kmsfs::tree::{
-    Durability, FileContext, FreshKey, KeyError, KeyNeed, KeySource, Stage, TagLog, Tree, TreeOptions,
+    Durability, FileContext, FreshKey, KeyError, KeyNeed, KeySource, KeyUser, Stage, TagLog, Tree,
+    TreeOptions,
 };
 use parking_lot::Mutex;
 
@@ -40,20 +41,23 @@ pub struct MapKeys {
 }
 
 impl KeySource for MapKeys {
-    fn fresh(&self, _key: Option<&str>) -> Result<FreshKey, KeyError> {
+    fn fresh(&self, _key: Option<&str>, user: KeyUser) -> Result<FreshKey, KeyError> {
         self.check()?;
         let file_id = FileId(random_array());
         let data_key = DataKey::random();
         self.keys.lock().insert(file_id, data_key.duplicate());
         self.fetched.lock().insert(file_id);
         let wrapped = WrappedKey { key_arn: KEY_ARN.into(), material_id: None, blob: file_id.0.to_vec() };
-        Ok(FreshKey { file_id, data_key, wrapped })
+        Ok(FreshKey { user, file_id, data_key, wrapped })
     }
 
     fn unwrap(&self, file_id: FileId, wrapped: &WrappedKey) -> Result<DataKey, KeyError> {
         self.check()?;
         if self.gate.is_locked() && !self.fetched.lock().contains(&file_id) {
-            return Err(KeyError::Absent(Box::new(KeyNeed::Unwrapped(file_id, wrapped.clone()))));
+            return Err(KeyError::Absent(
+                Box::new(KeyNeed::Unwrapped(file_id, wrapped.clone())),
+                KeyUser::Mount,
+            ));
         }
         self.unwraps.fetch_add(1, Ordering::Relaxed);
         if wrapped.blob != file_id.0 {
@@ -63,7 +67,7 @@ impl KeySource for MapKeys {
         keys.get(&file_id).map(DataKey::duplicate).ok_or(KeyError::Invalid("unknown file".into()))
     }
 
-    fn obtain(&self, need: &KeyNeed) -> Result<(), KeyError> {
+    fn obtain(&self, need: &KeyNeed, _user: KeyUser) -> Result<(), KeyError> {
         self.at_gate.fetch_add(1, Ordering::Relaxed);
         drop(self.gate.lock());
         if let KeyNeed::Unwrapped(file_id, _) = need {

@@ -77,10 +77,15 @@ impl Desk {
     }
 
     pub fn start_kmsd(&self) {
+        self.start_kmsd_with(&[]);
+    }
+
+    /// With further arguments of `serve`.
+    pub fn start_kmsd_with(&self, arguments: &[&str]) {
         let mut command = Command::new(KMSD);
         command.arg("serve").arg("--dir").arg(self.path("state")).arg("--socket").arg(self.path("kmsd.sock"));
         let seal = format!("keyfile:{}", self.path("root.key").display());
-        run(command.arg("--seal").arg(seal).arg("--background")).ok();
+        run(command.arg("--seal").arg(seal).arg("--background").args(arguments)).ok();
     }
 
     pub fn stop_kmsd(&self) {

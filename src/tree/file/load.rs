@@ -18,7 +18,7 @@ use crate::format::header::{HeaderError, SLOTS_LEN, Slots, Superblock};
 use crate::format::layout::{self, BLOCK, BLOCK_LEN};
 use crate::format::seal::{SEAL_LEN, SEAL_OFFSETS, Seal, State};
 use crate::format::tags::{HOLE, TagPage, tail_range};
-use crate::tree::{FreshKey, FsError, KeyError};
+use crate::tree::{FreshKey, FsError, KeyError, KeyUser};
 
 /// Files of up to this many tag pages have their root checked at open; larger ones when a tag page is missing, and by
 /// the check. 16 pages are the tags of 9 MiB.
@@ -77,6 +77,18 @@ impl FileIo {
         body.session = self.session();
         body.guarded = body.size;
         Ok(Inner::Loaded(Box::new(body)))
+    }
+
+    /// ARN of the master key that the file is under, or will be; asks for no key. `None` for an empty file without one.
+    pub fn key_arn(&self) -> Result<Option<String>, FsError> {
+        if let Some((_, wrapped)) = self.wrapped() {
+            return Ok(Some(wrapped.key_arn));
+        }
+        let mut page = Box::new([0; BLOCK_LEN]);
+        if self.lower.len()? < BLOCK || self.lower.read_at(&mut page[..], 0)? < BLOCK_LEN {
+            return Ok(None);
+        }
+        Ok(Some(self.slots(&page)?.active().wrapped.key_arn.clone()))
     }
 
     /// The number of this mount.
@@ -269,7 +281,7 @@ impl FileIo {
     pub(super) fn make_header(&self, reserved: Option<Box<FreshKey>>) -> Result<Body, FsError> {
         let fresh = match reserved {
             Some(fresh) => *fresh,
-            None => self.context.keys.fresh(None)?,
+            None => self.context.keys.fresh(self.choice.as_deref(), KeyUser::Mount)?,
         };
         let keys = Arc::new(FileKeys::derive(&fresh.data_key, &fresh.file_id.0));
         let superblock = Superblock::new(self.context.volume_id, fresh.file_id, *keys.commitment());

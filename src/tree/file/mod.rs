@@ -32,7 +32,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rustix::io::Errno;
 
-use super::{FreshKey, FsError, KeySource};
+use super::{Asker, FreshKey, FsError, KeySource, KeyUser};
 use crate::crypto::{FileKeys, Place};
 use crate::format::seal::State;
 use crate::format::{FileId, VolumeId, WrappedKey, layout};
@@ -79,6 +79,8 @@ pub struct FileIo {
     lower: Arc<Lower>,
     context: Arc<FileContext>,
     inner: RwLock<Inner>,
+    /// The master key that the file will be under once it has a header; `None` for the volume's default key.
+    choice: Option<Arc<str>>,
     /// Held by whoever appends to the log, before `inner`.
     flushing: Mutex<()>,
     /// Owner or permissions have changed, or may have, since the lower file was last synced with its attributes.
@@ -96,7 +98,17 @@ impl FileIo {
     /// Takes over the lower file, opened for reading and, unless the mount is read-only, writing. Asks for no key.
     /// Bound to `place` where that is known, else to wherever its seal says.
     pub fn new(fd: OwnedFd, context: Arc<FileContext>, place: Option<Place>) -> Arc<Self> {
-        Self::with(fd, context, Inner::Unread, place)
+        Self::with_choice(fd, context, place, None)
+    }
+
+    /// The same, for a file that will be under the master key `choice` if it is empty.
+    pub fn with_choice(
+        fd: OwnedFd,
+        context: Arc<FileContext>,
+        place: Option<Place>,
+        choice: Option<Arc<str>>,
+    ) -> Arc<Self> {
+        Self::with(fd, context, Inner::Unread, place, choice)
     }
 
     /// A new file's: the lower file was just made and is empty. `reserved` is the key its first write will use.
@@ -105,15 +117,23 @@ impl FileIo {
         context: Arc<FileContext>,
         reserved: Option<FreshKey>,
         place: Option<Place>,
+        choice: Option<Arc<str>>,
     ) -> Arc<Self> {
-        Self::with(fd, context, Inner::Empty(reserved.map(Box::new)), place)
+        Self::with(fd, context, Inner::Empty(reserved.map(Box::new)), place, choice)
     }
 
-    fn with(fd: OwnedFd, context: Arc<FileContext>, inner: Inner, place: Option<Place>) -> Arc<Self> {
+    fn with(
+        fd: OwnedFd,
+        context: Arc<FileContext>,
+        inner: Inner,
+        place: Option<Place>,
+        choice: Option<Arc<str>>,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             lower: Arc::new(Lower::new(fd)),
             context,
             inner: RwLock::new(inner),
+            choice,
             flushing: Mutex::new(()),
             attributes_unsynced: AtomicBool::new(true),
             failures: Mutex::default(),
@@ -158,15 +178,54 @@ impl FileIo {
 
     /// Makes sure that a write will find a key, so that opening for writing fails where the first write would; with
     /// the kernel's write-back cache that write comes after the program has gone.
-    pub fn ensure_keys_for_write(&self) -> Result<(), FsError> {
+    pub fn ensure_keys_for_write(&self, asker: Asker) -> Result<(), FsError> {
         self.ensure_keys()?;
-        if !matches!(&*self.inner.read(), Inner::Empty(None)) {
+        let user = asker.user();
+        let serves = |key: &FreshKey| user == KeyUser::Mount || key.user == user;
+        if !matches!(&*self.inner.read(), Inner::Empty(reserved) if !reserved.as_deref().is_some_and(serves))
+        {
             return Ok(());
         }
-        let fresh = Box::new(self.context.keys.fresh(None)?);
-        if let Inner::Empty(reserved) = &mut *self.inner.write() {
-            reserved.get_or_insert(fresh);
+        let fresh = Box::new(self.context.keys.fresh(self.choice.as_deref(), user)?);
+        if let Inner::Empty(reserved) = &mut *self.inner.write()
+            && !reserved.as_deref().is_some_and(serves)
+        {
+            *reserved = Some(fresh);
         }
+        Ok(())
+    }
+
+    /// Refuses an asker that may not use the file's key. An empty file has none; to `write`, one is reserved for the
+    /// asker.
+    pub fn admit(&self, asker: Asker, write: bool) -> Result<(), FsError> {
+        let keys = &self.context.keys;
+        if asker == Asker::Mount {
+            return Ok(());
+        }
+        {
+            let inner = self.for_reading()?;
+            if let Inner::Loaded(body) = &*inner {
+                let admitted = match asker {
+                    Asker::Caller(uid) => keys.permit(uid, body.superblock.file_id, &body.wrapped),
+                    Asker::Holder(uid) => keys.check_holder(uid, body.superblock.file_id, &body.wrapped),
+                    Asker::Mount => Ok(()),
+                };
+                return admitted.map_err(FsError::Key);
+            }
+        }
+        if write { self.ensure_keys_for_write(asker) } else { Ok(()) }
+    }
+
+    /// Gives an empty file its header, under a key that `fresh` makes. ENOTEMPTY where it has one.
+    pub fn begin_under(&self, fresh: impl FnOnce() -> Result<FreshKey, FsError>) -> Result<(), FsError> {
+        let mut inner = self.for_writing()?;
+        if !matches!(&*inner, Inner::Empty(_)) {
+            return Err(FsError::Os(Errno::NOTEMPTY));
+        }
+        if self.context.read_only {
+            return Err(FsError::Os(Errno::ROFS));
+        }
+        *inner = Inner::Loaded(Box::new(self.make_header(Some(Box::new(fresh()?)))?));
         Ok(())
     }
 

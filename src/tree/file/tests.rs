@@ -16,18 +16,18 @@ use super::{Allocate, Durability, FileContext, FileIo, Integrity, LastEnd, Seek,
 use crate::crypto::{DataKey, Secret, VolumeKey, random_array};
 use crate::format::layout::{self, BLOCK};
 use crate::format::{FileId, VolumeId, WrappedKey};
-use crate::tree::{FreshKey, FsError, KeyError, KeySource};
+use crate::tree::{FreshKey, FsError, KeyError, KeySource, KeyUser};
 
 /// Keys in a map; the blob is the file id.
 #[derive(Default)]
 struct MapKeys(Mutex<HashMap<FileId, DataKey>>);
 
 impl KeySource for MapKeys {
-    fn fresh(&self, _key: Option<&str>) -> Result<FreshKey, KeyError> {
+    fn fresh(&self, _key: Option<&str>, user: KeyUser) -> Result<FreshKey, KeyError> {
         let (file_id, data_key) = (FileId(random_array()), DataKey::random());
         self.0.lock().insert(file_id, data_key.duplicate());
         let wrapped = WrappedKey { key_arn: "arn:test".into(), material_id: None, blob: file_id.0.to_vec() };
-        Ok(FreshKey { file_id, data_key, wrapped })
+        Ok(FreshKey { user, file_id, data_key, wrapped })
     }
 
     fn unwrap(&self, file_id: FileId, wrapped: &WrappedKey) -> Result<DataKey, KeyError> {
