@@ -134,6 +134,9 @@ impl Run {
                 file = FileIo::new(bench.fd(), file.context.clone(), None);
             }
             apply_to_file(&file, op).unwrap();
+            if matches!(op, Op::SyncAsSomebodyWrites(..)) {
+                ends.push((trace::count(), model.clone(), true));
+            }
             apply_to_model(&mut model, op);
             ends.push((trace::count(), model.clone(), matches!(op, Op::Sync)));
         }
@@ -158,7 +161,8 @@ impl Run {
             panic!("cut after {moment} changes: {e}; {}", self.story(moment));
         }
         let synced = self.ends.iter().rposition(|(at, _, synced)| *synced && *at <= moment).unwrap_or(0);
-        let next = self.ends.iter().position(|(at, ..)| *at > moment).unwrap_or(self.ends.len() - 1);
+        let end = self.ends.iter().map(|(at, ..)| *at).find(|at| *at > moment);
+        let next = self.ends.iter().rposition(|(at, ..)| Some(*at) == end).unwrap_or(self.ends.len() - 1);
         let legal: Vec<&Vec<u8>> =
             self.ends[synced..=next.max(synced)].iter().map(|(_, model, _)| model).collect();
         check_legal(&got, &legal);
@@ -295,6 +299,13 @@ fn stories() -> Vec<Vec<Op>> {
             Op::Truncate(22_480),
             Op::Punch(20_480, 2_000),
             Op::Sync,
+        ],
+        // A hole is synced behind what was firm, while somebody writes behind it.
+        vec![
+            Op::Write(0, 17_408, 1),
+            Op::Sync,
+            Op::Truncate(45_056),
+            Op::SyncAsSomebodyWrites(45_056, 4_096, 2),
         ],
     ]
 }

@@ -131,6 +131,8 @@ impl Lower {
         fault::admit_sync()?;
         #[cfg(test)]
         trace::note(&self.fd, || trace::Change::Sync);
+        #[cfg(test)]
+        trace::sync_has_begun();
         if data_only { rustix::fs::fdatasync(&self.fd) } else { rustix::fs::fsync(&self.fd) }
     }
 
@@ -194,6 +196,21 @@ pub(in crate::tree) mod trace {
 
     thread_local! {
         static CHANGES: RefCell<Option<Vec<(u64, Change)>>> = const { RefCell::new(None) };
+    }
+
+    thread_local! {
+        static DURING_SYNC: RefCell<Option<Box<dyn FnOnce()>>> = const { RefCell::new(None) };
+    }
+
+    /// What happens after the next sync has begun and before it ends.
+    pub(in crate::tree) fn during_sync(what: impl FnOnce() + 'static) {
+        DURING_SYNC.set(Some(Box::new(what)));
+    }
+
+    pub(super) fn sync_has_begun() {
+        if let Some(what) = DURING_SYNC.take() {
+            what();
+        }
     }
 
     /// From here on changes are kept, each with its file's inode number.

@@ -63,9 +63,9 @@ impl FileIo {
         let size = if seal.state == State::Cutting {
             repair.complete_cut(body, seal.size)?;
             let inline = body.inline_block();
-            repair.settle_blocks(body, seal.firm.min(seal.size), seal.size, inline)?
+            repair.settle_blocks(body, seal, seal.size, inline)?
         } else {
-            repair.settle_size(body, seal.firm)?
+            repair.settle_size(body, seal)?
         };
         if !layout::tail_is_inline(size) || size / BLOCK != body.stored / BLOCK {
             body.tail.clear();
@@ -202,30 +202,31 @@ impl Repair<'_> {
     }
 
     /// Finds the true size: `firm` at least, and beyond it what verifies.
-    fn settle_size(&self, body: &mut Body, firm: u64) -> Result<u64, FsError> {
-        let sealed = body.stored;
+    fn settle_size(&self, body: &mut Body, seal: &Seal) -> Result<u64, FsError> {
+        let (sealed, firm) = (body.stored, seal.firm);
         if let Some(block) = body.inline_block() {
             // The header page is one with its tail; what it knows nothing of never was.
             self.drop_beyond(body, layout::block_count(sealed))?;
-            return self.settle_blocks(body, firm, sealed, Some(block));
+            return self.settle_blocks(body, seal, sealed, Some(block));
         }
         let reached = layout::plain_size(self.io.lower.len()?);
         if reached < firm {
             self.check_not_cut(body, firm, reached)?;
         }
         let target = reached.max(firm);
-        self.settle_blocks(body, firm, target, None)
+        self.settle_blocks(body, seal, target, None)
     }
 
-    /// Makes holes of the blocks from `firm` on that do not verify in a file of `target` bytes, of which `inline` is
+    /// Makes holes of the blocks from `firm` of the seal on that do not verify in a file of `target` bytes; `inline` is
     /// in the header page; gives the size that stands. Costs as much as the lower file holds, not as much as it is long.
     fn settle_blocks(
         &self,
         body: &mut Body,
-        firm: u64,
+        seal: &Seal,
         target: u64,
         inline: Option<u64>,
     ) -> Result<u64, FsError> {
+        let firm = seal.firm;
         let (edge, partial) = (firm / BLOCK, (firm % BLOCK) as usize);
         let (mut standing, mut lost, mut ends) = (firm, false, None);
         self.for_present(body, edge, layout::block_count(target), |body, block| {
@@ -250,7 +251,10 @@ impl Repair<'_> {
         })?;
         let size = match ends {
             Some(end) => end,
-            None if lost && layout::block_count(standing) < layout::block_count(target) => standing.max(firm),
+            // A sync stores the size and not that it succeeded, so what was sealed counts, though no block stands there.
+            None if lost && layout::block_count(standing) < layout::block_count(target) => {
+                standing.max(seal.size.min(target))
+            }
             None => believable(body, firm, target, standing),
         };
         self.drop_beyond(body, layout::block_count(size))?;

@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use rustix::fs::{Mode, OFlags};
 
 use super::lower::fault::{self, Fault};
+use super::lower::trace;
 use super::{Allocate, Durability, FileContext, FileIo, Integrity, LastEnd, Seek, Stage, TagLog};
 use crate::crypto::{DataKey, Secret, VolumeKey, random_array};
 use crate::format::layout::{self, BLOCK};
@@ -150,6 +151,8 @@ pub(super) enum Op {
     Read(u64, usize),
     Seal,
     Sync,
+    /// A sync, during which somebody else writes.
+    SyncAsSomebodyWrites(u64, usize, u8),
     Remount,
     DropKeys,
 }
@@ -194,7 +197,7 @@ pub(super) fn apply_to_model(model: &mut Vec<u8>, op: &Op) {
         model[start..end].fill(0);
     };
     match *op {
-        Op::Write(offset, len, seed) => {
+        Op::Write(offset, len, seed) | Op::SyncAsSomebodyWrites(offset, len, seed) => {
             let end = offset as usize + len;
             model.resize(model.len().max(end), 0);
             model[offset as usize..end].copy_from_slice(&pattern(offset, len, seed));
@@ -221,6 +224,11 @@ pub(super) fn apply_to_file(file: &FileIo, op: &Op) -> Result<(), FsError> {
         Op::Reserve(offset, len, keep_size) => file.allocate(Allocate::Reserve { keep_size }, offset, len),
         Op::Seal => file.seal(),
         Op::Sync => file.sync(true),
+        Op::SyncAsSomebodyWrites(offset, len, seed) => {
+            let other = file.me.upgrade().unwrap();
+            trace::during_sync(move || other.write(offset, &pattern(offset, len, seed)).unwrap());
+            file.sync(true)
+        }
         Op::DropKeys => {
             file.drop_keys();
             Ok(())
