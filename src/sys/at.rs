@@ -72,6 +72,15 @@ pub fn reopen_dir(fd: impl AsFd) -> Result<OwnedFd, Errno> {
     fs::openat(fd, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
+/// File systems whose journal, or memory, holds changes of names in the order in which they were made: EXT4_SUPER_MAGIC,
+/// XFS_SUPER_MAGIC, TMPFS_MAGIC of statfs(2).
+const IN_ORDER: [i64; 3] = [0xef53, 0x5846_5342, 0x0102_1994];
+
+/// Whether a power cut that leaves a name in the directory `fd` surely leaves the names that were made in it before.
+pub fn keeps_order_of_names(fd: impl AsFd) -> bool {
+    fs::fstatfs(fd).is_ok_and(|found| IN_ORDER.contains(&found.f_type))
+}
+
 /// Status of the entry `name`.
 pub fn stat(dir: impl AsFd, name: &[u8]) -> Result<Stat, Errno> {
     fs::statat(dir, checked(name)?, AtFlags::SYMLINK_NOFOLLOW)

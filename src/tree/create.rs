@@ -1,7 +1,7 @@
 //! New names: files, directories, links, special files.
 //!
 //! Nothing half-made is ever seen: a directory gets its record under a temporary name and is renamed into place; a long
-//! name's sidecar stands before its entry. New objects belong to the caller and follow the rules of set-group-id
+//! name's sidecar stands before its entry, on stable storage too. New objects belong to the caller and follow the rules of set-group-id
 //! directories and default ACLs, which the lower filesystem applies.
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,7 +19,7 @@ use super::{FsError, KeyUser};
 use crate::crypto::{Place, random_array};
 use crate::format::dir::DIR_RECORD;
 use crate::format::link;
-use crate::format::name::{self, LowerName};
+use crate::format::name::{self, LowerName, Sidecar};
 use crate::sys::at;
 
 const SET_ID_BITS: u32 = 0o6000;
@@ -66,7 +66,7 @@ impl Tree {
         let reserved = if write { Some(self.with_keys(user, fresh)?) } else { None };
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR;
         let make = || at::open(&dir.fd, lower.entry.as_bytes(), flags, permissions);
-        let fd = with_sidecar(&dir, &lower, || self.spare_descriptors(make))?;
+        let fd = self.with_sidecar(&dir, &lower, || self.spare_descriptors(make))?;
         self.give_to_caller(&dir, &fd, permissions, new.caller)?;
         let attr = self.attr_of(&fs::fstat(&fd)?)?;
         let node = self.nodes.look_up(attr.node_id, attr.kind, parent, &lower.entry);
@@ -103,7 +103,7 @@ impl Tree {
             Kind::Dir | Kind::Symlink => return Err(FsError::Os(Errno::INVAL)),
         };
         let device = fs::makedev(file.device.0, file.device.1);
-        with_sidecar(&dir, &lower, || {
+        self.with_sidecar(&dir, &lower, || {
             fs::mknodat(&dir.fd, &*lower.entry, file_type, Mode::from_raw_mode(permissions), device)
         })?;
         let fd = self.spare_descriptors(|| at::open_path(&dir.fd, lower.entry.as_bytes()))?;
@@ -124,7 +124,7 @@ impl Tree {
         let lower = dir.lower_name(name)?;
         let places = self.volume_key.place(&dir.id, lower.entry.as_bytes()).map(|place| [place; 2]);
         let sealed = link::seal(&self.volume_key, target, places).ok_or(FsError::Os(Errno::NAMETOOLONG))?;
-        with_sidecar(&dir, &lower, || fs::symlinkat(&*sealed, &dir.fd, &*lower.entry))?;
+        self.with_sidecar(&dir, &lower, || fs::symlinkat(&*sealed, &dir.fd, &*lower.entry))?;
         let fd = self.spare_descriptors(|| at::open_path(&dir.fd, lower.entry.as_bytes()))?;
         self.give_to_caller(&dir, &fd, 0, caller)?;
         self.look_up_entry(&dir, &lower.entry)
@@ -152,7 +152,7 @@ impl Tree {
         let node = self.node(id)?;
         let dir = self.dir(parent)?;
         let lower = dir.lower_name(name)?;
-        with_sidecar(&dir, &lower, || {
+        self.with_sidecar(&dir, &lower, || {
             let linked = node.by_name(|known| {
                 let from = self.dir(known.parent)?;
                 Ok(fs::linkat(&from.fd, &*known.name, &dir.fd, &*lower.entry, AtFlags::empty())?)
@@ -176,7 +176,7 @@ impl Tree {
         let place = self.volume_key.place(&dir.id, lower.entry.as_bytes());
         let furnished = self.furnish_dir(&dir, &temporary, place.as_ref(), permissions, new.caller);
         let made = furnished.and_then(|()| {
-            with_sidecar(&dir, &lower, || {
+            self.with_sidecar(&dir, &lower, || {
                 fs::renameat_with(&dir.fd, &*temporary, &dir.fd, &*lower.entry, RenameFlags::NOREPLACE)
             })
         });
@@ -227,6 +227,43 @@ impl Tree {
         }
         Ok(())
     }
+
+    /// Runs `make`, which makes the entry of `lower`, with the sidecar of a long name in place before it.
+    pub(super) fn with_sidecar<R>(
+        &self,
+        dir: &Dir,
+        lower: &LowerName,
+        make: impl FnOnce() -> Result<R, Errno>,
+    ) -> Result<R, FsError> {
+        let Some(sidecar) = &lower.sidecar else { return Ok(make()?) };
+        let _pair = dir.long_names.lock();
+        let made = self.place_sidecar(dir, sidecar).and_then(|()| Ok(make()?));
+        if made.is_err() {
+            remove_orphan_sidecar(dir, lower);
+        }
+        made
+    }
+
+    /// Makes the sidecar, so that a power cut which leaves the entry leaves it too: a filesystem that stores each synced
+    /// file with its own name alone (btrfs) must have the sidecar on stable storage first.
+    fn place_sidecar(&self, dir: &Dir, sidecar: &Sidecar) -> Result<(), FsError> {
+        match fs::symlinkat(&*sidecar.target, &dir.fd, &*sidecar.name) {
+            Ok(()) if at::keeps_order_of_names(&dir.fd) => Ok(()),
+            Ok(()) => match self.spare_descriptors(|| at::reopen_dir(&dir.fd)) {
+                // A directory that this mount may write and not read cannot be synced.
+                Err(Errno::ACCESS) => Ok(()),
+                opened => Ok(fs::fsync(opened?)?),
+            },
+            Err(Errno::EXIST) => {
+                // A leftover, or the entry's own; anything else under that name would hide the entry.
+                if at::read_link(&dir.fd, sidecar.name.as_bytes())? != sidecar.target.as_bytes() {
+                    return Err(FsError::Corrupt("a long name's sidecar holds another name".into()));
+                }
+                Ok(())
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
 }
 
 /// The permissions to create with: an inherited ACL takes the place of the mask.
@@ -243,31 +280,6 @@ fn discard_dir(parent: &Dir, temporary: &str) {
     if let Err(e) = at::rmdir(&parent.fd, temporary.as_bytes()) {
         log::warn!("a temporary directory is left in the lower tree: {e}");
     }
-}
-
-/// Runs `make`, which makes the entry of `lower`, with the sidecar of a long name in place before it.
-pub(super) fn with_sidecar<R>(
-    dir: &Dir,
-    lower: &LowerName,
-    make: impl FnOnce() -> Result<R, Errno>,
-) -> Result<R, FsError> {
-    let Some(sidecar) = &lower.sidecar else { return Ok(make()?) };
-    let _pair = dir.long_names.lock();
-    match fs::symlinkat(&*sidecar.target, &dir.fd, &*sidecar.name) {
-        Ok(()) => {}
-        Err(Errno::EXIST) => {
-            // A leftover, or the entry's own; anything else under that name would hide the entry.
-            if at::read_link(&dir.fd, sidecar.name.as_bytes())? != sidecar.target.as_bytes() {
-                return Err(FsError::Corrupt("a long name's sidecar holds another name".into()));
-            }
-        }
-        Err(e) => return Err(e.into()),
-    }
-    let made = make();
-    if made.is_err() {
-        remove_orphan_sidecar(dir, lower);
-    }
-    Ok(made?)
 }
 
 /// Removes the sidecar of `lower` where its entry is gone.

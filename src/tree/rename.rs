@@ -7,7 +7,6 @@ use rustix::io::Errno;
 
 use super::FsError;
 use super::attr::Kind;
-use super::create::with_sidecar;
 use super::dir::Dir;
 use super::namespace::Tree;
 use super::node::Node;
@@ -83,7 +82,7 @@ impl Tree {
             None => None,
         };
         let replace = || {
-            rename_entry(&from, &to, mode.flags())?;
+            self.rename_entry(&from, &to, mode.flags())?;
             victim.as_ref().inspect(|node| self.lose_link(node, new_parent, &to.lower.entry));
             self.moved(&from, &to, mode);
             Ok(())
@@ -135,7 +134,7 @@ impl Tree {
         check_empty(&victim)?;
         let node = self.keep_nameless(&to.dir, &to.lower, stat)?;
         let replace = || {
-            self.without_record(&victim, || rename_entry(from, to, mode.flags()))?;
+            self.without_record(&victim, || self.rename_entry(from, to, mode.flags()))?;
             if let Some(node) = &node {
                 node.remove_link(to.dir.node_id, &to.lower.entry);
                 self.dirs.remove(node.id);
@@ -147,10 +146,10 @@ impl Tree {
             node.as_ref().inspect(|node| node.unpin());
         })
     }
-}
 
-fn rename_entry(from: &End, to: &End, flags: RenameFlags) -> Result<(), FsError> {
-    with_sidecar(&to.dir, &to.lower, || {
-        fs::renameat_with(&from.dir.fd, &*from.lower.entry, &to.dir.fd, &*to.lower.entry, flags)
-    })
+    fn rename_entry(&self, from: &End, to: &End, flags: RenameFlags) -> Result<(), FsError> {
+        self.with_sidecar(&to.dir, &to.lower, || {
+            fs::renameat_with(&from.dir.fd, &*from.lower.entry, &to.dir.fd, &*to.lower.entry, flags)
+        })
+    }
 }
