@@ -165,7 +165,7 @@ impl Tree {
 }
 
 /// Leaves the open file of `slot` sealed and with the time that the kernel has.
-fn seal(slot: &FileSlot) -> Result<(), FsError> {
+pub(super) fn seal(slot: &FileSlot) -> Result<(), FsError> {
     let Some(open) = &slot.open else { return Ok(()) };
     if open.writable {
         open.io.seal()?;

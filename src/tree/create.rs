@@ -64,9 +64,12 @@ impl Tree {
         let key = self.default_key(&dir)?;
         let fresh = || Ok(self.files.keys.fresh(key.as_deref(), user)?);
         let reserved = if write { Some(self.with_keys(user, fresh)?) } else { None };
+        let change = self.change_names();
+        change.of_dir(&dir);
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR;
         let make = || at::open(&dir.fd, lower.entry.as_bytes(), flags, permissions);
         let fd = self.with_sidecar(&dir, &lower, || self.spare_descriptors(make))?;
+        change.made(&dir, &lower);
         self.give_to_caller(&dir, &fd, permissions, new.caller)?;
         let attr = self.attr_of(&fs::fstat(&fd)?)?;
         let node = self.nodes.look_up(attr.node_id, attr.kind, parent, &lower.entry);
@@ -103,9 +106,12 @@ impl Tree {
             Kind::Dir | Kind::Symlink => return Err(FsError::Os(Errno::INVAL)),
         };
         let device = fs::makedev(file.device.0, file.device.1);
+        let change = self.change_names();
+        change.of_dir(&dir);
         self.with_sidecar(&dir, &lower, || {
             fs::mknodat(&dir.fd, &*lower.entry, file_type, Mode::from_raw_mode(permissions), device)
         })?;
+        change.made(&dir, &lower);
         let fd = self.spare_descriptors(|| at::open_path(&dir.fd, lower.entry.as_bytes()))?;
         self.give_to_caller(&dir, &fd, permissions, new.caller)?;
         self.look_up_entry(&dir, &lower.entry)
@@ -124,7 +130,10 @@ impl Tree {
         let lower = dir.lower_name(name)?;
         let places = self.volume_key.place(&dir.id, lower.entry.as_bytes()).map(|place| [place; 2]);
         let sealed = link::seal(&self.volume_key, target, places).ok_or(FsError::Os(Errno::NAMETOOLONG))?;
+        let change = self.change_names();
+        change.of_dir(&dir);
         self.with_sidecar(&dir, &lower, || fs::symlinkat(&*sealed, &dir.fd, &*lower.entry))?;
+        change.made(&dir, &lower);
         let fd = self.spare_descriptors(|| at::open_path(&dir.fd, lower.entry.as_bytes()))?;
         self.give_to_caller(&dir, &fd, 0, caller)?;
         self.look_up_entry(&dir, &lower.entry)
@@ -152,6 +161,9 @@ impl Tree {
         let node = self.node(id)?;
         let dir = self.dir(parent)?;
         let lower = dir.lower_name(name)?;
+        let change = self.change_names();
+        change.of_dir(&dir);
+        change.of_node(&node)?;
         self.with_sidecar(&dir, &lower, || {
             let linked = node.by_name(|known| {
                 let from = self.dir(known.parent)?;
@@ -159,6 +171,7 @@ impl Tree {
             });
             linked.map_err(|e| if let FsError::Os(e) = e { e } else { Errno::IO })
         })?;
+        change.made(&dir, &lower);
         self.look_up_entry(&dir, &lower.entry)
     }
 
@@ -172,6 +185,8 @@ impl Tree {
         }
         let temporary = name::temporary(random_array());
         let permissions = effective_permissions(&dir, new);
+        let change = self.change_names();
+        change.of_dir(&dir);
         fs::mkdirat(&dir.fd, &*temporary, Mode::from_raw_mode(permissions | OWNER_BITS))?;
         let place = self.volume_key.place(&dir.id, lower.entry.as_bytes());
         let furnished = self.furnish_dir(&dir, &temporary, place.as_ref(), permissions, new.caller);
@@ -184,6 +199,7 @@ impl Tree {
             discard_dir(&dir, &temporary);
             return Err(e);
         }
+        change.made(&dir, &lower);
         self.look_up_entry(&dir, &lower.entry)
     }
 

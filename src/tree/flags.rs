@@ -35,6 +35,8 @@ impl Tree {
     pub fn set_flags(&self, id: u64, flags: u32) -> Result<(), FsError> {
         self.check_writable()?;
         let node = self.node(id)?;
+        let change = self.change();
+        change.of_node(&node)?;
         let wanted = IFlags::from_bits_retain(flags);
         self.on_readable(&node, |fd| {
             let changed = fs::ioctl_getflags(fd)? ^ wanted;

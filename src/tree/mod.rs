@@ -3,6 +3,7 @@
 //! Called by `fuse` and `volume`. Never talks to the key daemon itself: it asks a [`KeySource`].
 
 mod attr;
+mod changes;
 mod close;
 mod create;
 mod default_key;
@@ -14,6 +15,7 @@ mod flags;
 mod kept;
 mod key_source;
 mod list;
+mod moment;
 mod namespace;
 mod node;
 mod open;
@@ -26,14 +28,17 @@ mod wait;
 mod xattr;
 
 pub use attr::{Attr, Caller, Kind, SetAttr, SetTime, Time};
+pub use changes::Frozen;
 pub use create::{NewObject, SpecialFile};
 pub use default_key::KEY_ATTRIBUTE;
 pub use error::FsError;
 pub use file::{
-    Allocate, Durability, FileContext, FileIo, Integrity, LastEnd, Seek, Stage, TagLog, start_flusher,
+    Allocate, Durability, FileContext, FileIo, Integrity, LOG_NAME, LastEnd, Seek, Stage, TagLog,
+    ended_cleanly, start_flusher,
 };
 pub use key_source::{Asker, FreshKey, KeyError, KeyNeed, KeySource, KeyUser};
 pub use list::{DirStream, Listed, ListedDir};
+pub use moment::Moment;
 pub use namespace::{DEFAULT_OPEN_DIRS, Tree, TreeOptions};
 pub use node::ROOT_ID;
 pub use open::WriteManner;

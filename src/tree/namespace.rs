@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use super::FsError;
 use super::attr::{Attr, Kind};
+use super::changes::Gate;
 use super::dir::{Dir, DirCache};
 use super::dir_record;
 use super::file::FileContext;
@@ -58,6 +59,7 @@ pub struct Tree {
     /// Nodes among them whose file could not be sealed when its last handle went.
     pub(super) left_open: AtomicUsize,
     pub(super) waits: Waits,
+    pub(super) gate: Gate,
     pub(super) read_only: bool,
     /// Held while a directory is without its record, because it is about to go.
     pub(super) removals: Mutex<()>,
@@ -105,6 +107,7 @@ impl Tree {
             kept: Kept::default(),
             left_open: AtomicUsize::new(0),
             waits: Waits::default(),
+            gate: Gate::default(),
             read_only: options.read_only,
             removals: Mutex::default(),
             can_chown: rustix::process::geteuid().is_root(),

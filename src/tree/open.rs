@@ -51,20 +51,39 @@ impl Tree {
             slot.handles += 1;
             slot.writers += u32::from(write);
         }
-        let opened = self.with_file(&node, write || truncate, asker, |file| {
-            if write {
-                file.io.ensure_keys_for_write(asker)?;
-            } else {
-                file.io.ensure_keys()?;
-            }
-            if truncate { file.io.truncate(0) } else { Ok(()) }
-        });
+        let ready = |file: &OpenFile| {
+            if write { file.io.ensure_keys_for_write(asker) } else { file.io.ensure_keys() }
+        };
+        let opened = if truncate {
+            self.with_changed_file(&node, asker, |file| ready(file).and_then(|()| file.io.truncate(0)))
+        } else {
+            self.with_file(&node, write, asker, ready)
+        };
         // The kernel looks it up again, learns the true size, and opens it.
         let opened = opened.and_then(|()| if node.is_resized() { Err(Errno::STALE.into()) } else { Ok(()) });
         if opened.is_err() {
             self.release(&node, write);
         }
         opened
+    }
+
+    /// Runs `action`, which changes the open file of `node`.
+    pub(super) fn with_changed_file<R>(
+        &self,
+        node: &Arc<Node>,
+        asker: Asker,
+        action: impl Fn(&OpenFile) -> Result<R, FsError>,
+    ) -> Result<R, FsError> {
+        self.with_file_under(
+            node,
+            true,
+            asker,
+            || {
+                let change = self.change();
+                change.of_node(node).map(|()| change)
+            },
+            action,
+        )
     }
 
     /// Runs `action` on the open file of `node`, which is opened for it when it is not, where `asker` may use its key.
@@ -75,12 +94,27 @@ impl Tree {
         asker: Asker,
         action: impl Fn(&OpenFile) -> Result<R, FsError>,
     ) -> Result<R, FsError> {
+        self.with_file_under(node, write, asker, || Ok(()), action)
+    }
+
+    /// The same, holding what `begin` gives, but not while a key is waited for.
+    fn with_file_under<G, R>(
+        &self,
+        node: &Arc<Node>,
+        write: bool,
+        asker: Asker,
+        begin: impl Fn() -> Result<G, FsError>,
+        action: impl Fn(&OpenFile) -> Result<R, FsError>,
+    ) -> Result<R, FsError> {
         let unused = Cell::new(false);
-        let admitted = |file: &OpenFile| {
-            file.io.admit(asker, write)?;
-            action(file)
-        };
-        let done = self.with_keys(asker.user(), || self.on_open_file(node, write, &unused, admitted));
+        let done = self.with_keys(asker.user(), || {
+            let _held = begin()?;
+            let admitted = |file: &OpenFile| {
+                file.io.admit(asker, write)?;
+                action(file)
+            };
+            self.on_open_file(node, write, &unused, admitted)
+        });
         if unused.get() {
             self.close_unused(node);
         }
@@ -201,7 +235,7 @@ impl Tree {
         asker: Asker,
     ) -> Result<(), FsError> {
         let node = self.node(id)?;
-        self.with_file(&node, true, asker, |file| {
+        self.with_changed_file(&node, asker, |file| {
             if manner.from_cache {
                 file.note_modified()?;
             } else {
@@ -219,7 +253,7 @@ impl Tree {
         if node.kind != Kind::File {
             return Err(FsError::Os(if node.kind == Kind::Dir { Errno::ISDIR } else { Errno::INVAL }));
         }
-        self.with_file(&node, true, asker, |file| file.io.truncate(size))
+        self.with_changed_file(&node, asker, |file| file.io.truncate(size))
     }
 
     /// Preallocates, punches or zeroes a range.
@@ -233,7 +267,7 @@ impl Tree {
     ) -> Result<(), FsError> {
         self.check_writable()?;
         let node = self.node(id)?;
-        self.with_file(&node, true, asker, |file| file.io.allocate(what, offset, len))
+        self.with_changed_file(&node, asker, |file| file.io.allocate(what, offset, len))
     }
 
     /// Whether a handle may write to the file, so that the kernel may hold data of it that is not here yet.

@@ -32,6 +32,8 @@ impl Tree {
         let dir = self.dir(parent)?;
         let lower = dir.lower_name(name)?;
         let stat = self.stat_entry(&dir, &lower.entry)?;
+        let change = self.change_names();
+        change.of_entry(&dir, &lower, false);
         let victim = self.keep_nameless(&dir, &lower, &stat)?;
         if let Err(e) = at::unlink(&dir.fd, lower.entry.as_bytes()) {
             victim.inspect(|node| node.unpin());
@@ -71,6 +73,8 @@ impl Tree {
         let dir = self.dir(parent)?;
         let lower = dir.lower_name(name)?;
         let stat = self.stat_entry(&dir, &lower.entry)?;
+        let change = self.change_names();
+        change.of_entry(&dir, &lower, false);
         let victim = self.open_victim(&dir, &lower.entry, &stat)?;
         check_empty(&victim)?;
         let node = self.keep_nameless(&dir, &lower, &stat)?;

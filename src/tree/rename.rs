@@ -62,32 +62,45 @@ impl Tree {
         mode: RenameMode,
     ) -> Result<(), FsError> {
         self.check_writable()?;
+        let change = self.change_names();
         let from = self.end(parent, name)?;
         let to = self.end(new_parent, new_name)?;
+        change.of_entry(&from.dir, &from.lower, true);
+        change.of_dir(&to.dir);
+        change.of_entry(&to.dir, &to.lower, mode.exchange);
+        let renamed = self.rename_ends(&from, &to, mode);
+        if renamed.is_ok() {
+            change.made(&to.dir, &to.lower);
+            change.made(&from.dir, &from.lower);
+        }
+        renamed
+    }
+
+    fn rename_ends(&self, from: &End, to: &End, mode: RenameMode) -> Result<(), FsError> {
         let source = from.stat.as_ref().ok_or(FsError::Os(Errno::NOENT))?;
         if mode.no_replace && to.stat.is_some() {
             return Err(FsError::Os(Errno::EXIST));
         }
         if mode.exchange {
-            return self.exchange(&from, &to);
+            return self.exchange(from, to);
         }
         if to.stat.as_ref().is_some_and(|target| target.st_ino == source.st_ino) {
             return Ok(()); // Two names of one inode: rename(2) leaves both.
         }
         if from.is_dir() && to.is_dir() {
-            return self.replace_dir(&from, &to, mode);
+            return self.replace_dir(from, to, mode);
         }
         let victim = match &to.stat {
             Some(stat) => self.keep_nameless(&to.dir, &to.lower, stat)?,
             None => None,
         };
         let replace = || {
-            self.rename_entry(&from, &to, mode.flags())?;
-            victim.as_ref().inspect(|node| self.lose_link(node, new_parent, &to.lower.entry));
-            self.moved(&from, &to, mode);
+            self.rename_entry(from, to, mode.flags())?;
+            victim.as_ref().inspect(|node| self.lose_link(node, to.dir.node_id, &to.lower.entry));
+            self.moved(from, to, mode);
             Ok(())
         };
-        self.binding(&[(&from, &to)], replace).inspect_err(|_| {
+        self.binding(&[(from, to)], replace).inspect_err(|_| {
             victim.as_ref().inspect(|node| node.unpin());
         })
     }

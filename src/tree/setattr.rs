@@ -18,6 +18,8 @@ impl Tree {
         let node = self.node(id)?;
         let permissions = set.permissions.filter(|_| node.kind != Kind::Symlink);
         if set.uid.is_some() || set.gid.is_some() || permissions.is_some() {
+            let change = self.change();
+            change.of_node(&node)?;
             self.on_inode(&node, false, |fd, _| {
                 if set.uid.is_some() || set.gid.is_some() {
                     at::set_owner(fd, set.uid, set.gid)?;
@@ -29,6 +31,8 @@ impl Tree {
             self.truncate(id, size, asker)?;
         }
         let clear_set_id = set.size.is_some() && caller.uid != 0;
+        let change = self.change();
+        change.of_node(&node)?;
         let stat = self.on_inode(&node, !clear_set_id, |fd, open| {
             if clear_set_id {
                 clear_set_id_bits(fd)?;

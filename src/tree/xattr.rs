@@ -77,20 +77,35 @@ impl Tree {
         action: impl Fn(&Aead, &[u8; 16]) -> Result<R, FsError>,
     ) -> Result<R, FsError> {
         match node.kind {
-            Kind::File => self.with_file(node, write, asker, |file| {
-                let keys =
-                    if write { Some(file.io.keys_for_attributes()?) } else { file.io.keys_for_read()? };
-                let (keys, id) = keys.ok_or_else(|| no_header(node.id))?;
+            Kind::File if write => self.with_changed_file(node, asker, |file| {
+                let (keys, id) = file.io.keys_for_attributes()?;
                 action(&keys.xattr, &id.0)
             }),
-            Kind::Dir => {
-                let dir = self.dir(node.id)?;
-                action(&dir.keys.xattr, &dir.id)
-            }
-            Kind::Symlink | Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice => {
-                action(&self.volume_key.special_xattr, &NO_OWNER)
+            Kind::File => self.with_file(node, false, asker, |file| {
+                let (keys, id) = file.io.keys_for_read()?.ok_or_else(|| no_header(node.id))?;
+                action(&keys.xattr, &id.0)
+            }),
+            _ => {
+                let change = write.then(|| self.change());
+                if let Some(change) = &change {
+                    change.of_node(node)?;
+                }
+                self.with_key_of_special(node, action)
             }
         }
+    }
+
+    /// The same for what is no file.
+    fn with_key_of_special<R>(
+        &self,
+        node: &Node,
+        action: impl Fn(&Aead, &[u8; 16]) -> Result<R, FsError>,
+    ) -> Result<R, FsError> {
+        if node.kind == Kind::Dir {
+            let dir = self.dir(node.id)?;
+            return action(&dir.keys.xattr, &dir.id);
+        }
+        action(&self.volume_key.special_xattr, &NO_OWNER)
     }
 
     /// The value of an attribute. One that is not there costs no key.
@@ -142,6 +157,8 @@ impl Tree {
         let fd = self.inode(&node)?;
         match route {
             Route::Passed => {
+                let change = self.change();
+                change.of_node(&node)?;
                 at::set_xattr(&fd, name, value, flags)?;
                 self.acl_changed(&node, name, caller)
             }
@@ -161,6 +178,8 @@ impl Tree {
         }
         let route = self.route(&node, name)?;
         let fd = self.inode(&node)?;
+        let change = self.change();
+        change.of_node(&node)?;
         match route {
             Route::Passed => {
                 at::remove_xattr(&fd, name)?;

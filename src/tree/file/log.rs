@@ -23,7 +23,7 @@ use crate::crypto::{FileKeys, VolumeKey, random_array};
 use crate::format::FileId;
 use crate::format::layout::BLOCK;
 
-pub use super::old_logs::LOG_NAME;
+pub use super::old_logs::{LOG_NAME, ended_cleanly};
 
 /// Bytes of one half.
 #[cfg(not(test))]
@@ -289,6 +289,24 @@ impl TagLog {
             released.extend(half.files.extract_if(|_, lower| gone(lower)));
         }
         !released.is_empty()
+    }
+
+    /// Gives the tree in `root`, a copy of this one with every file sealed, the logs that it needs.
+    /// Where it has the old ones already, `has_old`, only this mount's is to be replaced.
+    pub fn copy_closed(&self, root: &OwnedFd, has_old: bool) -> Result<(), Errno> {
+        let unclean = self.old.sessions();
+        if has_old {
+            match rustix::fs::unlinkat(root, LOG_NAME, rustix::fs::AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        let Some(key) = self.key.as_ref().filter(|_| !unclean.is_empty()) else { return Ok(()) };
+        if !has_old {
+            self.old.link_into(root)?;
+        }
+        let header = Header { clean: true, session: self.session, unclean };
+        old_logs::create(root, &header.encode(key)).map(drop)
     }
 
     /// Every file of the volume was opened and is whole: what unclean unmounts left is needed no longer.

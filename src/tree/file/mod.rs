@@ -42,7 +42,7 @@ use lower::Lower;
 #[cfg(test)]
 pub(super) use lower::fault;
 
-pub use log::{Durability, LOG_NAME, LastEnd, TagLog};
+pub use log::{Durability, LOG_NAME, LastEnd, TagLog, ended_cleanly};
 pub use resize::Allocate;
 pub use seek::Seek;
 pub use stage::{Stage, start_flusher};

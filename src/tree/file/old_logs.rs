@@ -215,6 +215,17 @@ impl OldLogs {
         }
     }
 
+    /// Gives each old log another name in `root`: they are never written again.
+    pub(super) fn link_into(&self, root: &OwnedFd) -> Result<(), Errno> {
+        let Some(own) = &self.root else { return Ok(()) };
+        let _none_is_removed = self.records.lock();
+        for number in old_numbers(own)? {
+            let name = old_name(number);
+            rustix::fs::linkat(own, &name, root, &name, AtFlags::empty())?;
+        }
+        Ok(())
+    }
+
     /// Removes the logs that no file waits for. Their sessions must stand in the last log by then.
     pub(super) fn remove_resolved(&self) {
         let Some(root) = &self.root else { return };
@@ -227,6 +238,18 @@ impl OldLogs {
                 // Left behind, it costs a little space and is read again at the next mount.
                 let _ = rustix::fs::unlinkat(root, &name, AtFlags::empty());
             }
+        }
+    }
+}
+
+/// Whether the last mount of the volume in `root` that could write left everything sealed and durable, as its log says.
+pub fn ended_cleanly(root: &OwnedFd, key: &VolumeKey) -> bool {
+    let mut page = [0; BLOCK_LEN];
+    match at::open_regular(root, LOG_NAME.as_bytes(), OFlags::RDONLY, 0) {
+        Err(e) => e.kind() == ErrorKind::NotFound,
+        Ok(file) => {
+            let _ = Lower::new(file).read_at(&mut page, 0);
+            Header::parse(key, &page).is_some_and(|header| header.clean)
         }
     }
 }
