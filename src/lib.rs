@@ -5,7 +5,7 @@
 //! ```text
 //! process      kmsd               kmsfs
 //! front end    kms                fuse, cli          translate; only kms decides who may
-//! use case     kms::ops           volume             init, open, rewrap, check
+//! use case     kms::ops           volume             init, open, rewrap, check, snapshot, copy, registry
 //! mechanism    kms::store, root   tree, client       key records | lower directory by dirfd, key calls
 //! pure         kms::blob          format             bytes on disk
 //! leaf         api, crypto        api, crypto        wire types; typed keys and ciphers

@@ -86,6 +86,38 @@ fn headers_go_to_the_new_version_and_nothing_else_changes() {
 }
 
 #[test]
+fn a_purge_leaves_no_wrap_under_an_old_version_and_a_rate_is_kept_to() {
+    let desk = desk_with_files("rewrap-purge", 40);
+    desk.kmsfs("key rotate alias/k").ok();
+    let done = desk.kmsfs("rewrap {lower} --purge --background --rate 1000 --json").json();
+    assert_eq!((&done["moved"], &done["purged"]), (&40.into(), &40.into()), "{done}");
+    for file in desk.lower_files() {
+        let slots = read_slots(&file);
+        assert_eq!(slots.slots.iter().flatten().count(), 1, "{}", file.display());
+    }
+    desk.kmsfs("fsck {lower}").ok();
+    check_contents(&desk, 40);
+    desk.kmsfs("rewrap {lower} --rate 0").fails(2, "0 is not in");
+}
+
+#[test]
+fn a_watch_follows_rotations_until_it_is_told_to_end() {
+    let desk = desk_with_files("rewrap-watch", 20);
+    let mut watch = desk.command_of("rewrap {lower} --watch 1s").stdout(Stdio::null()).spawn().unwrap();
+    for _ in 0..2 {
+        let before = read_slots(&desk.lower_files()[0]).active().wrapped.material_id;
+        desk.kmsfs("key rotate alias/k").ok();
+        programs::eventually("the headers follow", || {
+            let moved = |file| read_slots(file).active().wrapped.material_id != before;
+            desk.lower_files().iter().all(moved)
+        });
+    }
+    programs::run(std::process::Command::new("kill").arg(watch.id().to_string())).ok();
+    assert!(watch.wait().unwrap().success());
+    check_contents(&desk, 20);
+}
+
+#[test]
 fn headers_go_under_another_key_and_the_first_may_be_disabled_then() {
     let desk = desk_with_files("rewrap-to", 30);
     let other = desk.key("other");

@@ -6,6 +6,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use super::key_args::KeyCommand;
+use super::snapshot_args::SnapshotCommand;
+use super::volume_args::VolumeCommand;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -64,6 +66,18 @@ pub enum Command {
     /// Master keys
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Volumes of this host by name: create, attach, detach, list, describe, resize, delete
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Copy a snapshot, or a volume that is not mounted, to another lower directory; with --key under another key
+    Copy(CopyArgs),
+    /// Write a snapshot as a stream of ciphertext, whole or as what changed since another; takes no key
+    Send(SendArgs),
+    /// Read such a stream into a directory, or only verify it; takes no key
+    Receive(ReceiveArgs),
+    /// Keep, mount, compare and put back states of a volume
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// The audit log of a local kmsd: verify, tail, search (runs `kmsd audit`)
     #[command(disable_help_flag = true)]
     Audit {
@@ -78,7 +92,7 @@ pub enum Command {
 pub struct InitArgs {
     /// Lower directory: empty, or made
     pub lower: PathBuf,
-    /// Master key: alias/NAME, id or ARN. Default: the service-managed key alias/aws/kmsfs
+    /// Master key: alias/NAME, id or ARN. Default: the host's (volume defaults), else alias/aws/kmsfs
     #[arg(long, value_name = "KEY", conflicts_with = "restore")]
     pub key: Option<String>,
     /// Directory for the recovery sheet, outside LOWER. Default: ~/.local/share/kmsfs/recovery
@@ -134,6 +148,25 @@ pub struct MountArgs {
     pub daemon_child: bool,
 }
 
+impl MountArgs {
+    /// A mount of `lower` at `mountpoint` with nothing else said.
+    pub fn of(lower: PathBuf, mountpoint: PathBuf) -> Self {
+        Self {
+            lower,
+            mountpoint,
+            options: Vec::new(),
+            foreground: false,
+            allow_other: false,
+            customer_key: Vec::new(),
+            read_only: false,
+            accept_older: false,
+            idle: None,
+            log: None,
+            daemon_child: false,
+        }
+    }
+}
+
 /// Arguments of `umount`.
 #[derive(Debug, Args)]
 pub struct UmountArgs {
@@ -168,6 +201,7 @@ pub struct InfoArgs {
 }
 
 /// Arguments of `rewrap`.
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 #[derive(Debug, Args)]
 pub struct RewrapArgs {
     /// Lower directory, or the mount point of a volume
@@ -181,6 +215,72 @@ pub struct RewrapArgs {
     /// Only say what would be done
     #[arg(long)]
     pub dry_run: bool,
+    /// Files a second at most
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub rate: Option<u32>,
+    /// Let every other process go first, for processor and disk
+    #[arg(long)]
+    pub background: bool,
+    /// Take the wraps that no longer count out of the headers, so that nothing is left under an old version
+    #[arg(long, conflicts_with = "dry_run")]
+    pub purge: bool,
+    /// Stay, and do it again after each rotation, which is looked for this often (60s, 10m)
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, conflicts_with_all = ["dry_run", "to_key"])]
+    pub watch: Option<Duration>,
+    /// JSON output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `copy`.
+#[derive(Debug, Args)]
+pub struct CopyArgs {
+    /// What to copy: VOLUME@SNAPSHOT, or a volume (name or lower directory) that is not mounted
+    pub source: String,
+    /// Lower directory of the copy: empty, or made
+    pub to: PathBuf,
+    /// Put the copy under this key and leave no wrap under the old one
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
+    /// Threads
+    #[arg(long, value_name = "N", value_parser = parse_jobs)]
+    pub jobs: Option<usize>,
+    /// JSON output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `send`.
+#[derive(Debug, Args)]
+pub struct SendArgs {
+    /// What to send: VOLUME@SNAPSHOT
+    pub source: String,
+    /// Only what changed since this snapshot, which the receiver must have
+    #[arg(long, value_name = "SNAPSHOT")]
+    pub from: Option<String>,
+    /// Go on where an interrupted stream ended, as 'kmsfs receive --position' tells
+    #[arg(long, value_name = "POSITION")]
+    pub resume: Option<crate::volume::stream::Position>,
+    /// Where to write. Default: standard output
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Arguments of `receive`.
+#[derive(Debug, Args)]
+pub struct ReceiveArgs {
+    /// Directory for what is received, a lower tree for each snapshot. Not needed for --check
+    #[arg(required_unless_present = "check")]
+    pub dir: Option<PathBuf>,
+    /// Where to read. Default: standard input
+    #[arg(long, short, value_name = "FILE")]
+    pub input: Option<PathBuf>,
+    /// Verify the stream and write nothing
+    #[arg(long)]
+    pub check: bool,
+    /// Print where the interrupted stream of this snapshot may go on
+    #[arg(long, value_name = "SNAPSHOT", conflicts_with = "check")]
+    pub position: Option<String>,
     /// JSON output
     #[arg(long)]
     pub json: bool,

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{CliError, Exit};
 use super::runtime_dir;
+use super::snapshot_job::SnapshotState;
 
 /// Longest line taken.
 const MAX_LINE: u64 = 64 * 1024;
@@ -44,6 +45,15 @@ pub enum Request {
     },
     /// Read the volume record again, if it was replaced.
     Reload,
+    /// Begin a snapshot.
+    Snapshot {
+        /// Name for it.
+        name: String,
+    },
+    /// How far the snapshot is.
+    SnapshotState,
+    /// End the snapshot that is being made.
+    SnapshotCancel,
     /// Where the lower file of this plaintext path is.
     Locate {
         /// Relative to the mount point.
@@ -63,6 +73,8 @@ pub enum Answer {
     Unlocked(bool),
     /// To `Reload`: whether there was news.
     Reloaded(bool),
+    /// To `Snapshot`, `SnapshotState` and `SnapshotCancel`.
+    Snapshot(Box<SnapshotState>),
     /// To `Locate`: relative to the lower directory.
     Located(PathBuf),
     /// It did not work, and why.

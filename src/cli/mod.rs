@@ -4,6 +4,7 @@
 
 mod args;
 mod audit;
+mod block;
 mod control;
 mod defaults;
 mod error;
@@ -13,12 +14,18 @@ mod keys;
 mod mount;
 mod mount_plan;
 mod mounts;
+mod named;
 mod output;
 mod progress;
 mod runtime_dir;
 mod serve;
 mod service;
+mod snapshot_args;
+mod snapshot_job;
+mod snapshots;
 mod speed;
+mod streams;
+mod volume_args;
 mod volumes;
 
 use std::ffi::OsString;
@@ -52,6 +59,11 @@ pub fn run() -> ExitCode {
         Command::Init(args) => volumes::init(&args, kms).map(done),
         Command::Info(args) => volumes::info(&args).map(done),
         Command::Key(command) => keys::run(command, kms).map(done),
+        Command::Copy(args) => snapshots::copy(&args, kms).map(done),
+        Command::Send(args) => streams::send(&args).map(done),
+        Command::Receive(args) => streams::receive(&args).map(done),
+        Command::Snapshot(command) => snapshots::run(&command, kms, cli.verbose).map(done),
+        Command::Volume(command) => named::run(&command, kms, cli.verbose).map(done),
         Command::Status(args) => mounts::status(&args).map(done),
         Command::Lock(args) => mounts::lock(&args).map(done),
         Command::Unlock(args) => mounts::unlock(&args).map(done),

@@ -44,6 +44,8 @@ pub struct MountPlan {
     pub read_only: bool,
     /// An older state of the volume will do.
     pub accept_older: bool,
+    /// It is a snapshot that is meant.
+    pub snapshot: bool,
     /// Let other users in.
     pub allow_other: bool,
     /// Keys to bring along, by name.
@@ -75,6 +77,7 @@ impl MountPlan {
             kms: kms.map(str::to_owned),
             read_only: args.read_only,
             accept_older: args.accept_older,
+            snapshot: false,
             allow_other: args.allow_other,
             customer_keys: args.customer_key.clone(),
             per_caller: None,
@@ -102,6 +105,7 @@ impl MountPlan {
             None => match option {
                 "ro" => self.read_only = true,
                 "accept_older" => self.accept_older = true,
+                "snapshot" => (self.snapshot, self.read_only) = (true, true),
                 "allow_other" => self.allow_other = true,
                 "suid" => self.suid = true,
                 "nosuid" => self.suid = false,
@@ -255,6 +259,7 @@ mod tests {
             kms: None,
             read_only: false,
             accept_older: false,
+            snapshot: false,
             allow_other: false,
             customer_keys: Vec::new(),
             per_caller: None,

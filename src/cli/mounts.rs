@@ -103,12 +103,17 @@ fn arn_of(mountpoint: &Path, key: &str) -> Result<String, CliError> {
 
 /// `kmsfs umount`: returns when the daemon has written everything and is gone.
 pub fn umount(args: &UmountArgs) -> Result<(), CliError> {
-    let status = match control::ask(&args.mountpoint, &Request::Status) {
+    unmount(&args.mountpoint, args.lazy)
+}
+
+/// Unmounts `mountpoint`, and unless `lazy` waits until its daemon has written everything and is gone.
+pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), CliError> {
+    let status = match control::ask(mountpoint, &Request::Status) {
         Ok(Answer::Status(status)) => Some(status),
         _ => None,
     };
-    detach(&args.mountpoint, args.lazy)?;
-    let Some(status) = status.filter(|_| !args.lazy) else { return Ok(()) };
+    detach(mountpoint, lazy)?;
+    let Some(status) = status.filter(|_| !lazy) else { return Ok(()) };
     let deadline = Instant::now() + UNMOUNT_PATIENCE;
     while MountLock::take(&status.lower).is_err() {
         if Instant::now() > deadline {

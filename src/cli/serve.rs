@@ -16,8 +16,10 @@ use super::mount::{FAILED, READY};
 use super::mount_plan::MountPlan;
 use super::runtime_dir;
 use super::service::{self, Behalf};
+use super::snapshot_job::SnapshotJob;
 use crate::client::CacheLimits;
 use crate::fuse::{MountOptions, Session, SessionHandle, damage_seen};
+use crate::volume::snapshot::{self, finish_restore_first};
 use crate::volume::{self, Epoch, KeyEvent, KeyWatch, MountLock, MountedTree, Volume, WatchOptions};
 
 /// Descriptors a mount may need: directories and files it keeps open.
@@ -103,22 +105,26 @@ fn serve(plan: &MountPlan, ready: impl FnOnce() -> std::io::Result<()>) -> Resul
     let kms = service::connect(plan.kms.as_deref(), Behalf::Mount)?;
     let is_unix = kms.endpoint().is_unix();
     let per_caller = plan.decides_per_caller(is_unix)?;
-    let volume = Volume::open(&plan.lower, kms, CacheLimits::default())?;
+    finish_restore_first(&plan.lower)?;
+    let volume = Arc::new(Volume::open(&plan.lower, kms, CacheLimits::default())?);
     if per_caller {
         volume.keys.check_trusted()?;
     }
-    let read_only = plan.read_only || is_read_only(&plan.lower);
+    let is_snapshot = check_snapshot(plan, &volume)?;
+    let read_only = plan.read_only || is_snapshot || is_read_only(&plan.lower);
     for (name, file) in &plan.customer_keys {
         volume.bring(name, volume::read_customer_key(file)?, read_only)?;
     }
     if read_only && !plan.read_only {
         eprintln!("kmsfs: {} is on a read-only file system; mounted read-only", plan.lower.display());
     }
-    let epoch = Epoch::check(&volume, plan.accept_older)?;
-    if !read_only {
+    // A snapshot is an older state by its nature.
+    let epoch = if is_snapshot { None } else { Some(Epoch::check(&volume, plan.accept_older)?) };
+    if let Some(epoch) = epoch.as_ref().filter(|_| !read_only) {
         epoch.advance();
     }
-    let tree = volume.tree((!read_only).then_some(plan.durability), plan.integrity, epoch.last())?;
+    let last = epoch.as_ref().map(Epoch::last).unwrap_or_default();
+    let tree = volume.tree((!read_only).then_some(plan.durability), plan.integrity, last)?;
     let session =
         Session::mount(tree.for_session(), &mount_options(plan, read_only, per_caller), &plan.mountpoint)
             .map_err(|e| {
@@ -131,9 +137,7 @@ fn serve(plan: &MountPlan, ready: impl FnOnce() -> std::io::Result<()>) -> Resul
     let outcome = run_beside(plan, &mounted, is_unix, &end, ready);
     let served =
         served.join().map_err(|_| CliError::new(Exit::Mount, "the mount's session ended by a panic"))?;
-    if !read_only && mounted.tree.ended_well() {
-        mounted.epoch.end();
-    }
+    mounted.end_epoch();
     drop(lock);
     outcome?;
     served.map_err(|e| CliError::new(Exit::Mount, format!("the mount ended: {e}")))
@@ -141,12 +145,42 @@ fn serve(plan: &MountPlan, ready: impl FnOnce() -> std::io::Result<()>) -> Resul
 
 /// What stands beside the session while it serves.
 struct Mounted {
-    volume: Volume,
+    volume: Arc<Volume>,
     tree: MountedTree,
     handle: SessionHandle,
     read_only: bool,
     per_caller: bool,
-    epoch: Epoch,
+    epoch: Option<Epoch>,
+}
+
+impl Mounted {
+    fn advance_epoch(&self) {
+        if let Some(epoch) = self.epoch.as_ref().filter(|_| !self.read_only) {
+            epoch.advance();
+        }
+    }
+
+    fn end_epoch(&self) {
+        if let Some(epoch) = self.epoch.as_ref().filter(|_| !self.read_only && self.tree.ended_well()) {
+            epoch.end();
+        }
+    }
+}
+
+/// Whether the lower directory is a snapshot, which is mounted as one only where that was said: by its place, or `-o
+/// snapshot`. Otherwise a snapshot put in the place of a volume would pass for it.
+fn check_snapshot(plan: &MountPlan, volume: &Volume) -> Result<bool, CliError> {
+    let wanted = plan.snapshot || snapshot::is_place_of_one(&plan.lower);
+    let is_one = snapshot::of_volume(volume)?.is_some();
+    let lower = plan.lower.display();
+    match (is_one, wanted) {
+        (true, false) => {
+            let text = format!("{lower} is a snapshot of a volume; -o snapshot mounts it, read-only");
+            Err(CliError::new(Exit::Volume, text))
+        }
+        (false, true) => Err(CliError::new(Exit::Volume, format!("{lower} is not a snapshot"))),
+        _ => Ok(is_one),
+    }
 }
 
 type Served = std::thread::JoinHandle<std::io::Result<()>>;
@@ -249,9 +283,9 @@ fn wait_for_end(plan: &MountPlan, mounted: &Mounted, end: &Receiver<()>) {
         if tide.has_ebbed(mounted.tree.inodes()) {
             crate::sys::give_back_memory();
         }
-        if !mounted.read_only && advanced.elapsed() >= EPOCH_EVERY {
+        if advanced.elapsed() >= EPOCH_EVERY {
             advanced = Instant::now();
-            mounted.epoch.advance();
+            mounted.advance_epoch();
         }
         let Some(idle) = &mut idle else { continue };
         if idle.has_run_out(Instant::now(), mounted.handle.requests(), mounted.tree.open_files()) {
@@ -316,6 +350,7 @@ fn control_handler(plan: &MountPlan, mounted: &Mounted) -> impl Fn(Request) -> A
         damage_seen: 0,
         idle_seconds: plan.idle.map(|idle| idle.as_secs()),
     };
+    let job = SnapshotJob::new(Arc::clone(&mounted.volume), mounted.tree.clone(), plan.mountpoint.clone());
     move |request| match request {
         Request::Status => {
             let (cached_keys, fresh_keys) = keys.held();
@@ -354,6 +389,15 @@ fn control_handler(plan: &MountPlan, mounted: &Mounted) -> impl Fn(Request) -> A
             }
             Err(e) => Answer::Failed(e.to_string()),
         },
+        Request::Snapshot { name } => match job.begin(name) {
+            Ok(()) => Answer::Snapshot(Box::new(job.state())),
+            Err(why) => Answer::Failed(why),
+        },
+        Request::SnapshotState => Answer::Snapshot(Box::new(job.state())),
+        Request::SnapshotCancel => {
+            job.cancel();
+            Answer::Snapshot(Box::new(job.state()))
+        }
         Request::Locate { path } => match tree.lower_path(&path) {
             Ok(lower) => Answer::Located(lower),
             Err(e) => Answer::Failed(format!("{}: {e}", path.display())),

@@ -10,17 +10,17 @@ use serde_json::json;
 use super::args::{FsckArgs, InfoArgs, InitArgs, RewrapArgs};
 use super::control::{self, Answer, Request};
 use super::error::{CliError, Exit};
+use super::named::{key_for_new, resolve};
 use super::output::{facts, json as print_json, line, size, table};
 use super::progress::Shown;
 use super::service::{self, Behalf};
 use crate::client::CacheLimits;
 use crate::volume::{
-    self, CheckOptions, CheckReport, InitOptions, Progress, RewrapOptions, RewrapReport, SERVICE_KEY, Volume,
-    VolumeError,
+    self, CheckOptions, CheckReport, InitOptions, Progress, RewrapOptions, RewrapReport, Volume, VolumeError,
 };
 
 /// Threads where none are named: the key service works beside them.
-const DEFAULT_JOBS: usize = 4;
+pub(super) const DEFAULT_JOBS: usize = 4;
 /// Failures and findings printed for people; JSON has all that were listed.
 const MAX_PRINTED: usize = 20;
 /// As e2fsck(8) has them.
@@ -36,7 +36,7 @@ pub fn init(args: &InitArgs, kms: Option<&str>) -> Result<(), CliError> {
         let id = volume::restore(&args.lower, sheet, &kms)?;
         return line(&format!("the record of volume {id} is restored in {}", args.lower.display()));
     }
-    let key = args.key.clone().unwrap_or_else(|| SERVICE_KEY.to_owned());
+    let key = key_for_new(args.key.as_deref())?;
     let sheet_dir = args.recovery_sheet.clone().unwrap_or_else(default_sheet_dir);
     let made = volume::init(&args.lower, &kms, &InitOptions { key, sheet_dir, bind_names: args.bind_names })?;
     if args.json {
@@ -50,23 +50,16 @@ pub fn init(args: &InitArgs, kms: Option<&str>) -> Result<(), CliError> {
     line(&format!("recovery sheet: {} (keep a copy elsewhere)", made.sheet.display()))
 }
 
-fn default_sheet_dir() -> PathBuf {
+/// Where recovery sheets go when no place is named.
+pub fn default_sheet_dir() -> PathBuf {
     let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
     let home = || std::env::var_os("HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
     let base = data.or_else(|| home().map(|home| home.join(".local/share")));
     base.unwrap_or_else(|| PathBuf::from("/var/lib")).join("kmsfs/recovery")
 }
 
-/// The lower directory meant by `path`, and the key service its mount uses.
-fn lower_of(path: &Path) -> (PathBuf, Option<String>) {
-    match control::holding(path) {
-        Some((status, rest)) if rest.as_os_str().is_empty() => (status.lower, Some(status.kms)),
-        _ => (path.to_owned(), None),
-    }
-}
-
 /// Ends the work, not the process, on the first signal.
-fn stop_on_signals(progress: &Arc<Progress>) -> Result<(), CliError> {
+pub(super) fn stop_on_signals(progress: &Arc<Progress>) -> Result<(), CliError> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     let failed = |e: std::io::Error| CliError::failed(format!("cannot catch signals: {e}"));
     let again = Arc::new(AtomicBool::new(false));
@@ -91,17 +84,29 @@ fn stop_on_signals(progress: &Arc<Progress>) -> Result<(), CliError> {
 
 /// `kmsfs rewrap`
 pub fn rewrap(args: &RewrapArgs, kms: Option<&str>) -> Result<ExitCode, CliError> {
-    let (lower, mount_kms) = lower_of(&args.path);
+    let (lower, mount_kms) = resolve(&args.path)?;
     let kms = service::connect(kms.or(mount_kms.as_deref()), Behalf::Filesystem)?;
     let volume = Volume::open(&lower, kms, CacheLimits::default())?;
     let progress = Arc::new(Progress::default());
     stop_on_signals(&progress)?;
     let jobs = args.jobs.unwrap_or(DEFAULT_JOBS);
+    if args.background {
+        crate::sys::priority::give_way().map_err(|e| CliError::failed(e.to_string()))?;
+    }
+    let options = RewrapOptions {
+        to_key: args.to_key.clone(),
+        jobs,
+        dry_run: args.dry_run,
+        rate: args.rate,
+        purge: args.purge,
+    };
+    if let Some(every) = args.watch {
+        return watch_rotations(&volume, &lower, &options, &progress, every);
+    }
     let shown = Shown::start(&progress, "rewrap", args.json);
     if !args.json {
         volume::count_files(&volume, jobs, &progress)?;
     }
-    let options = RewrapOptions { to_key: args.to_key.clone(), jobs, dry_run: args.dry_run };
     let report = volume::rewrap(&volume, &options, &progress, || tell_mount_of(&lower));
     drop(shown);
     let report = report?;
@@ -112,6 +117,41 @@ pub fn rewrap(args: &RewrapArgs, kms: Option<&str>) -> Result<ExitCode, CliError
     }
     let exit = if report.is_complete() { ExitCode::SUCCESS } else { Exit::Failed.into() };
     Ok(exit)
+}
+
+/// Moves the headers whenever a key of the volume has another version than last time, until it is told to end.
+fn watch_rotations(
+    volume: &Volume,
+    lower: &Path,
+    options: &RewrapOptions,
+    progress: &Progress,
+    every: std::time::Duration,
+) -> Result<ExitCode, CliError> {
+    let mut done = None;
+    loop {
+        let _ = volume.keys.reload_if_changed();
+        let versions = volume.keys.current_versions();
+        // Versions that cannot be told now are asked for again.
+        if versions.as_ref().is_ok_and(|versions| done.as_ref() != Some(versions)) {
+            match volume::rewrap(volume, options, progress, || tell_mount_of(lower)) {
+                Ok(report) if report.is_complete() => {
+                    print_rewrap(&report)?;
+                    done = versions.ok();
+                }
+                Ok(report) => print_rewrap(&report)?,
+                Err(e) => eprintln!("kmsfs: {e}; tried again in {} s", every.as_secs()),
+            }
+        } else if let Err(e) = versions {
+            eprintln!("kmsfs: {e}; tried again in {} s", every.as_secs());
+        }
+        let deadline = std::time::Instant::now() + every;
+        while std::time::Instant::now() < deadline {
+            if progress.stop.load(Ordering::Relaxed) {
+                return Ok(ExitCode::SUCCESS);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+    }
 }
 
 /// Has the mount of `lower` read the volume record again. `false` where none is found or it did not.
@@ -133,6 +173,9 @@ fn print_rewrap(report: &RewrapReport) -> Result<(), CliError> {
         report.seconds,
         report.files_per_second()
     ))?;
+    if report.purged > 0 {
+        line(&format!("{} wraps that no longer counted are gone", report.purged))?;
+    }
     if report.foreign > 0 {
         line(&format!("{} names in the lower tree are not ours; 'kmsfs fsck' lists them", report.foreign))?;
     }
@@ -180,7 +223,7 @@ pub fn fsck(args: &FsckArgs, kms: Option<&str>) -> ExitCode {
 }
 
 fn try_fsck(args: &FsckArgs, kms: Option<&str>) -> Result<CheckReport, CliError> {
-    let (lower, mount_kms) = lower_of(&args.path);
+    let (lower, mount_kms) = resolve(&args.path)?;
     if !args.structure_only {
         // Says early, and well, when this is no volume at all.
         volume::peek(&lower)?;

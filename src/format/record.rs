@@ -191,6 +191,14 @@ impl VolumeRecord {
         self.slots[1 - active] = Some(KeySlot { generation: next + 1, wrapped });
     }
 
+    /// Takes away the wrap that does not count.
+    pub fn forget_other(&mut self) {
+        let generation = self.active().generation;
+        for slot in &mut self.slots {
+            slot.take_if(|slot| slot.generation != generation);
+        }
+    }
+
     fn clear(&self) -> [u8; CLEAR_LEN] {
         let mut out = [0; CLEAR_LEN];
         out[..4].copy_from_slice(&MAGIC);

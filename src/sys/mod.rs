@@ -5,9 +5,12 @@
 
 mod allocator;
 pub mod at;
+pub mod btrfs;
 pub mod harden;
 mod memory;
 pub mod mount;
+pub mod priority;
+pub mod quota;
 mod terminal;
 mod user;
 

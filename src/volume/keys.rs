@@ -109,6 +109,16 @@ impl VolumeKeys {
         self.settings.read().keys.clone()
     }
 
+    /// Each of them with the version that encrypts now.
+    pub fn current_versions(&self) -> Result<Vec<(String, Option<String>)>, VolumeError> {
+        let version = |arn: String| {
+            let facts =
+                self.kms.describe_key(&arn).map_err(|e| VolumeError::Key(arn.clone(), key_error(&e)))?;
+            Ok((arn, facts.current_key_material_id))
+        };
+        self.known_keys().into_iter().map(version).collect()
+    }
+
     /// Data keys held now, cached and fresh.
     pub fn held(&self) -> (usize, usize) {
         (self.cache.len(), self.pool.len())

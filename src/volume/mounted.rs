@@ -5,16 +5,18 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rustix::fs::readlinkat;
 use rustix::io::Errno;
 
 use super::keys::MountKeys;
+use super::snapshot::{Making, SnapshotRecord};
 use super::watch::KeyEvent;
 use super::{Volume, VolumeError, walk};
 use crate::crypto::VolumeKey;
 use crate::format::dir::{self, DIR_RECORD};
 use crate::format::name;
-use crate::tree::{Durability, Integrity, LastEnd, Tree, TreeOptions, start_flusher};
+use crate::tree::{Durability, Integrity, LastEnd, Moment, Tree, TreeOptions, start_flusher};
 
 /// A tree that is, or is about to be, mounted.
 #[derive(Clone)]
@@ -55,6 +57,17 @@ impl MountedTree {
     /// Whether the tree was closed with every file sealed and durable.
     pub fn ended_well(&self) -> bool {
         self.tree.ended_well()
+    }
+
+    /// Makes the snapshot `name` of `volume`, which this is the tree of, while it goes on. What the kernel still holds
+    /// back should have been written before. `moment` gets the copy while it takes time.
+    pub fn snapshot(
+        &self,
+        volume: &Volume,
+        name: &str,
+        moment: &Mutex<Option<Arc<Moment>>>,
+    ) -> Result<SnapshotRecord, VolumeError> {
+        Making::prepare(volume, name, moment)?.of_mount(&self.tree)
     }
 
     /// Files open now.

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use rustix::fs::syncfs;
 use serde::Serialize;
 
+use super::copy::purge;
 use super::open::is_mounted;
 use super::record_file::{self, ChangeLock};
 use super::report::{Failure, Progress, Version};
@@ -27,7 +28,7 @@ const MAX_PASSES: usize = 16;
 const NOTICE: Duration = Duration::from_secs(2);
 
 /// What to do.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct RewrapOptions {
     /// Another key to go under: alias, id or ARN. Otherwise each header goes to the current version of its key.
     pub to_key: Option<String>,
@@ -35,6 +36,10 @@ pub struct RewrapOptions {
     pub jobs: usize,
     /// Only say what would be done.
     pub dry_run: bool,
+    /// Files a second at most.
+    pub rate: Option<u32>,
+    /// Take away the wraps that no longer count, once those that do are durable.
+    pub purge: bool,
 }
 
 /// What was done.
@@ -58,6 +63,8 @@ pub struct RewrapReport {
     pub ended_early: Option<String>,
     /// Versions of keys that headers are under now.
     pub versions: Vec<Version>,
+    /// Wraps that no longer counted and were taken away.
+    pub purged: u64,
     /// Whether the volume record is current.
     pub record_current: bool,
     /// Seconds it took.
@@ -122,7 +129,7 @@ pub fn rewrap(
         if lock.is_some() {
             syncfs(root.as_fd()).map_err(|e| VolumeError::io("sync", volume.path(), e))?;
         }
-        let pass = Pass::new(volume, &targets, options.dry_run, progress, number == 0);
+        let pass = Pass::new(volume, &targets, options, progress, number == 0);
         walk::walk(volume.root()?, options.jobs, &pass);
         let unsettled = pass.end(&mut report, &targets);
         // A mount may have been about to write a header with the key it took before it was told.
@@ -135,6 +142,9 @@ pub fn rewrap(
     }
     if lock.is_some() {
         syncfs(root.as_fd()).map_err(|e| VolumeError::io("sync", volume.path(), e))?;
+    }
+    if options.purge && !options.dry_run && report.is_complete() {
+        report.purged = purge(volume, options.jobs)?;
     }
     report.seconds = start.elapsed().as_secs_f64();
     Ok(report)

@@ -14,8 +14,9 @@ use rustix::fs::{FileType, OFlags, fstat};
 use rustix::io::Errno;
 
 use super::lower_file::{self, SlotBytes, Written};
+use super::pace::Pace;
 use super::report::{Census, Failure, MAX_LISTED, Progress};
-use super::rewrap::{RewrapReport, Target, Targets, wrapped_key};
+use super::rewrap::{RewrapOptions, RewrapReport, Target, Targets, wrapped_key};
 use super::walk::{Directory, Entry, Visitor};
 use super::{Volume, context, plain_path};
 use crate::api::EncryptionContext;
@@ -36,6 +37,7 @@ pub(super) struct Pass<'a> {
     targets: &'a Targets<'a>,
     known_keys: Vec<String>,
     dry_run: bool,
+    pace: Option<Pace>,
     progress: &'a Progress,
     counts_progress: bool,
     seen: Mutex<HashSet<u64>>,
@@ -85,13 +87,14 @@ impl<'a> Pass<'a> {
     pub(super) fn new(
         volume: &'a Volume,
         targets: &'a Targets<'a>,
-        dry_run: bool,
+        options: &RewrapOptions,
         progress: &'a Progress,
         counts_progress: bool,
     ) -> Self {
+        let (dry_run, pace) = (options.dry_run, Pace::new(options.rate));
         let known_keys = volume.keys.known_keys();
         let (seen, tally) = (Mutex::default(), Mutex::default());
-        Self { volume, targets, known_keys, dry_run, progress, counts_progress, seen, tally }
+        Self { volume, targets, known_keys, dry_run, pace, progress, counts_progress, seen, tally }
     }
 
     /// Adds this pass to the report. Returns how many headers it moved or has to leave to another pass.
@@ -293,6 +296,9 @@ impl Visitor for Pass<'_> {
 
 impl Pass<'_> {
     fn visit(&self, worker: &mut Worker, dir: &Arc<Directory>, name: &CStr) {
+        if let Some(pace) = &self.pace {
+            pace.wait();
+        }
         match self.examine(dir, name) {
             Ok(Found::Nothing) => {}
             Ok(Found::NoHeader) => worker.tally.without_header += 1,

@@ -114,8 +114,13 @@ impl Desk {
 
     /// Runs `kmsfs` with words; `{name}` stands for that path on the desk.
     pub fn kmsfs(&self, line: &str) -> Said {
+        run(&mut self.command_of(line))
+    }
+
+    /// The command that [`Self::kmsfs`] runs.
+    pub fn command_of(&self, line: &str) -> Command {
         let words: Vec<String> = line.split(' ').map(|word| self.expand(word)).collect();
-        run(&mut self.command(&words.iter().map(String::as_str).collect::<Vec<_>>()))
+        self.command(&words.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
     fn expand(&self, word: &str) -> String {

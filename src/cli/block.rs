@@ -1,0 +1,279 @@
+//! Block volumes: one sparse image in a volume, attached as a loop device with a filesystem of its own.
+//!
+//! Called by `kmsfs volume`. The volume itself is mounted at a private place; the loop device reads and writes the image
+//! there directly, past the page cache of that mount, and its discards punch holes. Must never format an image that
+//! holds something.
+
+use std::fs::File;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::args::MountArgs;
+use super::control;
+use super::error::{CliError, Exit};
+use super::mount;
+use super::mounts;
+use super::output::line;
+use super::runtime_dir;
+use super::volume_args::{AttachArgs, BlockFilesystem};
+use crate::volume::registry::{Block, Entry};
+
+/// Name of the image in its volume.
+const IMAGE: &str = "disk.img";
+/// Sectors of the loop device: the blocks in which the image is encrypted.
+const SECTOR: &str = "4096";
+/// How long a loop device may take to let go of its image.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(50);
+/// Smallest image: below it, mkfs.xfs refuses.
+const SMALLEST: u64 = 300 << 20;
+const SMALLEST_EXT4: u64 = 16 << 20;
+
+/// Says early what is missing for block volumes.
+pub fn check_tools(fs: BlockFilesystem) -> Result<(), CliError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(CliError::failed("block volumes need root, for the loop device"));
+    }
+    let formatter = match fs {
+        BlockFilesystem::Ext4 => Some("mkfs.ext4"),
+        BlockFilesystem::Xfs => Some("mkfs.xfs"),
+        BlockFilesystem::None => None,
+    };
+    for program in ["losetup", "mount"].into_iter().chain(formatter) {
+        let found = program_path(program).is_some();
+        if !found {
+            return Err(CliError::failed(format!("{program} is not installed on this host")));
+        }
+    }
+    Ok(())
+}
+
+fn program_path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    dirs.map(|dir| dir.join(name)).find(|path| path.is_file())
+}
+
+/// Runs a system program and gives its output.
+fn run(name: &str, configure: impl FnOnce(&mut Command)) -> Result<String, CliError> {
+    let program = program_path(name).unwrap_or_else(|| name.into());
+    let mut command = Command::new(program);
+    configure(&mut command);
+    let failed = |why: String| CliError::failed(format!("{name}: {why}"));
+    let output = command.stdin(Stdio::null()).output().map_err(|e| failed(e.to_string()))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    }
+    Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+}
+
+/// Where the volume of a block device is mounted, for us alone.
+fn place(entry: &Entry) -> Result<PathBuf, CliError> {
+    let dir = runtime_dir::make()?.join("block").join(&entry.volume_id);
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)
+        .map_err(|e| CliError::failed(format!("cannot make {}: {e}", dir.display())))?;
+    Ok(dir)
+}
+
+fn mounted_place(entry: &Entry) -> Option<PathBuf> {
+    control::mounts().into_iter().find(|status| status.lower == entry.lower).map(|status| status.mountpoint)
+}
+
+/// The loop device of the image in `place`.
+fn device_of(place: &Path) -> Option<String> {
+    let image = place.join(IMAGE);
+    let listed = run("losetup", |c| {
+        c.args(["--associated"]).arg(image).args(["--noheadings", "--output", "NAME"]);
+    });
+    listed.ok()?.lines().next().map(|line| line.trim().to_owned()).filter(|name| !name.is_empty())
+}
+
+/// Where the filesystem on `device` is mounted, by the kernel's table.
+fn mountpoint_of(device: &str) -> Option<PathBuf> {
+    let found = run("findmnt", |c| {
+        c.args(["--noheadings", "--raw", "--first-only", "--output", "TARGET", "--source", device]);
+    });
+    found.ok().filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+/// Where a block volume is attached: its filesystem's mount point, or the device.
+pub fn attached_at(entry: &Entry) -> Option<PathBuf> {
+    let place = mounted_place(entry)?;
+    let Some(device) = device_of(&place) else { return Some(place) };
+    Some(mountpoint_of(&device).unwrap_or_else(|| device.into()))
+}
+
+/// Mounts the volume at its private place and gives that.
+fn mount_volume(entry: &Entry, read_only: bool, kms: Option<&str>, verbose: u8) -> Result<PathBuf, CliError> {
+    let place = place(entry)?;
+    let args = MountArgs { read_only, ..MountArgs::of(entry.lower.clone(), place.clone()) };
+    mount::mount(&args, kms, verbose)?;
+    Ok(place)
+}
+
+fn set_up_loop(place: &Path, read_only: bool) -> Result<String, CliError> {
+    run("losetup", |c| {
+        c.args(["--find", "--show", "--direct-io=on", "--sector-size", SECTOR]);
+        c.args(read_only.then_some("--read-only")).arg(place.join(IMAGE));
+    })
+}
+
+/// Makes the image and its filesystem, in a volume that was just made.
+pub fn format(entry: &Entry, kms: Option<&str>, verbose: u8) -> Result<(), CliError> {
+    let Some(block) = &entry.block else { return Ok(()) };
+    let least = if block.filesystem == "xfs" { SMALLEST } else { SMALLEST_EXT4 };
+    if block.bytes < least {
+        let text = format!("a block volume with {} takes at least {} MiB", block.filesystem, least >> 20);
+        return Err(CliError::new(Exit::Usage, text));
+    }
+    let place = mount_volume(entry, false, kms, verbose)?;
+    let made = make_image(&place, block);
+    let ended = mounts::unmount(&place, false);
+    let _ = std::fs::remove_dir(&place);
+    made.and(ended)
+}
+
+fn make_image(place: &Path, block: &Block) -> Result<(), CliError> {
+    let path = place.join(IMAGE);
+    let failed = |e: std::io::Error| CliError::failed(format!("cannot make {}: {e}", path.display()));
+    let image = File::options().write(true).create_new(true).open(&path).map_err(failed)?;
+    image.set_len(whole_sectors(block.bytes)).and_then(|()| image.sync_all()).map_err(failed)?;
+    drop(image);
+    let formatter = match block.filesystem.as_str() {
+        "ext4" => ("mkfs.ext4", ["-q", "-E", "discard"].as_slice()),
+        "xfs" => ("mkfs.xfs", ["-q"].as_slice()),
+        _ => return Ok(()),
+    };
+    let device = set_up_loop(place, false)?;
+    let formatted = run(formatter.0, |c| {
+        c.args(formatter.1).arg(&device);
+    });
+    let released = release(&device, place);
+    formatted.map(drop).and(released)
+}
+
+fn whole_sectors(bytes: u64) -> u64 {
+    bytes.next_multiple_of(4096)
+}
+
+/// Lets go of the loop device, and waits until it has let go of its image.
+fn release(device: &str, place: &Path) -> Result<(), CliError> {
+    run("losetup", |c| {
+        c.args(["--detach", device]);
+    })?;
+    wait_until("the loop device lets go of its image", || device_of(place).is_none())
+}
+
+fn wait_until(what: &str, done: impl Fn() -> bool) -> Result<(), CliError> {
+    let deadline = Instant::now() + RELEASE_PATIENCE;
+    while !done() {
+        if Instant::now() > deadline {
+            return Err(CliError::new(Exit::Busy, format!("waited in vain until {what}")));
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}
+
+/// Mounts the volume, makes its loop device and mounts the filesystem on it.
+pub fn attach(entry: &Entry, args: &AttachArgs, kms: Option<&str>, verbose: u8) -> Result<(), CliError> {
+    let Some(block) = &entry.block else { return Ok(()) };
+    check_tools(BlockFilesystem::None)?;
+    match (&args.mountpoint, block.filesystem.as_str()) {
+        (None, "none") | (Some(_), "ext4" | "xfs") => {}
+        (None, _) => return Err(CliError::new(Exit::Usage, "name a mount point: an empty directory")),
+        (Some(_), _) => {
+            let text = "this volume has no filesystem: attach it without a mount point and use its device";
+            return Err(CliError::new(Exit::Usage, text));
+        }
+    }
+    let place = mount_volume(entry, args.read_only, kms, verbose)?;
+    let attached = set_up_loop(&place, args.read_only).and_then(|device| {
+        let Some(mountpoint) = &args.mountpoint else { return line(&device) };
+        let mounted = mount_device(&device, mountpoint, &block.filesystem, args);
+        // Once it is mounted the device goes with the mount.
+        let released = run("losetup", |c| {
+            c.args(["--detach", &device]);
+        });
+        mounted.and(released.map(drop))
+    });
+    attached.inspect_err(|_| {
+        let _ = wait_until("", || device_of(&place).is_none());
+        let _ = mounts::unmount(&place, false);
+    })
+}
+
+fn mount_device(device: &str, mountpoint: &Path, fs: &str, args: &AttachArgs) -> Result<(), CliError> {
+    let mut options = vec!["discard".to_owned()];
+    options.extend(args.options.iter().cloned());
+    if args.read_only {
+        options.push("ro".to_owned());
+    }
+    run("mount", |c| {
+        c.args(["-t", fs, "-o"]).arg(options.join(",")).arg(device).arg(mountpoint);
+    })
+    .map(drop)
+    .map_err(|e| CliError::new(Exit::Mount, e.message))
+}
+
+/// Unmounts the filesystem, lets go of the device and unmounts the volume.
+pub fn detach(entry: &Entry, lazy: bool) -> Result<(), CliError> {
+    let Some(place) = mounted_place(entry) else {
+        return Err(CliError::failed(format!("volume {} is not attached", entry.name)));
+    };
+    if let Some(device) = device_of(&place) {
+        if let Some(mountpoint) = mountpoint_of(&device) {
+            run("umount", |c| {
+                c.args(lazy.then_some("--lazy")).arg(&mountpoint);
+            })
+            .map_err(|e| CliError::new(Exit::Busy, e.message))?;
+        }
+        if device_of(&place).is_some() && !lazy {
+            // A device without a mount; one whose mount just went lets go by itself.
+            let _ = run("losetup", |c| {
+                c.args(["--detach", &device]);
+            });
+            wait_until("the loop device lets go of its image", || device_of(&place).is_none())?;
+        }
+    }
+    mounts::unmount(&place, lazy)?;
+    let _ = std::fs::remove_dir(&place);
+    Ok(())
+}
+
+/// Makes the attached device and the filesystem on it larger.
+pub fn grow(entry: &Entry, bytes: u64) -> Result<(), CliError> {
+    let Some(block) = &entry.block else { return Ok(()) };
+    if bytes < block.bytes {
+        let text = "a block volume cannot be made smaller: its filesystem may use the end";
+        return Err(CliError::new(Exit::Usage, text));
+    }
+    let attached = mounted_place(entry).and_then(|place| Some((device_of(&place)?, place)));
+    let Some((device, place)) = attached else {
+        let text = format!("volume {0} is not attached; 'kmsfs volume attach {0} MNT' first", entry.name);
+        return Err(CliError::failed(text));
+    };
+    let path = place.join(IMAGE);
+    let failed = |e: std::io::Error| CliError::failed(format!("cannot grow {}: {e}", path.display()));
+    let image = File::options().write(true).open(&path).map_err(failed)?;
+    image.set_len(whole_sectors(bytes)).and_then(|()| image.sync_all()).map_err(failed)?;
+    run("losetup", |c| {
+        c.args(["--set-capacity", &device]);
+    })?;
+    match (block.filesystem.as_str(), mountpoint_of(&device)) {
+        ("ext4", _) => run("resize2fs", |c| {
+            c.arg(&device);
+        })
+        .map(drop),
+        ("xfs", Some(mountpoint)) => run("xfs_growfs", |c| {
+            c.arg(mountpoint);
+        })
+        .map(drop),
+        _ => Ok(()),
+    }
+}

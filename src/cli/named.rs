@@ -1,0 +1,382 @@
+//! `kmsfs volume`: volumes of this host by name.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::args::MountArgs;
+use super::block;
+use super::control::{self, Status};
+use super::error::{CliError, Exit};
+use super::mount;
+use super::mounts;
+use super::output::{facts, json as print_json, line, size, table, time_of};
+use super::service::{self, Behalf};
+use super::volume_args::{
+    AddArgs, AttachArgs, BlockFilesystem, CreateArgs, DefaultsArgs, DeleteArgs, DescribeArgs, DetachArgs,
+    ListArgs, NameArgs, ResizeArgs, VolumeCommand,
+};
+use super::volumes::default_sheet_dir;
+use crate::volume::registry::{
+    self, Block, Changing, Defaults, Entry, Quota, Registry, RegistryError, State,
+};
+use crate::volume::{self, InitOptions, MountLock, SERVICE_KEY, VolumeError};
+
+impl From<RegistryError> for CliError {
+    fn from(e: RegistryError) -> Self {
+        let exit = match &e {
+            RegistryError::BadName(_) => Exit::Usage,
+            RegistryError::Unknown(_) | RegistryError::Damaged(..) => Exit::Volume,
+            RegistryError::Busy(_) => Exit::Busy,
+            RegistryError::Exists(_) | RegistryError::Unsafe(_) | RegistryError::Io(..) => Exit::Failed,
+        };
+        Self::new(exit, e.to_string())
+    }
+}
+
+/// Runs a `kmsfs volume` command.
+pub fn run(command: &VolumeCommand, kms: Option<&str>, verbose: u8) -> Result<(), CliError> {
+    match command {
+        VolumeCommand::Create(args) => create(args, kms, verbose),
+        VolumeCommand::Attach(args) => attach(args, kms, verbose),
+        VolumeCommand::Detach(args) => detach(args),
+        VolumeCommand::List(args) => list(args),
+        VolumeCommand::Describe(args) => describe(args),
+        VolumeCommand::Resize(args) => resize(args),
+        VolumeCommand::Delete(args) => delete(args),
+        VolumeCommand::Add(args) => add(args, kms),
+        VolumeCommand::Forget(args) => forget(args),
+        VolumeCommand::Defaults(args) => defaults(args),
+    }
+}
+
+/// The registry of this user, or of the system for root.
+pub fn registry() -> Registry {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
+    if let Some(dir) = absolute("KMSFS_STATE_DIR") {
+        return Registry::at(dir);
+    }
+    if rustix::process::geteuid().is_root() {
+        return Registry::at("/var/lib/kmsfs".into());
+    }
+    let state = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
+    Registry::at(state.unwrap_or_else(|| "/var/lib".into()).join("kmsfs"))
+}
+
+/// The key that a new volume takes: the one named, the host's, or the service's own.
+pub fn key_for_new(named: Option<&str>) -> Result<String, CliError> {
+    if let Some(key) = named {
+        return Ok(key.to_owned());
+    }
+    Ok(registry().defaults()?.default_key.unwrap_or_else(|| SERVICE_KEY.to_owned()))
+}
+
+/// The lower directory that a command means by a volume's name, a lower directory or a mount point, and the key
+/// service that goes with it.
+pub fn resolve(place: &Path) -> Result<(PathBuf, Option<String>), CliError> {
+    if let Some((status, rest)) = control::holding(place)
+        && rest.as_os_str().is_empty()
+    {
+        return Ok((status.lower, Some(status.kms)));
+    }
+    let name = place.to_str().filter(|name| registry::check_name(name).is_ok() && !place.exists());
+    match name {
+        Some(name) => registry().find(name).map(|entry| (entry.lower, entry.kms)).map_err(CliError::from),
+        None => Ok((place.to_owned(), None)),
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, CliError> {
+    std::path::absolute(path).map_err(|e| CliError::failed(format!("{}: {e}", path.display())))
+}
+
+fn create(args: &CreateArgs, kms: Option<&str>, verbose: u8) -> Result<(), CliError> {
+    registry::check_name(&args.name)?;
+    if args.block.is_some() {
+        block::check_tools(args.fs)?;
+    }
+    let registry = registry();
+    let changing = registry.change()?;
+    if registry.find(&args.name).is_ok() {
+        return Err(RegistryError::Exists(args.name.clone()).into());
+    }
+    let at = args.at.clone().unwrap_or_else(|| registry.default_lower(&args.name));
+    let lower = absolute(&at)?;
+    let service = service::connect(kms, Behalf::Filesystem)?;
+    let sheet_dir = args.recovery_sheet.clone().unwrap_or_else(default_sheet_dir);
+    let key = key_for_new(args.key.as_deref())?;
+    let prepared = volume::prepare_lower(&lower)?;
+    let quota = args.size.map(|bytes| set_quota(&lower, &registry, bytes)).transpose();
+    let made = quota.and_then(|quota| {
+        Ok((
+            quota,
+            volume::init(&lower, &service, &InitOptions { key, sheet_dir, bind_names: args.bind_names })?,
+        ))
+    });
+    let (quota, made) = made.inspect_err(|_| {
+        if prepared {
+            let _ = volume::remove_lower(&lower);
+        }
+    })?;
+    let entry = Entry {
+        name: args.name.clone(),
+        lower: std::fs::canonicalize(&lower).unwrap_or(lower),
+        volume_id: made.id.to_string(),
+        key_arn: made.key_arn.clone(),
+        kms: kms.map(str::to_owned),
+        created: now(),
+        state: State::Available,
+        quota,
+        block: args.block.map(|bytes| Block { bytes, filesystem: filesystem_name(args.fs).to_owned() }),
+    };
+    changing.add(&entry)?;
+    if entry.block.is_some() {
+        block::format(&entry, kms, verbose).inspect_err(|_| {
+            let _ = remove_all(&entry, &changing);
+        })?;
+    }
+    if args.json {
+        let sheet = &made.sheet;
+        return print_json(&json!({ "volume": entry, "recovery_sheet": sheet }));
+    }
+    line(&format!("made volume {} ({}) in {}", entry.name, entry.volume_id, entry.lower.display()))?;
+    line(&format!("key: {}", entry.key_arn))?;
+    line(&format!("recovery sheet: {} (keep a copy elsewhere)", made.sheet.display()))
+}
+
+fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+fn filesystem_name(fs: BlockFilesystem) -> &'static str {
+    match fs {
+        BlockFilesystem::Ext4 => "ext4",
+        BlockFilesystem::Xfs => "xfs",
+        BlockFilesystem::None => "none",
+    }
+}
+
+/// A project number that no volume of the registry has, and the limit under it.
+fn set_quota(lower: &Path, registry: &Registry, bytes: u64) -> Result<Quota, CliError> {
+    const FIRST_PROJECT: u32 = 0x6b6d_0000;
+    let used: Vec<u32> =
+        registry.list()?.into_iter().flatten().filter_map(|entry| Some(entry.quota?.project)).collect();
+    let project = (FIRST_PROJECT..u32::MAX).find(|number| !used.contains(number)).unwrap_or(FIRST_PROJECT);
+    volume::limit_lower(lower, project, bytes)?;
+    Ok(Quota { bytes, project })
+}
+
+/// The mount of a volume, if it has one that we may ask.
+fn mount_of(entry: &Entry) -> Option<Status> {
+    control::mounts().into_iter().find(|status| status.lower == entry.lower)
+}
+
+fn attach(args: &AttachArgs, kms: Option<&str>, verbose: u8) -> Result<(), CliError> {
+    let entry = registry().find(&args.name)?;
+    if entry.state == State::Deleting {
+        let text =
+            format!("volume {0} is being deleted; 'kmsfs volume delete {0} --yes' ends that", entry.name);
+        return Err(CliError::new(Exit::Volume, text));
+    }
+    if let Some(status) = mount_of(&entry) {
+        let text = format!("volume {} is attached at {}", entry.name, status.mountpoint.display());
+        return Err(CliError::new(Exit::Busy, text));
+    }
+    let kms = kms.or(entry.kms.as_deref());
+    if entry.block.is_some() {
+        return block::attach(&entry, args, kms, verbose);
+    }
+    let Some(mountpoint) = &args.mountpoint else {
+        return Err(CliError::new(Exit::Usage, "name a mount point: an empty directory"));
+    };
+    let plan = MountArgs {
+        options: args.options.clone(),
+        allow_other: args.allow_other,
+        read_only: args.read_only,
+        idle: args.idle,
+        ..MountArgs::of(entry.lower.clone(), mountpoint.clone())
+    };
+    mount::mount(&plan, kms, verbose)
+}
+
+fn detach(args: &DetachArgs) -> Result<(), CliError> {
+    let entry = registry().find(&args.name)?;
+    if entry.block.is_some() {
+        return block::detach(&entry, args.lazy);
+    }
+    match mount_of(&entry) {
+        Some(status) => mounts::unmount(&status.mountpoint, args.lazy),
+        None => Err(CliError::failed(format!("volume {} is not attached", entry.name))),
+    }
+}
+
+fn list(args: &ListArgs) -> Result<(), CliError> {
+    let (mut rows, mut values) = (Vec::new(), Vec::new());
+    for entry in registry().list()? {
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(e) => {
+                eprintln!("kmsfs: {e}");
+                continue;
+            }
+        };
+        let place = attached_at(&entry);
+        let shown = place.as_ref().map_or_else(|| "-".to_owned(), |place| place.display().to_string());
+        let kind = if entry.block.is_some() { "block" } else { "files" };
+        rows.push(vec![entry.name.clone(), kind.to_owned(), state_name(&entry, place.is_some()), shown]);
+        values.push(json!({ "volume": entry, "attached": place }));
+    }
+    if args.json {
+        return print_json(&values);
+    }
+    if rows.is_empty() {
+        return line("no volumes; 'kmsfs volume create NAME' makes one");
+    }
+    table(&["NAME", "KIND", "STATE", "ATTACHED AT"], &rows)
+}
+
+fn attached_at(entry: &Entry) -> Option<PathBuf> {
+    if entry.block.is_some() { block::attached_at(entry) } else { Some(mount_of(entry)?.mountpoint) }
+}
+
+fn state_name(entry: &Entry, attached: bool) -> String {
+    match entry.state {
+        State::Deleting => "deleting",
+        State::Available if attached => "in-use",
+        State::Available if volume::peek(&entry.lower).is_err() => "missing",
+        State::Available => "available",
+    }
+    .to_owned()
+}
+
+fn describe(args: &DescribeArgs) -> Result<(), CliError> {
+    let entry = registry().find(&args.name)?;
+    let place = attached_at(&entry);
+    let record = volume::peek(&entry.lower);
+    let wrapped = record.as_ref().ok().map(|record| record.active().wrapped.clone());
+    let state = state_name(&entry, place.is_some());
+    if args.json {
+        let key = wrapped.as_ref().map(|wrapped| &wrapped.key_arn);
+        return print_json(&json!({ "volume": entry, "state": state, "attached": place, "record_key": key }));
+    }
+    facts(&[
+        ("name", Some(entry.name)),
+        ("state", Some(state)),
+        ("attached at", place.map(|place| place.display().to_string())),
+        ("lower directory", Some(entry.lower.display().to_string())),
+        ("volume id", Some(entry.volume_id)),
+        ("key", Some(wrapped.map_or(entry.key_arn, |wrapped| wrapped.key_arn))),
+        ("key service", entry.kms),
+        ("made", Some(time_of(entry.created))),
+        ("quota", entry.quota.map(|quota| size(quota.bytes))),
+        ("block device", entry.block.map(|block| format!("{}, {}", size(block.bytes), block.filesystem))),
+        ("trouble", record.err().map(|e| e.to_string())),
+    ])
+}
+
+fn resize(args: &ResizeArgs) -> Result<(), CliError> {
+    let registry = registry();
+    let changing = registry.change()?;
+    let mut entry = registry.find(&args.name)?;
+    if let Some(block) = &entry.block {
+        let old = block.bytes;
+        block::grow(&entry, args.size)?;
+        entry.block = entry.block.map(|block| Block { bytes: args.size, ..block });
+        changing.put(&entry)?;
+        return line(&format!("{}: {} instead of {}", entry.name, size(args.size), size(old)));
+    }
+    let Some(quota) = &entry.quota else {
+        let text = format!("volume {} has neither a quota nor a block device to resize", entry.name);
+        return Err(CliError::failed(text));
+    };
+    volume::change_limit(&entry.lower, quota.project, args.size)?;
+    entry.quota = Some(Quota { bytes: args.size, project: quota.project });
+    Ok(changing.put(&entry)?)
+}
+
+fn delete(args: &DeleteArgs) -> Result<(), CliError> {
+    let registry = registry();
+    let changing = registry.change()?;
+    let entry = registry.find(&args.name)?;
+    if let Some(place) = attached_at(&entry) {
+        let text = format!(
+            "volume {0} is attached at {1}; 'kmsfs volume detach {0}' first",
+            entry.name,
+            place.display()
+        );
+        return Err(CliError::new(Exit::Busy, text));
+    }
+    if !args.yes {
+        let text = format!(
+            "this would remove {} with all that it holds, snapshots too; --yes does it",
+            entry.lower.display()
+        );
+        return Err(CliError::new(Exit::Usage, text));
+    }
+    remove_all(&entry, &changing)?;
+    line(&format!("volume {} is gone; its key is not touched", entry.name))
+}
+
+/// Removes lower directory and entry; what a crash interrupts is gone on with by the next deletion.
+fn remove_all(entry: &Entry, changing: &Changing<'_>) -> Result<(), CliError> {
+    changing.put(&Entry { state: State::Deleting, ..entry.clone() })?;
+    let _lock = match MountLock::take(&entry.lower) {
+        Ok(lock) => Some(lock),
+        Err(e @ VolumeError::InUse(..)) => return Err(e.into()),
+        Err(_) => None,
+    };
+    // Another volume may have been put in its place.
+    match volume::peek(&entry.lower) {
+        Ok(record) if record.volume_id.to_string() != entry.volume_id => {
+            let text = format!("{} holds another volume, {}", entry.lower.display(), record.volume_id);
+            return Err(CliError::new(Exit::Volume, text));
+        }
+        _ => volume::remove_lower(&entry.lower)?,
+    }
+    Ok(changing.remove(&entry.name)?)
+}
+
+fn add(args: &AddArgs, kms: Option<&str>) -> Result<(), CliError> {
+    let registry = registry();
+    let changing = registry.change()?;
+    let record = volume::peek(&args.lower)?;
+    let lower = std::fs::canonicalize(&args.lower)
+        .map_err(|e| CliError::failed(format!("{}: {e}", args.lower.display())))?;
+    if let Some(known) = registry.list()?.into_iter().flatten().find(|entry| entry.lower == lower) {
+        let text = format!("{} is the volume '{}' already", lower.display(), known.name);
+        return Err(CliError::failed(text));
+    }
+    let entry = Entry {
+        name: args.name.clone(),
+        lower,
+        volume_id: record.volume_id.to_string(),
+        key_arn: record.active().wrapped.key_arn.clone(),
+        kms: kms.map(str::to_owned),
+        created: now(),
+        state: State::Available,
+        quota: None,
+        block: None,
+    };
+    Ok(changing.add(&entry)?)
+}
+
+fn forget(args: &NameArgs) -> Result<(), CliError> {
+    let registry = registry();
+    let changing = registry.change()?;
+    let entry = registry.find(&args.name)?;
+    changing.remove(&entry.name)?;
+    line(&format!("{} stays where it is; 'kmsfs volume add' takes it up again", entry.lower.display()))
+}
+
+fn defaults(args: &DefaultsArgs) -> Result<(), CliError> {
+    let registry = registry();
+    if args.key.is_some() || args.no_key {
+        registry.change()?.set_defaults(&Defaults { default_key: args.key.clone() })?;
+    }
+    let defaults = registry.defaults()?;
+    if args.json {
+        return print_json(&defaults);
+    }
+    let key = defaults.default_key.unwrap_or_else(|| format!("{SERVICE_KEY} (service-managed)"));
+    facts(&[("encryption", Some("always".to_owned())), ("key for new volumes", Some(key))])
+}

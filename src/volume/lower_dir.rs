@@ -1,0 +1,126 @@
+//! The lower directory as a thing of its own: made in the way that its filesystem likes best, limited, removed.
+//!
+//! Called by `kmsfs volume`. Must never follow a link out of the directory it removes.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, Dir, FileType, unlinkat};
+use rustix::io::Errno;
+
+use super::VolumeError;
+use super::walk::{open_dir, open_root};
+use crate::sys::{at, btrfs, quota};
+
+/// Makes `lower` where it is missing: on btrfs a subvolume, so that a snapshot of it is one step. Returns whether it was
+/// made.
+pub fn prepare_lower(lower: &Path) -> Result<bool, VolumeError> {
+    let failed = |e: io::Error| VolumeError::io("make", lower, e);
+    if lower.exists() {
+        return Ok(false);
+    }
+    let name = lower.file_name().and_then(|name| name.to_str());
+    let parent = lower.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = open_root(parent).map_err(failed)?;
+    if let Some(name) = name
+        && btrfs::is_btrfs(&dir)
+        && btrfs::create(&dir, name).is_ok()
+    {
+        return Ok(true);
+    }
+    std::fs::create_dir(lower).map(|()| true).map_err(failed)
+}
+
+/// Limits what the new, empty directory `lower` will hold.
+pub fn limit_lower(lower: &Path, project: u32, bytes: u64) -> Result<(), VolumeError> {
+    let dir = open_root(lower).map_err(|e| VolumeError::io("open", lower, e))?;
+    quota::limit(&dir, project, bytes).map_err(|e| no_quota(lower, &e))
+}
+
+/// Sets another limit.
+pub fn change_limit(lower: &Path, project: u32, bytes: u64) -> Result<(), VolumeError> {
+    let dir = open_root(lower).map_err(|e| VolumeError::io("open", lower, e))?;
+    quota::set_limit(&dir, project, bytes).map_err(|e| no_quota(lower, &e))
+}
+
+fn no_quota(lower: &Path, e: &io::Error) -> VolumeError {
+    let errno = e.raw_os_error().map(Errno::from_raw_os_error);
+    let why = match errno {
+        Some(Errno::PERM | Errno::ACCESS) => "only root may set project quotas".to_owned(),
+        Some(
+            Errno::SRCH | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOTTY | Errno::NODEV
+            | Errno::NOTBLK,
+        ) => "its filesystem keeps no project quotas: mount it with -o prjquota (ext4, xfs), or leave out --size"
+            .to_owned(),
+        _ => e.to_string(),
+    };
+    VolumeError::io("limit", lower, io::Error::other(why))
+}
+
+/// Removes `lower` with everything in it.
+pub fn remove_lower(lower: &Path) -> Result<(), VolumeError> {
+    let failed = |e: io::Error| VolumeError::io("remove", lower, e);
+    let parent = lower.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let Some(name) = lower.file_name() else { return Err(failed(io::ErrorKind::InvalidInput.into())) };
+    let parent = match open_root(parent) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(failed)?,
+    };
+    let name = std::os::unix::ffi::OsStrExt::as_bytes(name);
+    remove_tree(&parent, name).map_err(|e| failed(e.into()))
+}
+
+/// Removes the entry `name` of `parent`, whatever it is, with what is below it.
+pub(super) fn remove_tree(parent: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
+    match at::unlink(parent, name) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(e) => return Err(e),
+    }
+    if let Ok(text) = std::str::from_utf8(name)
+        && at::open_dir(parent, name).is_ok_and(|dir| btrfs::is_subvolume(&dir))
+        && btrfs::destroy(parent, text).is_ok()
+    {
+        return Ok(());
+    }
+    let name = std::ffi::CString::new(name).map_err(|_| Errno::INVAL)?;
+    let mut dir = open_dir(parent.as_fd(), &name);
+    if matches!(dir, Err(Errno::ACCESS)) {
+        at::set_mode(at::open_dir(parent, name.to_bytes())?, 0o700)?;
+        dir = open_dir(parent.as_fd(), &name);
+    }
+    empty(&dir?)?;
+    match unlinkat(parent, name.as_c_str(), AtFlags::REMOVEDIR) {
+        Err(Errno::NOENT) => Ok(()),
+        other => other,
+    }
+}
+
+/// Removes everything in `dir`. A level of the tree is a call: as deep as its paths can be.
+pub(super) fn empty(dir: &OwnedFd) -> Result<(), Errno> {
+    loop {
+        let mut removed = 0;
+        for entry in Dir::read_from(dir)? {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if matches!(name, b"." | b"..") {
+                continue;
+            }
+            if entry.file_type() == FileType::Directory {
+                remove_tree(dir, name)?;
+            } else {
+                match at::unlink(dir, name) {
+                    Ok(()) | Err(Errno::NOENT) => {}
+                    Err(Errno::ISDIR) => remove_tree(dir, name)?,
+                    Err(e) => return Err(e),
+                }
+            }
+            removed += 1;
+        }
+        // A listing may leave out what moved while others were removed.
+        if removed == 0 {
+            return Ok(());
+        }
+    }
+}

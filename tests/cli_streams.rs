@@ -1,0 +1,120 @@
+//! Streams of snapshots: whole and incremental, verified without keys, cut, changed and gone on with.
+#![allow(clippy::unwrap_used)]
+
+mod programs;
+
+use std::fmt::Write;
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+
+use programs::Desk;
+
+/// The bytes, modes, times and kinds below a lower directory.
+fn lower_state(root: &Path) -> Vec<(String, String)> {
+    let (mut found, mut stack) = (Vec::new(), vec![root.to_owned()]);
+    while let Some(path) = stack.pop() {
+        let stat = path.symlink_metadata().unwrap();
+        let mut text = format!("{:o} {} {}.{}", stat.mode(), stat.nlink(), stat.mtime(), stat.mtime_nsec());
+        if stat.is_dir() {
+            stack.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if stat.is_symlink() {
+            text += &fs::read_link(&path).unwrap().display().to_string();
+        } else {
+            let data = fs::read(&path).unwrap();
+            let sum = data.iter().fold(7_u64, |sum, b| sum.wrapping_mul(31) ^ u64::from(*b));
+            let _ = write!(text, " {} {sum}", data.len());
+        }
+        found.push((path.strip_prefix(root).unwrap().display().to_string(), text));
+    }
+    found.sort();
+    found
+}
+
+/// A volume with two snapshots, `a` and `b`.
+fn two_snapshots(label: &str) -> Desk {
+    let desk = Desk::with_volume(label);
+    let mnt = desk.mount();
+    for n in 0..80 {
+        let dir = mnt.join(format!("d{}", n % 4));
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join(format!("f{n}")), vec![n as u8; n * 400]).unwrap();
+    }
+    fs::write(mnt.join("large"), vec![1; 5 << 20]).unwrap();
+    fs::hard_link(mnt.join("d1/f5"), mnt.join("hard")).unwrap();
+    symlink("d1", mnt.join("link")).unwrap();
+    desk.kmsfs("snapshot create {mnt} a").ok();
+    fs::File::options()
+        .write(true)
+        .open(mnt.join("large"))
+        .unwrap()
+        .write_all_at(b"change", 3 << 20)
+        .unwrap();
+    fs::remove_file(mnt.join("d2/f6")).unwrap();
+    fs::rename(mnt.join("d3"), mnt.join("moved")).unwrap();
+    fs::write(mnt.join("new"), "new").unwrap();
+    fs::remove_file(mnt.join("link")).unwrap();
+    fs::create_dir(mnt.join("link")).unwrap();
+    fs::set_permissions(mnt.join("d1/f9"), fs::Permissions::from_mode(0o600)).unwrap();
+    desk.kmsfs("snapshot create {mnt} b").ok();
+    desk.umount();
+    desk
+}
+
+#[test]
+fn a_stream_and_what_changed_since_make_the_same_trees_without_a_key() {
+    let desk = two_snapshots("stream");
+    desk.stop_kmsd();
+    desk.kmsfs("send {lower}@a --output {a.stream}").ok();
+    desk.kmsfs("send {lower}@b --from a --output {b.stream}").ok();
+    let (whole, part) = (desk.path("a.stream"), desk.path("b.stream"));
+    let len = |path: &Path| fs::metadata(path).unwrap().len();
+    assert!(len(&part) < len(&whole) / 3, "{} {}", len(&part), len(&whole));
+    desk.kmsfs("receive --check --input {b.stream}").ok();
+    desk.kmsfs("receive {backup} --input {b.stream}").fails(1, "the base 'a' is not here");
+    desk.kmsfs("receive {backup} --input {a.stream}").ok();
+    desk.kmsfs("receive {backup} --input {a.stream}").fails(1, "was received already");
+    desk.kmsfs("receive {backup} --input {b.stream}").ok();
+    for name in ["a", "b"] {
+        let source = lower_state(&desk.path(&format!("lower/.kmsfs.snapshots/{name}")));
+        assert_eq!(lower_state(&desk.path(&format!("backup/{name}"))), source, "{name}");
+    }
+    desk.kmsfs("fsck --structure-only {backup}/b").ok();
+    desk.start_kmsd();
+    desk.kmsfs("fsck {backup}/b").ok();
+    fs::create_dir_all(desk.path("snap")).unwrap();
+    desk.kmsfs("mount {backup}/b {snap} -o snapshot").ok();
+    desk.adopt(desk.path("snap"));
+    assert_eq!(fs::read(desk.path("snap/new")).unwrap(), b"new");
+    desk.kmsfs("umount {snap}").ok();
+}
+
+#[test]
+fn a_cut_stream_is_gone_on_with_and_a_changed_one_is_refused() {
+    let desk = two_snapshots("stream-cut");
+    desk.kmsfs("send {lower}@a --output {a.stream}").ok();
+    let whole = fs::read(desk.path("a.stream")).unwrap();
+    let expected = lower_state(&desk.path("lower/.kmsfs.snapshots/a"));
+    for part in [1, 3, 5, 7, 9] {
+        let (cut, dir) = (whole.len() * part / 10, format!("backup{part}"));
+        fs::write(desk.path("cut"), &whole[..cut]).unwrap();
+        desk.kmsfs(&format!("receive {{{dir}}} --input {{cut}}")).fails(1, "receive into");
+        assert!(!desk.path(&dir).join("a").exists(), "what is cut is no snapshot");
+        let position = desk.kmsfs(&format!("receive {{{dir}}} --position a")).ok();
+        desk.kmsfs(&format!("send {{lower}}@a --resume {} --output {{rest}}", position.trim())).ok();
+        assert!(fs::metadata(desk.path("rest")).unwrap().len() < whole.len() as u64);
+        desk.kmsfs(&format!("receive {{{dir}}} --input {{rest}}")).ok();
+        assert_eq!(lower_state(&desk.path(&dir).join("a")), expected, "{part}");
+        // Another snapshot's stream does not go on there.
+        desk.kmsfs(&format!("send {{lower}}@b --resume {} --output {{rest}}", position.trim()))
+            .fails(1, "is not the beginning of this stream");
+    }
+    for at in [0, 9, 40, whole.len() / 2, whole.len() - 20] {
+        let mut changed = whole.clone();
+        changed[at] ^= 1;
+        fs::write(desk.path("changed"), &changed).unwrap();
+        assert_eq!(desk.kmsfs("receive --check --input {changed}").code, 1, "byte {at}");
+    }
+    desk.kmsfs("send {lower} --output {x}").fails(2, "VOLUME@SNAPSHOT");
+    desk.kmsfs("send {lower}@a --from none --output {x}").fails(1, "there is no snapshot");
+}

@@ -1,0 +1,159 @@
+//! Volumes by name, and block volumes: their whole life, and every kind of bad input.
+#![allow(clippy::unwrap_used)]
+
+mod programs;
+
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::process::Command;
+
+use programs::{Desk, Said, run};
+
+/// Runs `kmsfs volume` with the desk's own registry.
+fn volume(desk: &Desk, line: &str) -> Said {
+    run(desk.command_of(&format!("volume {line}")).env("KMSFS_STATE_DIR", desk.path("registry")))
+}
+
+#[test]
+fn a_volume_is_made_attached_described_and_deleted_by_name() {
+    let desk = Desk::new("volumes");
+    let arn = desk.key("k");
+    volume(&desk, "list").ok();
+    volume(&desk, "defaults --key alias/k").ok();
+    let made = volume(&desk, "create projects --json").ok();
+    assert!(made.contains(&arn), "the host's default key: {made}");
+    assert_eq!(fs::metadata(desk.path("registry")).unwrap().mode() & 0o777, 0o700);
+    volume(&desk, "create projects").fails(1, "already");
+    volume(&desk, "create ../x").fails(2, "cannot name a volume");
+
+    let mnt = desk.path("mnt");
+    fs::create_dir(&mnt).unwrap();
+    desk.adopt(mnt.clone());
+    volume(&desk, "attach projects {mnt}").ok();
+    fs::write(mnt.join("file"), "data").unwrap();
+    volume(&desk, "attach projects {mnt}").fails(6, "is attached at");
+    volume(&desk, "delete projects --yes").fails(6, "is attached at");
+    let listed = volume(&desk, "list --json").json();
+    assert_eq!(listed[0]["attached"], mnt.to_str().unwrap());
+    volume(&desk, "detach projects").ok();
+    volume(&desk, "detach projects").fails(1, "is not attached");
+    let described = volume(&desk, "describe projects --json").json();
+    assert_eq!((&described["state"], &described["record_key"]), (&"available".into(), &arn.as_str().into()));
+
+    let lower = described["volume"]["lower"].as_str().unwrap().to_owned();
+    volume(&desk, "delete projects").fails(2, "--yes");
+    assert!(Path::new(&lower).exists());
+    volume(&desk, "delete projects --yes").ok();
+    assert!(!Path::new(&lower).exists());
+    volume(&desk, "describe projects").fails(3, "there is no volume 'projects'");
+}
+
+#[test]
+fn a_volume_that_is_there_is_taken_up_and_forgotten() {
+    let desk = Desk::with_volume("volumes-add");
+    volume(&desk, "add old {lower}").ok();
+    volume(&desk, "add again {lower}").fails(1, "is the volume 'old' already");
+    volume(&desk, "add none {home}").fails(3, "is not a volume");
+    volume(&desk, "forget old").ok();
+    assert!(desk.path("lower/.kmsfs.volume").exists());
+    volume(&desk, "forget old").fails(3, "there is no volume");
+}
+
+#[test]
+fn an_entry_of_another_volume_deletes_nothing_and_a_damaged_one_is_told() {
+    let desk = Desk::with_volume("volumes-swap");
+    volume(&desk, "add mine {lower}").ok();
+    fs::rename(desk.path("lower"), desk.path("moved")).unwrap();
+    desk.kmsfs("init {lower} --key alias/k").ok();
+    volume(&desk, "delete mine --yes").fails(3, "holds another volume");
+    assert!(desk.path("lower/.kmsfs.volume").exists());
+    fs::write(desk.path("registry/volumes/mine.json"), "{").unwrap();
+    volume(&desk, "attach mine {home}").fails(3, "cannot be read");
+    assert!(volume(&desk, "list").err.contains("cannot be read"));
+}
+
+#[test]
+fn a_quota_that_the_lower_filesystem_cannot_keep_is_refused_and_leaves_nothing() {
+    let desk = Desk::new("volumes-quota");
+    desk.key("k");
+    let said = volume(&desk, "create small --key alias/k --size 50M");
+    if said.code == 0 {
+        return; // This filesystem has project quotas.
+    }
+    said.fails(1, "project quotas");
+    assert!(!desk.path("registry/data/small").exists());
+    volume(&desk, "describe small").fails(3, "there is no volume");
+}
+
+/// Whether loop devices and the formatter are to be had here.
+fn can_block(fs: &str) -> bool {
+    let mkfs = ["/usr/sbin", "/sbin"].iter().any(|dir| Path::new(dir).join(format!("mkfs.{fs}")).exists());
+    rustix::process::geteuid().is_root() && Path::new("/dev/loop-control").exists() && mkfs
+}
+
+fn system(program: &str, args: &[&str]) -> Said {
+    run(Command::new(program).args(args))
+}
+
+#[test]
+fn a_block_volume_holds_a_filesystem_gives_back_space_and_grows() {
+    for filesystem in ["ext4", "xfs"] {
+        if !can_block(filesystem) {
+            continue;
+        }
+        let desk = Desk::new("volumes-block");
+        desk.key("k");
+        volume(&desk, "create tiny --key alias/k --block 1M").fails(2, "at least");
+        volume(&desk, "describe tiny").fails(3, "there is no volume");
+        volume(&desk, &format!("create disk --key alias/k --block 320M --fs {filesystem}")).ok();
+        let mnt = desk.path("mnt");
+        fs::create_dir(&mnt).unwrap();
+        volume(&desk, "attach disk").fails(2, "name a mount point");
+        volume(&desk, "attach disk {mnt}").ok();
+        let _guard = Detach(&desk);
+        volume(&desk, "attach disk {mnt}").fails(6, "is attached at");
+
+        let lower = desk.path("registry/data/disk");
+        let before = allocated(&lower);
+        let file = fs::File::create(mnt.join("big")).unwrap();
+        for n in 0..40_u64 {
+            file.write_all_at(&vec![n as u8 + 1; 1 << 20], n << 20).unwrap();
+        }
+        file.sync_all().unwrap();
+        drop(file);
+        let full = allocated(&lower);
+        assert!(full > before + (35 << 20), "{before} {full}");
+        fs::remove_file(mnt.join("big")).unwrap();
+        system("sync", &["--file-system", mnt.to_str().unwrap()]).ok();
+        system("fstrim", &[mnt.to_str().unwrap()]).ok();
+        programs::eventually("discarded space is given back", || allocated(&lower) < full - (30 << 20));
+
+        volume(&desk, "resize disk 100M").fails(2, "cannot be made smaller");
+        let grown = volume(&desk, "resize disk 400M");
+        // ext4 grows only for who has CAP_SYS_RESOURCE, which containers may lack.
+        assert!(grown.code == 0 || grown.err.contains("Permission denied to resize"), "{grown:?}");
+        fs::write(mnt.join("kept"), vec![7; 100_000]).unwrap();
+        volume(&desk, "detach disk").ok();
+        volume(&desk, "resize disk 500M").fails(1, "is not attached");
+        desk.kmsfs("fsck {registry}/data/disk").ok();
+        volume(&desk, "attach disk {mnt}").ok();
+        assert_eq!(fs::read(mnt.join("kept")).unwrap(), vec![7; 100_000]);
+        volume(&desk, "detach disk").ok();
+        volume(&desk, "delete disk --yes").ok();
+    }
+}
+
+struct Detach<'a>(&'a Desk);
+
+impl Drop for Detach<'_> {
+    fn drop(&mut self) {
+        let _ = volume(self.0, "detach disk");
+    }
+}
+
+/// Bytes that a tree takes on disk.
+fn allocated(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.map(|path| path.symlink_metadata().unwrap().blocks() * 512).sum()
+}
