@@ -20,7 +20,9 @@ use super::snapshot_job::SnapshotJob;
 use crate::client::CacheLimits;
 use crate::fuse::{MountOptions, Session, SessionHandle, damage_seen};
 use crate::volume::snapshot::{self, finish_restore_first};
-use crate::volume::{self, Epoch, KeyEvent, KeyWatch, MountLock, MountedTree, Volume, WatchOptions};
+use crate::volume::{
+    self, Epoch, KeyEvent, KeyWatch, MountLock, MountedTree, Volume, VolumeKeys, WatchOptions,
+};
 
 /// Descriptors a mount may need: directories and files it keeps open.
 const OPEN_FILES: u64 = 65_536;
@@ -328,15 +330,14 @@ impl IdleClock {
     }
 }
 
-fn control_handler(plan: &MountPlan, mounted: &Mounted) -> impl Fn(Request) -> Answer + Send + 'static {
-    let keys = Arc::clone(&mounted.volume.keys);
-    let (tree, handle) = (mounted.tree.clone(), mounted.handle.clone());
-    let status = Status {
+/// What is told of the mount, before anything was counted.
+fn first_status(plan: &MountPlan, mounted: &Mounted) -> Status {
+    Status {
         mountpoint: plan.mountpoint.clone(),
         lower: plan.lower.clone(),
         volume_id: mounted.volume.id.to_string(),
-        kms: keys.kms().endpoint().to_string(),
-        default_key: keys.default_key(),
+        kms: mounted.volume.keys.kms().endpoint().to_string(),
+        default_key: mounted.volume.keys.default_key(),
         pid: std::process::id(),
         read_only: mounted.read_only,
         since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
@@ -349,27 +350,32 @@ fn control_handler(plan: &MountPlan, mounted: &Mounted) -> impl Fn(Request) -> A
         inodes: 0,
         damage_seen: 0,
         idle_seconds: plan.idle.map(|idle| idle.as_secs()),
-    };
+    }
+}
+
+fn status_now(first: &Status, keys: &VolumeKeys, tree: &MountedTree) -> Status {
+    let (cached_keys, fresh_keys) = keys.held();
+    let (locked, locked_keys) = keys.locked();
+    Status {
+        default_key: keys.default_key(),
+        cached_keys,
+        fresh_keys,
+        locked,
+        locked_keys,
+        open_files: tree.open_files(),
+        inodes: tree.inodes(),
+        damage_seen: damage_seen(),
+        ..first.clone()
+    }
+}
+
+fn control_handler(plan: &MountPlan, mounted: &Mounted) -> impl Fn(Request) -> Answer + Send + 'static {
+    let keys = Arc::clone(&mounted.volume.keys);
+    let (tree, handle) = (mounted.tree.clone(), mounted.handle.clone());
+    let status = first_status(plan, mounted);
     let job = SnapshotJob::new(Arc::clone(&mounted.volume), mounted.tree.clone(), plan.mountpoint.clone());
     move |request| match request {
-        Request::Status => {
-            let (cached_keys, fresh_keys) = keys.held();
-            let (open_files, inodes) = (tree.open_files(), tree.inodes());
-            let default_key = keys.default_key();
-            let (locked, locked_keys) = keys.locked();
-            let now = Status {
-                default_key,
-                cached_keys,
-                fresh_keys,
-                locked,
-                locked_keys,
-                open_files,
-                inodes,
-                damage_seen: damage_seen(),
-                ..status.clone()
-            };
-            Answer::Status(Box::new(now))
-        }
+        Request::Status => Answer::Status(Box::new(status_now(&status, &keys, &tree))),
         Request::Lock { key, once } => {
             // What is dirty goes out while its keys are there; then nothing comes back.
             let open = tree.drop_keys(key.as_deref(), |ids| drop_pages(&handle, ids));
