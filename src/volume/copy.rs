@@ -14,12 +14,12 @@ use rustix::io::Errno;
 
 use super::lower_dir::{empty, prepare_lower, remove_lower, remove_tree};
 use super::lower_file::{self, Written};
-use super::open::open_lower;
+use super::open::{open_lower, unwrap_record};
 use super::report::Progress;
 use super::rewrap::{RewrapOptions, RewrapReport, rewrap};
 use super::snapshot::{SNAPSHOT_RECORD, walk_offline};
 use super::walk::{self, Directory, Entry, Visitor};
-use super::{Volume, VolumeError, context, key_error, record_file};
+use super::{Volume, VolumeError, key_error, record_file};
 use crate::client::{CacheLimits, Kms};
 use crate::format::header::{SLOT_LEN, SLOT_OFFSETS, SlotWrite, Slots};
 use crate::format::name::{Kind, classify};
@@ -174,11 +174,7 @@ fn keep_one_key(volume: &Volume) -> Result<(), VolumeError> {
     let (root, lower) = (volume.root()?, volume.path());
     let mut record = record_file::read(root.as_fd(), lower)?;
     let wrapped = record.active().wrapped.clone();
-    let decrypted = volume
-        .keys
-        .kms()
-        .decrypt(&wrapped.blob, &wrapped.key_arn, &context::record(record.volume_id), None)
-        .map_err(|e| VolumeError::Key(wrapped.key_arn.clone(), key_error(&e)))?;
+    let decrypted = unwrap_record(volume.keys.kms(), &record)?;
     let failed = |e| VolumeError::Record(lower.to_owned(), e);
     let (volume_key, mut settings) = record.open(&decrypted.data_key).map_err(failed)?;
     settings.keys = vec![wrapped.key_arn.clone()];

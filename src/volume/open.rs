@@ -9,7 +9,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::{VolumeError, VolumeKeys, context, key_error, record_file, walk};
-use crate::client::{CacheLimits, Kms};
+use crate::client::{CacheLimits, Decrypted, Kms};
 use crate::crypto::VolumeKey;
 use crate::format::VolumeId;
 use crate::format::record::{VolumeRecord, VolumeSettings};
@@ -87,16 +87,20 @@ pub(super) fn open_lower(lower: &Path) -> Result<OwnedFd, VolumeError> {
     walk::open_root(lower).map_err(|e| VolumeError::io("open", lower, e))
 }
 
+/// Unwraps the record's key, by the mount's own right.
+pub(super) fn unwrap_record(kms: &Kms, record: &VolumeRecord) -> Result<Decrypted, VolumeError> {
+    let wrapped = &record.active().wrapped;
+    kms.decrypt(&wrapped.blob, &wrapped.key_arn, &context::record(record.volume_id), None)
+        .map_err(|e| VolumeError::Key(wrapped.key_arn.clone(), key_error(&e)))
+}
+
 /// Unwraps the record's key and opens its sealed part.
 pub(super) fn open_record(
     kms: &Kms,
     record: &VolumeRecord,
     lower: &Path,
 ) -> Result<(VolumeKey, VolumeSettings), VolumeError> {
-    let wrapped = &record.active().wrapped;
-    let decrypted = kms
-        .decrypt(&wrapped.blob, &wrapped.key_arn, &context::record(record.volume_id), None)
-        .map_err(|e| VolumeError::Key(wrapped.key_arn.clone(), key_error(&e)))?;
+    let decrypted = unwrap_record(kms, record)?;
     record.open(&decrypted.data_key).map_err(|e| VolumeError::Record(lower.to_owned(), e))
 }
 

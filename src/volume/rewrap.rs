@@ -13,7 +13,7 @@ use rustix::fs::syncfs;
 use serde::Serialize;
 
 use super::copy::purge;
-use super::open::is_mounted;
+use super::open::{is_mounted, unwrap_record};
 use super::record_file::{self, ChangeLock};
 use super::report::{Failure, Progress, Version};
 use super::rewrap_pass::Pass;
@@ -185,12 +185,7 @@ fn name_key_in_record(volume: &Volume, key_arn: &str, take_it: bool) -> Result<(
     let root = volume.root()?;
     let lower = volume.path();
     let mut record = record_file::read(root.as_fd(), lower)?;
-    let wrapped = record.active().wrapped.clone();
-    let decrypted = volume
-        .keys
-        .kms()
-        .decrypt(&wrapped.blob, &wrapped.key_arn, &context::record(record.volume_id), None)
-        .map_err(|e| VolumeError::Key(wrapped.key_arn.clone(), key_error(&e)))?;
+    let decrypted = unwrap_record(volume.keys.kms(), &record)?;
     let failed = |e| VolumeError::Record(lower.to_owned(), e);
     let (volume_key, mut settings) = record.open(&decrypted.data_key).map_err(failed)?;
     let known = settings.keys.iter().any(|known| known == key_arn);
