@@ -342,15 +342,7 @@ impl FileIo {
         if self.sync_by_log(attributes_too)? {
             return Ok(());
         }
-        let mut reached = None;
-        if self.is_unsealed() && !self.context.read_only {
-            self.flush()?;
-            let mut inner = self.for_writing()?;
-            if let Inner::Loaded(body) = &mut *inner {
-                self.lower.keeping_mtime(|| body.write_promise(&self.lower))?;
-                reached = Some(body.sync_begins());
-            }
-        }
+        let reached = self.promise()?;
         if !data_only {
             self.attributes_unsynced.store(false, Ordering::Release);
         }
@@ -363,6 +355,23 @@ impl FileIo {
             body.note_synced(reached);
         }
         Ok(())
+    }
+
+    /// Makes the stored file one that promises its size; gives what a sync that begins now makes durable. That holds for
+    /// a file that was sealed before too: from then on its blocks change by way of the log.
+    fn promise(&self) -> Result<Option<(u64, u64, u64)>, FsError> {
+        if self.is_unsealed() && !self.context.read_only {
+            self.flush()?;
+            let mut inner = self.for_writing()?;
+            if let Inner::Loaded(body) = &mut *inner {
+                self.lower.keeping_mtime(|| body.write_promise(&self.lower))?;
+                return Ok(Some(body.sync_begins()));
+            }
+        }
+        Ok(match &*self.inner.read() {
+            Inner::Loaded(body) if !body.is_unsealed() => Some(body.sync_begins()),
+            _ => None,
+        })
     }
 
     fn is_unsealed(&self) -> bool {
