@@ -170,11 +170,11 @@ impl Body {
         if let Some(pins) = self.pins.get_mut() {
             pins.insert(page_no, new.mac);
         }
+        // Not to be evicted, and no seal without it, before it is stored.
+        self.unsaved.insert(page_no);
         if page_no == 0 {
             self.head = new;
         } else {
-            // Not to be evicted before it is stored.
-            self.unsaved.insert(page_no);
             self.remember(page_no, Arc::new(new));
         }
     }
@@ -312,6 +312,7 @@ impl Body {
             (self.sealed, self.seal_bytes) = before;
             return Err(FsError::Os(e));
         }
+        self.unsaved.remove(&0);
         self.seal_stored = true;
         Ok(())
     }
@@ -377,7 +378,6 @@ impl Body {
         for page_no in unsaved {
             if page_no == 0 {
                 self.write_hot(lower, State::Dirty, self.stored)?;
-                self.unsaved.remove(&0);
             } else if page_no < layout::tag_page_count(self.stored) {
                 self.write_page(lower, page_no)?;
             } else {
@@ -446,6 +446,15 @@ impl Body {
         (self.size, self.stored) = (size, size);
         self.firm = self.firm.min(size);
         self.guarded = self.guarded.min(size);
+    }
+
+    /// Gives the header page another end of the file, or none. It shares the page with the tags: until the page is
+    /// stored as a whole, a seal alone would vouch for a mixture.
+    pub(super) fn set_tail(&mut self, tail: Vec<u8>) {
+        if !(self.tail.is_empty() && tail.is_empty()) {
+            self.unsaved.insert(0);
+        }
+        self.tail = tail;
     }
 
     /// The last block's number, where it is kept in the header page.

@@ -68,7 +68,7 @@ impl FileIo {
             repair.settle_size(body, seal)?
         };
         if !layout::tail_is_inline(size) || size / BLOCK != body.stored / BLOCK {
-            body.tail.clear();
+            body.set_tail(Vec::new());
         }
         (body.size, body.stored, body.firm) = (size, size, size.min(body.firm));
         body.root = body.sum_of_terms(&self.lower, &keys, |_, _| {})?;
@@ -148,7 +148,7 @@ impl Repair<'_> {
     fn put(&self, body: &mut Body, block: u64, version: Version, stored: Entry) -> Result<(), FsError> {
         let Version { entry, data, .. } = version;
         if body.inline_block() == Some(block) && entry != stored {
-            body.tail.clear();
+            body.set_tail(Vec::new());
         }
         if let Some(data) = data {
             if self.stores {

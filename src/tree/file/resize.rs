@@ -113,7 +113,7 @@ impl FileIo {
         body.unsaved.retain(|no| *no <= edge_page);
         body.set_size(size);
         let inline = change.filter(|_| layout::tail_is_inline(size));
-        body.tail = inline.map_or_else(Vec::new, |change| change.single(tail_len).1.to_vec());
+        body.set_tail(inline.map_or_else(Vec::new, |change| change.single(tail_len).1.to_vec()));
         self.finish_cut(body, edge_page)
     }
 
@@ -334,7 +334,7 @@ impl FileIo {
         if page != old.page {
             body.replace_page(page_no, &old, CachedPage::new(keys, page_no, page));
             if body.inline_block().is_some_and(|block| (from..to).contains(&block)) {
-                body.tail.clear();
+                body.set_tail(Vec::new());
             }
             if page_no == 0 {
                 body.write_hot(&self.lower, State::Dirty, body.size)?;

@@ -243,7 +243,7 @@ impl FileIo {
         }
         let moved = body.inline_block().filter(|block| written.contains_key(block));
         if moved.is_some() {
-            body.tail.clear();
+            body.set_tail(Vec::new());
         }
         self.enter(body, &keys, &written)?;
         self.context.stage.bytes.fetch_sub(written.len() * BLOCK_LEN, Ordering::Relaxed);
@@ -290,9 +290,6 @@ impl FileIo {
                 page.set(layout::entry_index(*block), *entry);
             }
             body.replace_page(page_no, &old, CachedPage::new(keys, page_no, page));
-            if page_no == 0 {
-                body.unsaved.insert(0);
-            }
         }
         if !written.is_empty() && !body.unsaved.contains(&0) {
             body.store_seal(&self.lower)?;

@@ -305,7 +305,7 @@ impl FileIo {
         let size = if whole == 0 { body.size } else { body.size.max((change.last() + 1) * BLOCK) };
         if size > body.size {
             body.set_size(size);
-            body.tail.clear();
+            body.set_tail(Vec::new());
         }
         body.length_unsaved = true;
         body.write_promise(&self.lower)?;
@@ -338,9 +338,9 @@ impl FileIo {
         body.set_size(new_size);
         body.length_unsaved |= grown && sets_len;
         if let Some(tail) = tail {
-            body.tail = tail;
+            body.set_tail(tail);
         } else if !layout::tail_is_inline(new_size) || grown {
-            body.tail.clear();
+            body.set_tail(Vec::new());
         }
         if let Some(page_no) = first_page.filter(|no| *no != 0 && !in_image.contains(no)) {
             body.write_page(&self.lower, page_no)?;
