@@ -162,9 +162,10 @@ fn the_check_names_what_is_damaged_foreign_and_left_over() {
     assert_eq!(clean["verified_bytes"], 250_000);
 
     let lower = desk.path("lower");
+    // Listed before the foreign one comes, whose name may stand anywhere among theirs.
+    let files = desk.lower_files();
     fs::write(lower.join("readme.txt"), "foreign").unwrap();
     symlink("nowhere", lower.join(".kmsfs.n.orphan")).unwrap();
-    let files = desk.lower_files();
     let mut bytes = fs::read(&files[0]).unwrap();
     bytes[9000] ^= 1;
     fs::write(&files[0], bytes).unwrap();

@@ -167,8 +167,12 @@ impl Tree {
 /// Leaves the open file of `slot` sealed and with the time that the kernel has.
 pub(super) fn seal(slot: &FileSlot) -> Result<(), FsError> {
     let Some(open) = &slot.open else { return Ok(()) };
-    if open.writable {
-        open.io.seal()?;
+    if open.writable
+        && let Err(e) = open.io.seal()
+        // Nobody can open it again; and the space that its seal may lack is perhaps its own.
+        && !(slot.handles == 0 && open.io.is_removed())
+    {
+        return Err(e);
     }
     Ok(open.restore_modified()?)
 }
@@ -270,6 +274,30 @@ mod tests {
         assert_eq!((tree.left_open_count(), tree.open_file_count()), (0, 0));
         tree.forget(id, 1);
         assert_eq!(tree.node_count(), 1, "the root alone is known");
+    }
+
+    #[test]
+    fn a_removed_file_that_cannot_be_sealed_gives_its_space_back() {
+        let bench = Bench::new();
+        let tree = bench.tree();
+        let id = written(&tree, b"file", &[5; 10_000]);
+        tree.sync_file(id, true).unwrap();
+        tree.write(id, 0, &[6; 5_000], WriteManner::default(), Asker::Mount).unwrap();
+        let full = || fault::after(Some((0, Fault::Full)));
+        full();
+        tree.release_file(id, true);
+        assert_eq!((tree.left_open_count(), tree.open_file_count()), (1, 1));
+        full();
+        tree.unlink(ROOT_ID, b"file").unwrap();
+        fault::clear();
+        assert_eq!((tree.left_open_count(), tree.open_file_count()), (0, 0));
+        // The same, with its name gone before its last handle.
+        let id = written(&tree, b"file", &[5; 10_000]);
+        tree.unlink(ROOT_ID, b"file").unwrap();
+        full();
+        tree.release_file(id, true);
+        fault::clear();
+        assert_eq!((tree.left_open_count(), tree.open_file_count()), (0, 0));
     }
 
     #[test]

@@ -85,7 +85,7 @@ impl Tree {
     /// Closes the file of a node that lost its last name, or that the kernel forgot, unless a handle counts on it.
     pub(super) fn let_go(&self, node: &Node) {
         let mut slot = node.file.write();
-        if slot.kept {
+        if slot.handles == 0 && (slot.kept || slot.left_open) {
             self.close_kept(node, &mut slot);
         }
     }

@@ -290,6 +290,11 @@ impl FileIo {
         self.lower.keeping_mtime(|| body.write_clean_seal(&self.lower))
     }
 
+    /// Whether the file has no name any more.
+    pub fn is_removed(&self) -> bool {
+        self.lower.is_removed()
+    }
+
     pub(super) fn place(&self) -> Option<Place> {
         *self.place.lock()
     }

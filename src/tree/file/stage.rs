@@ -102,6 +102,17 @@ impl FileContext {
     }
 }
 
+impl Drop for FileIo {
+    /// What still waits goes with the file: that of a removed file, or of one that was given up.
+    fn drop(&mut self) {
+        if let Inner::Loaded(body) = self.inner.get_mut() {
+            let waiting = body.staged.len() + body.in_flight.len();
+            self.context.stage.bytes.fetch_sub(waiting * BLOCK_LEN, Ordering::Relaxed);
+        }
+        self.context.stage.files.lock().remove(&(std::ptr::from_ref(self) as usize));
+    }
+}
+
 impl FileIo {
     /// Keeps `blocks` until they are put in place. The file has `new_size` bytes then.
     pub(super) fn stage(&self, body: &mut Body, blocks: impl Iterator<Item = (u64, Staged)>, new_size: u64) {
