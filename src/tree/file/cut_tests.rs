@@ -300,6 +300,8 @@ fn stories() -> Vec<Vec<Op>> {
             Op::Punch(20_480, 2_000),
             Op::Sync,
         ],
+        // The header page that is left keeps a shorter end of the block that a cut ends in.
+        vec![Op::Write(0, 4_097, 1), Op::Write(4_097, 4_000, 2), Op::Truncate(7_100)],
         // A hole is synced behind what was firm, while somebody writes behind it.
         vec![
             Op::Write(0, 17_408, 1),

@@ -169,6 +169,10 @@ impl Repair<'_> {
         if len > 0 && entry != HOLE && !in_header {
             self.shorten(body, block, len, size)?;
         }
+        if body.stored != size {
+            // What the header page keeps is the end of a file of another size.
+            body.set_tail(Vec::new());
+        }
         self.drop_beyond(body, layout::block_count(size))?;
         body.stored = size;
         Ok(())
