@@ -32,6 +32,8 @@ const HALF: u64 = 2 << 20;
 #[cfg(test)]
 const HALF: u64 = 1 << 20;
 const _: () = assert!(RECORD_MAX as u64 <= HALF / 2);
+/// Bytes of the log that are filled at a time.
+const PREPARED_AT_A_TIME: u64 = 64 << 10;
 /// Files with records in one half, at most: each keeps its descriptor until it is synced.
 const FILES_MAX: usize = 512;
 
@@ -72,6 +74,8 @@ struct State {
     /// How many records were written, and how many of them are durable.
     written: u64,
     durable: u64,
+    /// How often the log went on in its other half.
+    turns: u64,
     syncing: bool,
     changing: bool,
     failed: Option<Errno>,
@@ -151,6 +155,7 @@ impl TagLog {
             offset: 0,
             written: 0,
             durable: 0,
+            turns: 0,
             syncing: false,
             changing: false,
             failed: None,
@@ -193,12 +198,14 @@ impl TagLog {
     ) -> Result<Ticket<'_>, Errno> {
         record.sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
         let mut bytes = record.encode(keys, file_id);
-        bytes.resize(bytes.len().next_multiple_of(ALIGN), 0);
-        let mut state = self.room(bytes.len() as u64)?;
+        let len = (bytes.len() as u64).next_multiple_of(ALIGN as u64);
+        let mut state = self.room(len)?;
         let half = state.current;
         let at = BLOCK + half as u64 * HALF + state.offset;
+        // To the end of its page, where nothing is yet: the kernel need not read the page to write a part of it.
+        bytes.resize(((at + len).next_multiple_of(BLOCK) - at) as usize, 0);
         self.file.write_at(&bytes, at).map_err(|(_, e)| e)?;
-        state.offset += bytes.len() as u64;
+        state.offset += len;
         state.written += 1;
         state.halves[half].pending += 1;
         state.halves[half].files.insert(Arc::as_ptr(lower) as usize, Arc::clone(lower));
@@ -240,8 +247,27 @@ impl TagLog {
             lower.sync_behind();
         }
         let mut state = self.state.lock();
-        (state.current, state.offset) = (other, 0);
+        (state.current, state.offset, state.turns) = (other, 0, state.turns + 1);
         state
+    }
+
+    /// Fills the space that no record has used yet, from its end on, so that a sync of a record is one of data alone: what
+    /// is merely reserved takes a change of the lower filesystem's metadata at each first write. For the background.
+    pub(super) fn prepare(&self) {
+        if self.key.is_none() {
+            return;
+        }
+        let zeros = vec![0; PREPARED_AT_A_TIME as usize];
+        let mut parts = self.file.len().unwrap_or(0).saturating_sub(BLOCK) / PREPARED_AT_A_TIME;
+        while parts > 0 {
+            parts -= 1;
+            let at = BLOCK + parts * PREPARED_AT_A_TIME;
+            let state = self.state.lock();
+            if state.turns > 0 || at < BLOCK + state.offset || self.file.write_at(&zeros, at).is_err() {
+                break;
+            }
+        }
+        self.file.sync_behind();
     }
 
     /// Makes every record up to `number` durable; concurrent callers share one sync.

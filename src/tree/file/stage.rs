@@ -76,6 +76,9 @@ impl Stage {
 pub fn start_flusher(context: &Arc<FileContext>) -> std::io::Result<()> {
     let context = Arc::downgrade(context);
     let run = move || {
+        if let Some(log) = context.upgrade().as_ref().and_then(|context| context.log.as_ref()) {
+            log.prepare();
+        }
         while let Some(context) = context.upgrade() {
             context.flush_all();
             context.release_removed();
