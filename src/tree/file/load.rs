@@ -277,8 +277,8 @@ impl FileIo {
         Ok(crashed.then_some(Evidence { seal, records }))
     }
 
-    /// Gives an empty lower file its header.
-    pub(super) fn make_header(&self, reserved: Option<Box<FreshKey>>) -> Result<Body, FsError> {
+    /// The state of a file that is to get its header, and the slots of that header.
+    pub(super) fn new_body(&self, reserved: Option<Box<FreshKey>>) -> Result<(Body, [u8; SLOTS_LEN]), FsError> {
         let fresh = match reserved {
             Some(fresh) => *fresh,
             None => self.context.keys.fresh(self.choice.as_deref(), KeyUser::Mount)?,
@@ -289,9 +289,8 @@ impl FileIo {
         let slots = Slots::new(superblock, fresh.wrapped);
         let session = self.session();
         let place = self.place().unwrap_or_default();
-        let sealed = Seal { epoch: 1, size: 0, root: [0; 16], state: State::Dirty, firm: 0, session, place };
-        let mut seal_bytes = [[0; SEAL_LEN]; 2];
-        seal_bytes[1] = sealed.encode(&keys, &superblock_bytes);
+        let sealed = Seal { epoch: 0, size: 0, root: [0; 16], state: State::Dirty, firm: 0, session, place };
+        let slots_bytes = slots.encode().map_err(|e| damaged(&e))?;
         let body = Body {
             superblock_bytes,
             wrapped: slots.active().wrapped.clone(),
@@ -311,7 +310,7 @@ impl FileIo {
             seal_stored: true,
             root: sealed.root,
             sealed,
-            seal_bytes,
+            seal_bytes: [[0; SEAL_LEN]; 2],
             holes_trusted: AtomicBool::new(true),
             head: CachedPage::new(&keys, 0, TagPage::empty(0)),
             tail: Vec::new(),
@@ -321,8 +320,17 @@ impl FileIo {
             length_unsaved: false,
             keys: Some(keys),
         };
+        Ok((body, slots_bytes))
+    }
+
+    /// Gives an empty lower file its header.
+    pub(super) fn make_header(&self, reserved: Option<Box<FreshKey>>) -> Result<Body, FsError> {
+        let (mut body, slots) = self.new_body(reserved)?;
+        let keys = body.keys()?;
+        body.note_next(&keys, body.next_seal(State::Dirty, 0));
+        body.seal_stored = true;
         let mut page = body.hot_page(0);
-        page[..SLOTS_LEN].copy_from_slice(&slots.encode().map_err(|e| damaged(&e))?);
+        page[..SLOTS_LEN].copy_from_slice(&slots);
         if let Err((_, e)) = self.lower.write_at(&page[..], 0) {
             // A header cut short would read as damage: leave the file as empty as it was.
             self.lower.set_len(0)?;

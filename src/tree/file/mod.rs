@@ -6,6 +6,7 @@
 mod body;
 #[cfg(test)]
 mod cut_tests;
+mod first;
 #[cfg(test)]
 mod limit_tests;
 mod load;

@@ -105,6 +105,9 @@ impl FileIo {
         }
         let end = offset.checked_add(data.len() as u64).filter(|end| *end <= MAX_SIZE);
         let end = end.ok_or(FsError::Os(Errno::FBIG))?;
+        if offset == 0 && self.write_first(data)? {
+            return Ok(());
+        }
         let (keys, id) = self.keys_for_write()?;
         loop {
             let border = self.border(end);
