@@ -31,24 +31,29 @@ mod label {
     pub const CUSTOMER_CHECK: &[u8] = b"kmsfs/1 customer key check";
 }
 
-fn derive_into(secret: &[u8; 32], label: &[u8], info: &[u8], out: &mut [u8; 32]) {
-    let hkdf = Hkdf::<Sha256>::new(None, secret);
-    hkdf.expand_multi_info(&[label, &[0], info], out).expect("32 bytes is a valid HKDF-SHA-256 length");
-}
+/// A secret from which several keys are derived; what they have in common is computed once.
+struct Source(Hkdf<Sha256>);
 
-fn derive(secret: &Secret<32>, label: &[u8], info: &[u8]) -> Secret<32> {
-    Secret::new_with(|out| derive_into(secret.expose(), label, info, out))
-}
+impl Source {
+    fn new(secret: &Secret<32>) -> Self {
+        Self(Hkdf::new(None, secret.expose()))
+    }
 
-fn derive_aead(secret: &Secret<32>, label: &[u8], info: &[u8]) -> Aead {
-    Aead::new(derive(secret, label, info).expose())
-}
+    fn derive_into(&self, label: &[u8], info: &[u8], out: &mut [u8; 32]) {
+        let expanded = self.0.expand_multi_info(&[label, &[0], info], out);
+        expanded.expect("32 bytes is a valid HKDF-SHA-256 length");
+    }
 
-/// A public value derived from a secret, which tells keys apart and gives nothing of them away.
-fn commitment(secret: &Secret<32>, label: &[u8], info: &[u8]) -> [u8; 32] {
-    let mut out = [0; 32];
-    derive_into(secret.expose(), label, info, &mut out);
-    out
+    fn aead(&self, label: &[u8], info: &[u8]) -> Aead {
+        Aead::new(Secret::new_with(|out| self.derive_into(label, info, out)).expose())
+    }
+
+    /// A public value derived from the secret, which tells keys apart and gives nothing of them away.
+    fn commitment(&self, label: &[u8], info: &[u8]) -> [u8; 32] {
+        let mut out = [0; 32];
+        self.derive_into(label, info, &mut out);
+        out
+    }
 }
 
 /// The data key (DEK) of one file, or of the volume record.
@@ -84,12 +89,12 @@ impl CustomerKey {
     /// Takes the key bytes and wipes the source.
     pub fn take(bytes: &mut [u8; 32]) -> Self {
         let secret = Secret::take(bytes);
-        Self { wrap: derive_aead(&secret, label::CUSTOMER_WRAP, b""), secret }
+        Self { wrap: Source::new(&secret).aead(label::CUSTOMER_WRAP, b""), secret }
     }
 
     /// What tells this key from others, with a salt.
     pub fn check(&self, salt: &[u8]) -> [u8; 32] {
-        commitment(&self.secret, label::CUSTOMER_CHECK, salt)
+        Source::new(&self.secret).commitment(label::CUSTOMER_CHECK, salt)
     }
 
     /// The wrap of a data key, bound to `context`: nonce 12 B || ciphertext 32 B || tag 16 B.
@@ -132,14 +137,15 @@ pub struct FileKeys {
 impl FileKeys {
     /// Derives all keys of the file `file_id`.
     pub fn derive(dek: &DataKey, file_id: &[u8; 16]) -> Self {
-        let key = |label| derive_aead(&dek.0, label, file_id);
+        let from = Source::new(&dek.0);
+        let key = |label| from.aead(label, file_id);
         Self {
             content: key(label::CONTENT),
             seal: key(label::SEAL),
             page: key(label::PAGE),
             xattr: key(label::XATTR),
             root: key(label::ROOT),
-            commitment: commitment(&dek.0, label::COMMIT, file_id),
+            commitment: from.commitment(label::COMMIT, file_id),
         }
     }
 
@@ -168,9 +174,10 @@ pub struct RecordKey {
 impl RecordKey {
     /// Derives the record key of volume `volume_id`.
     pub fn derive(dek: &DataKey, volume_id: &[u8; 16]) -> Self {
+        let from = Source::new(&dek.0);
         Self {
-            aead: derive_aead(&dek.0, label::RECORD, volume_id),
-            commitment: commitment(&dek.0, label::RECORD_COMMIT, volume_id),
+            aead: from.aead(label::RECORD, volume_id),
+            commitment: from.commitment(label::RECORD_COMMIT, volume_id),
         }
     }
 }
@@ -199,12 +206,13 @@ pub type Place = Tag;
 impl VolumeKey {
     /// Takes over the secret. Names are not bound; see [`VolumeKey::binding_names`].
     pub fn new(secret: Secret<32>) -> Self {
+        let from = Source::new(&secret);
         Self {
-            dir_record: derive_aead(&secret, label::DIR_RECORD, b""),
-            symlink: derive_aead(&secret, label::SYMLINK, b""),
-            xattr_name: derive_aead(&secret, label::XATTR_NAME, b""),
-            special_xattr: derive_aead(&secret, label::SPECIAL_XATTR, b""),
-            log: derive_aead(&secret, label::LOG, b""),
+            dir_record: from.aead(label::DIR_RECORD, b""),
+            symlink: from.aead(label::SYMLINK, b""),
+            xattr_name: from.aead(label::XATTR_NAME, b""),
+            special_xattr: from.aead(label::SPECIAL_XATTR, b""),
+            log: from.aead(label::LOG, b""),
             place: None,
             secret,
         }
@@ -213,7 +221,7 @@ impl VolumeKey {
     /// The key of a volume whose entries are bound to their places, or not.
     #[must_use]
     pub fn binding_names(mut self, binds: bool) -> Self {
-        self.place = binds.then(|| derive_aead(&self.secret, label::PLACE, b""));
+        self.place = binds.then(|| Source::new(&self.secret).aead(label::PLACE, b""));
         self
     }
 
@@ -240,10 +248,8 @@ impl VolumeKey {
 
     /// The keys of the directory `dir_id`.
     pub fn dir_key(&self, dir_id: &[u8; 16]) -> DirKey {
-        DirKey {
-            names: derive_aead(&self.secret, label::DIR_NAMES, dir_id),
-            xattr: derive_aead(&self.secret, label::DIR_XATTR, dir_id),
-        }
+        let from = Source::new(&self.secret);
+        DirKey { names: from.aead(label::DIR_NAMES, dir_id), xattr: from.aead(label::DIR_XATTR, dir_id) }
     }
 }
 

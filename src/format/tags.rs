@@ -81,6 +81,16 @@ impl TagPage {
         page.checked(keys, page_no, &bytes[MAC_OFFSET..MAC_OFFSET + 16], zero_rest)
     }
 
+    /// The MAC that a tag page was stored with.
+    pub fn stored_mac(bytes: &[u8; BLOCK_LEN]) -> Tag {
+        *bytes[MAC_OFFSET..].first_chunk().expect("inside the page")
+    }
+
+    /// The MAC that the head tags in the header page were stored with.
+    pub fn stored_head_mac(page: &[u8; BLOCK_LEN]) -> Tag {
+        *page[HEAD_MAC_OFFSET..].first_chunk().expect("inside the page")
+    }
+
     /// Writes the head tags of a file of `blocks` blocks and their MAC into the header page.
     pub fn encode_head(&self, mac: &Tag, blocks: u64, page: &mut [u8; BLOCK_LEN]) {
         page[HEAD_MAC_OFFSET..HEAD_MAC_OFFSET + 16].copy_from_slice(mac);

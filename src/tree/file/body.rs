@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
@@ -35,8 +35,28 @@ pub(super) struct CachedPage {
 impl CachedPage {
     pub(super) fn new(keys: &FileKeys, page_no: u64, page: TagPage) -> Self {
         let mac = page.mac(keys, page_no);
+        Self::checked(keys, page_no, page, mac)
+    }
+
+    /// A page that was found to have this MAC.
+    pub(super) fn checked(keys: &FileKeys, page_no: u64, page: TagPage, mac: Tag) -> Self {
         let term = page.root_term(keys, page_no, &mac);
         Self { page, mac, term }
+    }
+}
+
+/// How tag pages are asked for that are not in memory.
+#[derive(Default)]
+pub(super) struct Misses {
+    last: AtomicU64,
+    scattered: AtomicU64,
+}
+
+impl Misses {
+    /// Notes one; `true` where so many did not follow each other that the rest of `count` pages will be wanted too.
+    fn note(&self, page_no: u64, count: u64) -> bool {
+        let follows = self.last.swap(page_no, Ordering::Relaxed) + 1 == page_no;
+        !follows && self.scattered.fetch_add(1, Ordering::Relaxed) + 1 == SCATTERED_MIN.max(count / 32)
     }
 }
 
@@ -86,11 +106,17 @@ pub(super) struct Body {
     pub(super) pages: Mutex<HashMap<u64, Arc<CachedPage>>>,
     /// The MACs of all tag pages that hold an entry, where each page that is read must be the newest.
     pub(super) pins: Mutex<Option<HashMap<u64, Tag>>>,
+    pub(super) misses: Misses,
     /// Tag pages whose write failed; memory is ahead of the disk, and every sync tries again.
     pub(super) unsaved: BTreeSet<u64>,
     /// The lower length could not be set; tried again with the pages.
     pub(super) length_unsaved: bool,
 }
+
+/// Tag pages that are read out of order, at least, before the others are read ahead.
+const SCATTERED_MIN: u64 = 8;
+/// Most tag pages that are read ahead (those of 2.25 GiB): 16 MiB.
+const AHEAD_MAX: u64 = 4096;
 
 pub(super) fn xor(sum: &mut Tag, term: &Tag) {
     sum.iter_mut().zip(term).for_each(|(s, t)| *s ^= t);
@@ -127,12 +153,29 @@ impl Body {
         if let Some(page) = self.pages.lock().get(&page_no) {
             return Ok(Arc::clone(page));
         }
+        let count = layout::tag_page_count(self.stored);
+        if self.misses.note(page_no, count) && count <= AHEAD_MAX {
+            // Random access: each of the others would cost a wait for the disk of its own.
+            (1..count).for_each(|no| lower.read_ahead(layout::tag_page_offset(no), BLOCK_LEN));
+        }
         let page = Arc::new(self.read_page(lower, keys, page_no)?);
         if page.term == [0; 16] && !self.holes_trusted.load(Ordering::Acquire) {
             self.check_root(lower, keys)?;
         }
         self.remember(page_no, Arc::clone(&page));
         Ok(page)
+    }
+
+    /// Has the tag pages of `blocks`, which come in order, read that are not in memory: all at once, not one by one.
+    pub(super) fn read_tags_ahead<'a>(&self, lower: &Lower, blocks: impl Iterator<Item = &'a u64>) {
+        let pages = self.pages.lock();
+        let mut last = 0;
+        for page_no in blocks.map(|block| layout::tag_page(*block)) {
+            if page_no != last && !pages.contains_key(&page_no) {
+                lower.read_ahead(layout::tag_page_offset(page_no), BLOCK_LEN);
+            }
+            last = page_no;
+        }
     }
 
     pub(super) fn read_page(
@@ -145,7 +188,7 @@ impl Body {
         lower.read_at(&mut bytes, layout::tag_page_offset(page_no))?;
         let page = TagPage::parse(keys, page_no, &bytes)
             .map_err(|_| self.corrupt(format_args!("tag page {page_no} does not verify")))?;
-        let page = CachedPage::new(keys, page_no, page);
+        let page = CachedPage::checked(keys, page_no, page, TagPage::stored_mac(&bytes));
         let pinned = self.pins.lock().as_ref().map(|pins| pins.get(&page_no).copied().unwrap_or_default());
         if pinned.is_some_and(|mac| mac != page.mac) {
             return Err(self.corrupt(format_args!("tag page {page_no} was put back to an older state")));

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use super::body::{Body, CachedPage};
+use super::body::{Body, CachedPage, Misses};
 use super::lower::Lower;
 use super::record::Record;
 use super::recover::Evidence;
@@ -189,10 +189,11 @@ impl FileIo {
             seal_bytes: SEAL_OFFSETS
                 .map(|at| *page[at..].first_chunk::<SEAL_LEN>().expect("inside the page")),
             holes_trusted: AtomicBool::new(false),
-            head: CachedPage::new(&keys, 0, head),
+            head: CachedPage::checked(&keys, 0, head, TagPage::stored_head_mac(page)),
             tail: page[tail_range(tail_len)].to_vec(),
             pages: Mutex::new(HashMap::new()),
             pins: Mutex::new(None),
+            misses: Misses::default(),
             unsaved: BTreeSet::new(),
             length_unsaved: false,
             keys: Some(keys),
@@ -278,7 +279,10 @@ impl FileIo {
     }
 
     /// The state of a file that is to get its header, and the slots of that header.
-    pub(super) fn new_body(&self, reserved: Option<Box<FreshKey>>) -> Result<(Body, [u8; SLOTS_LEN]), FsError> {
+    pub(super) fn new_body(
+        &self,
+        reserved: Option<Box<FreshKey>>,
+    ) -> Result<(Body, [u8; SLOTS_LEN]), FsError> {
         let fresh = match reserved {
             Some(fresh) => *fresh,
             None => self.context.keys.fresh(self.choice.as_deref(), KeyUser::Mount)?,
@@ -316,6 +320,7 @@ impl FileIo {
             tail: Vec::new(),
             pages: Mutex::new(HashMap::new()),
             pins: Mutex::new(None),
+            misses: Misses::default(),
             unsaved: BTreeSet::new(),
             length_unsaved: false,
             keys: Some(keys),

@@ -1,9 +1,10 @@
 //! Positioned I/O on one lower file. Called by the rest of `file`. Knows nothing of the format.
 
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 
 use parking_lot::Mutex;
-use rustix::fs::{FallocateFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT};
+use rustix::fs::{Advice, FallocateFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 
 /// The lower file of one regular file.
@@ -151,6 +152,11 @@ impl Lower {
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
             other => other,
         }
+    }
+
+    /// Has the kernel read a range that will be wanted, without waiting for it.
+    pub(super) fn read_ahead(&self, offset: u64, len: usize) {
+        let _ = rustix::fs::fadvise(&self.fd, offset, NonZeroU64::new(len as u64), Advice::WillNeed);
     }
 
     /// The first offset from `offset` on that the lower filesystem says holds data; `None` at the end.

@@ -210,6 +210,7 @@ impl FileIo {
     fn log_in_flight(&self, body: &mut Body, manner: Manner) -> Result<Vec<Ticket<'_>>, FsError> {
         let Some(log) = &self.context.log else { return Ok(Vec::new()) };
         let keys = body.keys()?;
+        body.read_tags_ahead(&self.lower, body.in_flight.keys());
         let mut blocks = Vec::with_capacity(body.in_flight.len());
         for (block, staged) in &body.in_flight {
             let old = body.entry(&self.lower, &keys, *block)?;
