@@ -13,10 +13,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, INodeNo, IoctlFlags, KernelConfig,
-    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::attr::{decode_device, set_time};
@@ -65,6 +65,7 @@ impl Adapter {
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         negotiate(config, self.writeback);
+        self.dirs.set_must_open(!config.capabilities().contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT));
         Ok(())
     }
 
@@ -265,41 +266,41 @@ impl Filesystem for Adapter {
         self.files.sync(id, handle, data_only, reply);
     }
 
-    fn opendir(&self, _request: &Request, id: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.dirs.open(id, reply);
+    fn opendir(&self, _request: &Request, _id: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.dirs.open(reply);
     }
 
     fn readdir(
         &self,
         _request: &Request,
         id: INodeNo,
-        handle: FileHandle,
+        _handle: FileHandle,
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        self.dirs.read(id, handle, offset, reply);
+        self.dirs.read(id, offset, reply);
     }
 
     fn readdirplus(
         &self,
         _request: &Request,
         id: INodeNo,
-        handle: FileHandle,
+        _handle: FileHandle,
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        self.dirs.read_plus(id, handle, offset, reply);
+        self.dirs.read_plus(id, offset, reply);
     }
 
     fn releasedir(
         &self,
         _request: &Request,
         _id: INodeNo,
-        handle: FileHandle,
+        _handle: FileHandle,
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        self.dirs.release(handle, reply);
+        reply.ok();
     }
 
     fn fsyncdir(&self, _request: &Request, id: INodeNo, _handle: FileHandle, _data: bool, reply: ReplyEmpty) {

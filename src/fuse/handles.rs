@@ -1,4 +1,4 @@
-//! What the kernel's open files and directories stand for, by handle number.
+//! What the kernel's open files stand for, by handle number.
 
 use std::collections::HashMap;
 use std::sync::Arc;

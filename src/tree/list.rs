@@ -149,6 +149,16 @@ impl Tree {
 pub struct ListedDir(Arc<Dir>);
 
 impl DirStream {
+    /// Where the listing goes on.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Whether names that do not decrypt were met so far.
+    pub fn met_damage(&self) -> bool {
+        self.damaged.is_some()
+    }
+
     fn report_damage(&self) -> Result<(), FsError> {
         let Some((count, first)) = &self.damaged else { return Ok(()) };
         Err(FsError::Corrupt(format!(
