@@ -5,6 +5,7 @@
 //! directories and default ACLs, which the lower filesystem applies.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
@@ -17,7 +18,7 @@ use super::namespace::Tree;
 use super::node::OpenFile;
 use super::{FsError, KeyUser};
 use crate::crypto::{Place, random_array};
-use crate::format::dir::DIR_RECORD;
+use crate::format::dir::{DIR_RECORD, DirId};
 use crate::format::link;
 use crate::format::name::{self, LowerName, Sidecar};
 use crate::sys::at;
@@ -190,20 +191,23 @@ impl Tree {
         fs::mkdirat(&dir.fd, &*temporary, Mode::from_raw_mode(permissions | OWNER_BITS))?;
         let place = self.volume_key.place(&dir.id, lower.entry.as_bytes());
         let furnished = self.furnish_dir(&dir, &temporary, place.as_ref(), permissions, new.caller);
-        let made = furnished.and_then(|()| {
+        let made = furnished.and_then(|furnished| {
             self.with_sidecar(&dir, &lower, || {
                 fs::renameat_with(&dir.fd, &*temporary, &dir.fd, &*lower.entry, RenameFlags::NOREPLACE)
-            })
+            })?;
+            Ok(furnished)
         });
-        if let Err(e) = made {
-            discard_dir(&dir, &temporary);
-            return Err(e);
-        }
+        let (fd, id) = made.inspect_err(|_| discard_dir(&dir, &temporary))?;
         change.made(&dir, &lower);
-        self.look_up_entry(&dir, &lower.entry)
+        let (attr, generation) = self.look_up_entry(&dir, &lower.entry)?;
+        // It is mostly filled next.
+        if self.node_id(&fs::fstat(&fd)?) == attr.node_id {
+            self.dirs.insert(Arc::new(Dir::made(&self.volume_key, attr.node_id, fd, id, &dir)));
+        }
+        Ok((attr, generation))
     }
 
-    /// Puts the record into the new directory `temporary` and sets its owner and permissions.
+    /// Puts the record into the new directory `temporary` and sets its owner and permissions; gives its identity.
     fn furnish_dir(
         &self,
         parent: &Dir,
@@ -211,9 +215,9 @@ impl Tree {
         place: Option<&Place>,
         permissions: u32,
         caller: Caller,
-    ) -> Result<(), FsError> {
+    ) -> Result<(OwnedFd, DirId), FsError> {
         let fd = self.spare_descriptors(|| at::open_dir(&parent.fd, temporary.as_bytes()))?;
-        dir_record::make(&self.volume_key, &fd, place)?;
+        let id = dir_record::make(&self.volume_key, &fd, place)?;
         self.inherit_key(parent, &fd, place)?;
         self.give_to_caller(parent, &fd, 0, caller)?;
         if permissions & OWNER_BITS != OWNER_BITS {
@@ -221,7 +225,7 @@ impl Tree {
             let mode = fs::fstat(&fd)?.st_mode & 0o7777;
             at::set_mode(&fd, mode & !(OWNER_BITS & !permissions))?;
         }
-        Ok(())
+        Ok((fd, id))
     }
 
     /// Makes the caller own the new object `fd`. A set-group-id parent has given its group already.

@@ -66,10 +66,19 @@ impl Dir {
             None => make_up(&fd)?,
         };
         let id = dir_record::identity(volume_key, &record, place)?;
-        let keys = volume_key.dir_key(&id);
-        let default_acl = AtomicU8::new(ACL_UNKNOWN);
+        Ok(Self::with(volume_key, node_id, fd, id, ACL_UNKNOWN))
+    }
+
+    /// The directory `fd` just made in `parent` with the identity `id`.
+    pub fn made(volume_key: &VolumeKey, node_id: u64, fd: OwnedFd, id: DirId, parent: &Self) -> Self {
+        let inherits = parent.default_acl.load(Ordering::Relaxed) != ACL_ABSENT;
+        Self::with(volume_key, node_id, fd, id, if inherits { ACL_UNKNOWN } else { ACL_ABSENT })
+    }
+
+    fn with(volume_key: &VolumeKey, node_id: u64, fd: OwnedFd, id: DirId, default_acl: u8) -> Self {
+        let (keys, default_acl) = (volume_key.dir_key(&id), AtomicU8::new(default_acl));
         let (default_key, long_names) = (Mutex::default(), Mutex::default());
-        Ok(Self { node_id, fd, id, keys, default_acl, default_key, long_names })
+        Self { node_id, fd, id, keys, default_acl, default_key, long_names }
     }
 
     /// The lower name of `name` in this directory.

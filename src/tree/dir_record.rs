@@ -39,8 +39,9 @@ pub fn identity(key: &VolumeKey, target: &[u8], place: Option<&Place>) -> Result
 }
 
 /// Gives a new directory, which is to stand at `place`, a fresh identity.
-pub fn make(key: &VolumeKey, dir: &OwnedFd, place: Option<&Place>) -> Result<(), Errno> {
-    store(dir, dir::seal(key, &random_array(), place).as_bytes())
+pub fn make(key: &VolumeKey, dir: &OwnedFd, place: Option<&Place>) -> Result<DirId, Errno> {
+    let id = random_array();
+    store(dir, dir::seal(key, &id, place).as_bytes()).map(|()| id)
 }
 
 /// `record`, or the copy where a rename was cut short after the copy had been bound to the new place.
