@@ -4,7 +4,7 @@
 mod common;
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -354,18 +354,55 @@ fn a_strangers_write_clears_set_user_id() {
     }
     let volume = Volume::new("suid");
     let mount = shared_mount(&volume);
-    for (name, line) in [("w", "echo x >> '@'"), ("t", "truncate -s 1 '@'")] {
+    let ways = [
+        ("write", "echo x >> '@'"),
+        ("truncate", "truncate -s 1 '@'"),
+        ("empty", ": > '@'"),
+        ("allocate", "fallocate -l 9000 '@'"),
+        ("punch", "fallocate -p -o 0 -l 4096 '@'"),
+        ("copy", "cp /etc/passwd '@'"),
+    ];
+    for (name, line) in ways {
         let path = mount.join(name);
         fs::write(&path, "program").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o6777)).unwrap();
+        assert_eq!(mode(&path), 0o6777, "{name}");
         assert!(as_user(NOBODY, 100, &line.replace('@', &path.to_string_lossy())));
         assert_eq!(mode(&path), 0o777, "{name}");
     }
     let path = mount.join("c");
     fs::write(&path, "program").unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o6777)).unwrap();
+    let file = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let copied = rustix::fs::copy_file_range(&file, Some(&mut 0), &file, Some(&mut 100), 7).unwrap();
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 9000).unwrap();
+    assert_eq!((copied, mode(&path)), (7, 0o6777), "root may keep them");
     std::os::unix::fs::chown(&path, Some(5), None).unwrap();
     assert_eq!(mode(&path), 0o777);
+    drop(file);
+    mount.unmount();
+}
+
+#[test]
+fn a_read_of_what_is_at_hand_moves_the_time_of_the_last_read() {
+    let volume = Volume::new("atime");
+    let mount = volume.mount();
+    let lower = rustix::fs::statvfs(&volume.root.0).unwrap();
+    if lower.f_flag.contains(rustix::fs::StatVfsMountFlags::NOATIME) {
+        return eprintln!("skipped: the lower filesystem keeps no time of the last read");
+    }
+    let path = mount.join("f");
+    let writer = fs::File::create(&path).unwrap();
+    writer.write_all_at(b"short enough to be kept with the header", 0).unwrap();
+    writer.sync_all().unwrap();
+    let long_ago = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1000);
+    writer.set_times(fs::FileTimes::new().set_accessed(long_ago).set_modified(long_ago)).unwrap();
+    // Past the kernel's cache, of whose reads no filesystem in user space learns.
+    let reader = fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().accessed().unwrap(), long_ago);
+    assert_eq!(reader.read_at(&mut [0; 5], 0).unwrap(), 5);
+    assert!(fs::metadata(&path).unwrap().accessed().unwrap() > long_ago);
+    drop((reader, writer));
     mount.unmount();
 }
 

@@ -46,6 +46,22 @@ fn a_sparse_file_takes_little_space_and_shows_its_holes() {
 }
 
 #[test]
+fn the_blocks_of_an_open_file_are_told_after_a_sync() {
+    let volume = Volume::new("blocks");
+    let mount = volume.mount();
+    let file = new_file(&mount.join("f"));
+    for part in 1..=3_u64 {
+        let size = part << 20;
+        file.write_all_at(&pattern(1 << 20, part), size - (1 << 20)).unwrap();
+        file.sync_all().unwrap();
+        let blocks = file.metadata().unwrap().blocks() * 512;
+        assert!((size..size + 65_536).contains(&blocks), "{blocks} bytes of blocks for {size} bytes");
+    }
+    drop(file);
+    mount.unmount();
+}
+
+#[test]
 fn data_that_is_not_written_back_yet_is_data_to_lseek() {
     let volume = Volume::new("lseek");
     let mount = volume.mount();

@@ -24,6 +24,7 @@ use super::dirs::Dirs;
 use super::errno::report;
 use super::files::Files;
 use super::ioctl;
+use super::kernel_cache::KernelCache;
 use super::reply::{absent_entry, reply_attr, reply_data, reply_empty, reply_entry, reply_sized};
 use super::seeker::Seeker;
 use super::server::Server;
@@ -46,13 +47,18 @@ fn caller(request: &Request) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
 }
 
+/// Whether a change by this caller takes set-user-id and set-group-id from the file; a write request tells itself.
+fn loses_set_id(request: &Request) -> bool {
+    request.uid() != 0
+}
+
 impl Adapter {
     /// Serves the server's tree.
-    pub fn new(server: Arc<Server>, seeker: Seeker, options: &MountOptions) -> Self {
+    pub fn new(server: Arc<Server>, seeker: Seeker, kernel: KernelCache, options: &MountOptions) -> Self {
         let writeback = options.writeback && !options.read_only;
         let cache_time = options.cache_time;
         let dirs = Dirs::new(server.clone(), cache_time);
-        let files = Files::new(server.clone(), seeker, cache_time, options.per_caller);
+        let files = Files::new(server.clone(), (seeker, kernel), cache_time, options.per_caller);
         Self { server, dirs, files, cache_time, writeback, per_caller: options.per_caller }
     }
 
@@ -205,7 +211,7 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, request: &Request, id: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.files.open(id, flags, self.asker(request), reply);
+        self.files.open(id, flags, loses_set_id(request), self.asker(request), reply);
     }
 
     fn read(
@@ -405,7 +411,7 @@ impl Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _request: &Request,
+        request: &Request,
         id: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -413,7 +419,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.files.allocate(id, handle, (offset, length), mode, reply);
+        self.files.allocate(id, handle, (offset, length), mode, loses_set_id(request), reply);
     }
 
     fn lseek(
@@ -430,7 +436,7 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _request: &Request,
+        request: &Request,
         from: INodeNo,
         _from_handle: FileHandle,
         from_offset: u64,
@@ -441,6 +447,7 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        self.files.copy((from, from_offset), (to, to_offset), len, self.files.holder(to_handle), reply);
+        let set_id = loses_set_id(request);
+        self.files.copy((from, from_offset), (to, to_offset), len, to_handle, set_id, reply);
     }
 }

@@ -11,17 +11,18 @@ use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use fuser::{
-    Errno, FileHandle, Generation, INodeNo, OpenAccMode, OpenFlags, ReplyCreate, ReplyEmpty, ReplyLseek,
-    ReplyOpen, ReplyWrite, WriteFlags,
+    Errno, FileHandle, Generation, INodeNo, OpenFlags, ReplyCreate, ReplyEmpty, ReplyLseek, ReplyOpen,
+    ReplyWrite, WriteFlags,
 };
 
 use super::attr::file_attr;
 use super::errno::report;
 use super::handles::Handles;
+use super::kernel_cache::KernelCache;
 use super::reply::{allocation, open_flags, reply_empty, reply_written};
 use super::seeker::{SeekRequest, Seeker};
 use super::server::Server;
-use crate::tree::{Asker, Attr, FsError, KeyError, NewObject, Seek, Tree, WriteManner};
+use crate::tree::{Asker, Attr, FsError, KeyError, NewObject, OpenManner, Seek, Tree, WriteManner};
 
 /// Files open at a time. The kernel's own limit (fs.file-max) is mostly met before; a handle takes less than 100 bytes.
 const HANDLES_MAX: usize = 4 << 20;
@@ -40,6 +41,7 @@ pub struct Descriptor {
 pub struct Files {
     server: Arc<Server>,
     seeker: Seeker,
+    kernel: KernelCache,
     descriptors: Arc<Handles<Descriptor>>,
     cache_time: Duration,
     per_caller: bool,
@@ -47,8 +49,14 @@ pub struct Files {
 
 impl Files {
     /// None is open yet.
-    pub fn new(server: Arc<Server>, seeker: Seeker, cache_time: Duration, per_caller: bool) -> Self {
-        Self { server, seeker, descriptors: Arc::new(Handles::new(HANDLES_MAX)), cache_time, per_caller }
+    pub fn new(
+        server: Arc<Server>,
+        (seeker, kernel): (Seeker, KernelCache),
+        cache_time: Duration,
+        per_caller: bool,
+    ) -> Self {
+        let descriptors = Arc::new(Handles::new(HANDLES_MAX));
+        Self { server, seeker, kernel, descriptors, cache_time, per_caller }
     }
 
     /// By whose right the descriptor is used. Read-ahead and write-back name one of those that the file has.
@@ -63,17 +71,22 @@ impl Files {
     }
 
     /// Opens a file.
-    pub fn open(&self, id: INodeNo, flags: OpenFlags, asker: Asker, reply: ReplyOpen) {
-        let write = flags.acc_mode() != OpenAccMode::O_RDONLY;
+    pub fn open(&self, id: INodeNo, flags: OpenFlags, clear_set_id: bool, asker: Asker, reply: ReplyOpen) {
+        let manner = open_manner(flags.0, clear_set_id);
         let descriptors = self.descriptors.clone();
+        let kernel = (manner.truncate && clear_set_id).then(|| self.kernel.clone());
         self.server.answer(
             id.0,
             move |tree| {
-                tree.open_file(id.0, write, flags.0 & libc::O_TRUNC != 0, asker)?;
-                described(tree, &descriptors, id.0, write, asker)
+                tree.open_file(id.0, manner, asker)?;
+                described(tree, &descriptors, id.0, manner.write, asker)
             },
             move |opened| match opened {
-                Ok(handle) => reply.opened(handle, open_flags(flags.0)),
+                Ok(handle) => {
+                    // It takes the mode for unchanged.
+                    kernel.inspect(|kernel| kernel.forget_attributes(id));
+                    reply.opened(handle, open_flags(flags.0));
+                }
                 Err(e) => reply.error(report(id.0, &e)),
             },
         );
@@ -95,7 +108,8 @@ impl Files {
             parent.0,
             move |tree| {
                 let (attr, generation) = create_or_open(tree, parent.0, &name, new, flags, asker)?;
-                let handle = described(tree, &descriptors, attr.node_id, writes(flags), asker);
+                let handle =
+                    described(tree, &descriptors, attr.node_id, open_manner(flags, false).write, asker);
                 let handle = handle.inspect_err(|_| tree.forget(attr.node_id, 1))?;
                 Ok((attr, generation, handle))
             },
@@ -154,7 +168,12 @@ impl Files {
             Ok(descriptor) => tree.sync_descriptor(id.0, data_only, &descriptor.failures_seen),
             Err(_) => tree.sync_file(id.0, data_only),
         };
-        self.server.answer_slowly(id.0, sync, move |done| reply_empty(reply, id, done));
+        let kernel = self.kernel.clone();
+        self.server.answer_slowly(id.0, sync, move |done| {
+            // It does not count the blocks of what it wrote back.
+            kernel.forget_attributes(id);
+            reply_empty(reply, id, done);
+        });
     }
 
     /// Takes or gives back space.
@@ -164,12 +183,18 @@ impl Files {
         handle: FileHandle,
         (offset, length): (u64, u64),
         mode: i32,
+        clear_set_id: bool,
         reply: ReplyEmpty,
     ) {
         let Some(what) = allocation(mode) else { return reply.error(Errno::EOPNOTSUPP) };
         let asker = self.holder(handle);
-        let allocate = move |tree: &Tree| tree.allocate(id.0, what, offset, length, asker);
-        self.server.answer_slowly(id.0, allocate, move |done| reply_empty(reply, id, done));
+        let allocate = move |tree: &Tree| tree.allocate(id.0, what, (offset, length), asker, clear_set_id);
+        let kernel = clear_set_id.then(|| self.kernel.clone());
+        self.server.answer_slowly(id.0, allocate, move |done| {
+            // It takes the mode for unchanged.
+            kernel.inspect(|kernel| kernel.forget_attributes(id));
+            reply_empty(reply, id, done);
+        });
     }
 
     /// The next data or hole.
@@ -183,18 +208,34 @@ impl Files {
     }
 
     /// Copies from one file to another; each is an inode and an offset in it.
-    pub fn copy(&self, from: (INodeNo, u64), to: (INodeNo, u64), len: u64, asker: Asker, reply: ReplyWrite) {
+    pub fn copy(
+        &self,
+        from: (INodeNo, u64),
+        to: (INodeNo, u64),
+        len: u64,
+        to_handle: FileHandle,
+        clear_set_id: bool,
+        reply: ReplyWrite,
+    ) {
+        let asker = self.holder(to_handle);
         // The reply has 32 bits; the caller goes on from where the copy ended.
         let len = len.min(u64::from(u32::MAX) & !0xfff);
         let copy = move |tree: &Tree| {
-            tree.copy_range(from.0.0, from.1, to.0.0, to.1, len, asker).map(|copied| copied as u32)
+            tree.copy_range((from.0.0, from.1), (to.0.0, to.1), len, asker, clear_set_id)
+                .map(|copied| copied as u32)
         };
-        self.server.answer_slowly(from.0.0, copy, move |copied| reply_written(reply, from.0, copied));
+        let kernel = clear_set_id.then(|| self.kernel.clone());
+        self.server.answer_slowly(from.0.0, copy, move |copied| {
+            kernel.inspect(|kernel| kernel.forget_attributes(to.0));
+            reply_written(reply, from.0, copied);
+        });
     }
 }
 
-fn writes(flags: i32) -> bool {
-    flags & libc::O_ACCMODE != libc::O_RDONLY
+/// What open(2) asks for by `flags`.
+fn open_manner(flags: i32, clear_set_id: bool) -> OpenManner {
+    let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
+    OpenManner { write, truncate: flags & libc::O_TRUNC != 0, clear_set_id }
 }
 
 /// Gives the file just opened a handle, or closes it again.
@@ -219,13 +260,13 @@ fn create_or_open(
     flags: i32,
     asker: Asker,
 ) -> Result<(Attr, u32), FsError> {
-    let write = writes(flags);
-    match tree.create(parent, name, new, write, asker.user()) {
+    let manner = open_manner(flags, new.caller.uid != 0);
+    match tree.create(parent, name, new, manner.write, asker.user()) {
         Err(FsError::Os(rustix::io::Errno::EXIST)) if flags & libc::O_EXCL == 0 => {}
         other => return other,
     }
     let (attr, generation) = tree.look_up(parent, name)?;
-    let opened = tree.open_file(attr.node_id, write, flags & libc::O_TRUNC != 0, asker);
+    let opened = tree.open_file(attr.node_id, manner, asker);
     let attr = opened.and_then(|()| tree.attr(attr.node_id)).inspect_err(|_| {
         tree.forget(attr.node_id, 1);
     })?;

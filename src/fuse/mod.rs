@@ -9,6 +9,7 @@ mod errno;
 mod files;
 mod handles;
 mod ioctl;
+mod kernel_cache;
 mod mount;
 mod reply;
 mod seeker;

@@ -5,13 +5,14 @@
 //! on one: a thread of its own does it.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 
-use fuser::{Errno, INodeNo, Notifier, ReplyLseek};
+use fuser::{Errno, INodeNo, ReplyLseek};
 
 use super::errno::report;
+use super::kernel_cache::KernelCache;
 use super::server::Server;
 use crate::tree::Seek;
 
@@ -48,14 +49,13 @@ impl Drop for Seeker {
 }
 
 impl Seeker {
-    /// Starts the thread, which ends with the seeker. The notifier is to be set once there is one.
-    pub fn start(server: Arc<Server>) -> io::Result<(Self, Arc<OnceLock<Notifier>>)> {
+    /// Starts the thread, which ends with the seeker.
+    pub fn start(server: Arc<Server>, kernel: KernelCache) -> io::Result<Self> {
         let (queue, waiting) = sync_channel(QUEUE_LEN);
-        let notifier = Arc::new(OnceLock::new());
-        let (for_thread, its_server) = (notifier.clone(), server.clone());
-        let serve = move || serve(&its_server, &for_thread, &waiting);
+        let its_server = server.clone();
+        let serve = move || serve(&its_server, &kernel, &waiting);
         let thread = Some(thread::Builder::new().name("seeker".into()).spawn(serve)?);
-        Ok((Self { server, queue: Some(queue), thread }, notifier))
+        Ok(Self { server, queue: Some(queue), thread })
     }
 
     /// Answers `request`, at once where the kernel can hold no data of the file.
@@ -72,11 +72,9 @@ impl Seeker {
     }
 }
 
-fn serve(server: &Server, notifier: &OnceLock<Notifier>, waiting: &Receiver<SeekRequest>) {
+fn serve(server: &Server, kernel: &KernelCache, waiting: &Receiver<SeekRequest>) {
     while let Ok(request) = waiting.recv() {
-        if let Some(notifier) = notifier.get()
-            && let Err(e) = notifier.inval_inode(INodeNo(request.id), 0, 0)
-        {
+        if let Err(e) = kernel.write_back(INodeNo(request.id)) {
             log::warn!("inode {}: the kernel could not write back before a seek: {e}", request.id);
         }
         answer(server, request);

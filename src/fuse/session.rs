@@ -9,6 +9,7 @@ use std::time::Duration;
 use fuser::{Config, INodeNo, InitFlags, KernelConfig, Notifier, SessionACL};
 
 use super::adapter::Adapter;
+use super::kernel_cache::KernelCache;
 use super::mount;
 use super::seeker::Seeker;
 use super::server::Server;
@@ -94,8 +95,9 @@ impl Session {
         config.clone_fd = true;
         let server = Arc::new(Server::start(tree.clone())?);
         let requests = server.requests();
-        let (seeker, seeker_notifier) = Seeker::start(server.clone())?;
-        let adapter = Adapter::new(server, seeker, options);
+        let kernel = KernelCache::default();
+        let seeker = Seeker::start(server.clone(), kernel.clone())?;
+        let adapter = Adapter::new(server, seeker, kernel.clone(), options);
         // The kernel keeps other users out unless `allow_other`; a second check here would refuse the kernel's own
         // write-back, which comes as root.
         let inner = match fuser::Session::from_fd(adapter, device, SessionACL::All, config) {
@@ -105,7 +107,7 @@ impl Session {
                 return Err(e);
             }
         };
-        let _ = seeker_notifier.set(inner.notifier());
+        kernel.connect(inner.notifier());
         Ok(Self { inner, tree, mountpoint, requests })
     }
 

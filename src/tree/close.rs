@@ -191,9 +191,11 @@ mod tests {
     use crate::tree::file::fault::{self, Fault};
     use crate::tree::kept::KEPT_MAX;
     use crate::tree::{
-        Asker, Caller, Durability, FileContext, FreshKey, Integrity, KeySource, LastEnd, NewObject, ROOT_ID,
-        Stage, TagLog, TreeOptions, WriteManner,
+        Asker, Caller, Durability, FileContext, FreshKey, Integrity, KeySource, LastEnd, NewObject,
+        OpenManner, ROOT_ID, Stage, TagLog, TreeOptions, WriteManner,
     };
+
+    const WRITING: OpenManner = OpenManner { write: true, truncate: false, clear_set_id: false };
 
     /// One key for all files: no test here asks whether it is the right one.
     struct OneKey(DataKey);
@@ -306,13 +308,13 @@ mod tests {
         let tree = bench.tree();
         let id = written(&tree, b"file", &[5; 10_000]);
         let first = AtomicU32::new(tree.sync_failures(id));
-        tree.open_file(id, true, false, Asker::Mount).unwrap();
+        tree.open_file(id, WRITING, Asker::Mount).unwrap();
         let second = AtomicU32::new(tree.sync_failures(id));
         fault::after(Some((0, Fault::NoSync)));
         let told = |seen: &AtomicU32| tree.sync_descriptor(id, true, seen).err().map(|e| e.to_string());
         assert!(told(&first).is_some());
         assert_eq!(told(&first), None, "told twice");
-        tree.open_file(id, false, false, Asker::Mount).unwrap();
+        tree.open_file(id, OpenManner::default(), Asker::Mount).unwrap();
         let later = AtomicU32::new(tree.sync_failures(id));
         assert_eq!(told(&later), None, "it failed before this one was opened");
         assert!(told(&second).is_some(), "swallowed");
@@ -351,7 +353,7 @@ mod tests {
         // As `Tree::forget` does it, with another thread's look-up and open in between.
         let old = tree.nodes.forget(id, 1).unwrap();
         tree.look_up(ROOT_ID, b"file").unwrap();
-        tree.open_file(id, true, false, Asker::Mount).unwrap();
+        tree.open_file(id, WRITING, Asker::Mount).unwrap();
         tree.let_go(&old);
         assert_eq!((tree.kept.len(), tree.nodes_open().len()), (0, 1));
         tree.write(id, 0, b"y", WriteManner::default(), Asker::Mount).unwrap();
@@ -372,7 +374,7 @@ mod tests {
             })
             .collect();
         assert_eq!((tree.kept.len(), tree.open_file_count()), (KEPT_MAX, 0));
-        tree.open_file(ids[KEPT_MAX], false, false, Asker::Mount).unwrap();
+        tree.open_file(ids[KEPT_MAX], OpenManner::default(), Asker::Mount).unwrap();
         assert_eq!((tree.kept.len(), tree.open_file_count()), (KEPT_MAX - 1, 1));
         tree.release_file(ids[KEPT_MAX], false);
         tree.unlink(ROOT_ID, &name(KEPT_MAX)).unwrap();
@@ -380,7 +382,7 @@ mod tests {
         tree.close_idle_files();
         assert_eq!((tree.kept.len(), tree.nodes_open().len()), (0, 0));
         for id in &ids[..KEPT_MAX] {
-            tree.open_file(*id, true, false, Asker::Mount).unwrap();
+            tree.open_file(*id, WRITING, Asker::Mount).unwrap();
             tree.release_file(*id, true);
         }
         assert_eq!(tree.kept.len(), KEPT_MAX);

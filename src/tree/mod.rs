@@ -41,7 +41,7 @@ pub use list::{DirStream, Listed, ListedDir};
 pub use moment::Moment;
 pub use namespace::{DEFAULT_OPEN_DIRS, Tree, TreeOptions};
 pub use node::ROOT_ID;
-pub use open::WriteManner;
+pub use open::{OpenManner, WriteManner};
 pub use rename::RenameMode;
 pub use wait::KEY_WAITS;
 pub use xattr::XattrMode;

@@ -35,9 +35,21 @@ pub struct WriteManner {
     pub clear_set_id: bool,
 }
 
+/// What a file is opened for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OpenManner {
+    /// The handle may write.
+    pub write: bool,
+    /// The file is emptied.
+    pub truncate: bool,
+    /// Who empties it may not keep set-user-id and set-group-id.
+    pub clear_set_id: bool,
+}
+
 impl Tree {
     /// Opens a regular file for one more handle. The key must be to be had: what may not be decrypted does not open.
-    pub fn open_file(&self, id: u64, write: bool, truncate: bool, asker: Asker) -> Result<(), FsError> {
+    pub fn open_file(&self, id: u64, manner: OpenManner, asker: Asker) -> Result<(), FsError> {
+        let OpenManner { write, truncate, clear_set_id } = manner;
         if write || truncate {
             self.check_writable()?;
         }
@@ -55,7 +67,11 @@ impl Tree {
             if write { file.io.ensure_keys_for_write(asker) } else { file.io.ensure_keys() }
         };
         let opened = if truncate {
-            self.with_changed_file(&node, asker, |file| ready(file).and_then(|()| file.io.truncate(0)))
+            self.with_changed_file(&node, asker, |file| {
+                ready(file)?;
+                file.io.truncate(0)?;
+                file.clear_set_id(clear_set_id)
+            })
         } else {
             self.with_file(&node, write, asker, ready)
         };
@@ -242,7 +258,7 @@ impl Tree {
                 *file.kernel_modified.lock() = None;
             }
             file.io.write(offset, data)?;
-            if manner.clear_set_id { clear_set_id_bits(file.io.lower_fd()) } else { Ok(()) }
+            file.clear_set_id(manner.clear_set_id)
         })
     }
 
@@ -256,18 +272,21 @@ impl Tree {
         self.with_changed_file(&node, asker, |file| file.io.truncate(size))
     }
 
-    /// Preallocates, punches or zeroes a range.
+    /// Preallocates, punches or zeroes a range of `len` bytes from `offset` on. `clear_set_id` as in [`WriteManner`].
     pub fn allocate(
         &self,
         id: u64,
         what: Allocate,
-        offset: u64,
-        len: u64,
+        (offset, len): (u64, u64),
         asker: Asker,
+        clear_set_id: bool,
     ) -> Result<(), FsError> {
         self.check_writable()?;
         let node = self.node(id)?;
-        self.with_changed_file(&node, asker, |file| file.io.allocate(what, offset, len))
+        self.with_changed_file(&node, asker, |file| {
+            file.io.allocate(what, offset, len)?;
+            file.clear_set_id(clear_set_id)
+        })
     }
 
     /// Whether a handle may write to the file, so that the kernel may hold data of it that is not here yet.
@@ -281,18 +300,18 @@ impl Tree {
         self.with_file(&node, false, Asker::Mount, |file| file.io.seek(offset, what))
     }
 
-    /// Copies a range from one file to another and gives the number of bytes copied.
+    /// Copies a range from one file to another, each with its offset there, and gives the number of bytes copied.
+    /// `clear_set_id` as in [`WriteManner`].
     pub fn copy_range(
         &self,
-        from: u64,
-        at: u64,
-        to: u64,
-        to_at: u64,
+        (from, at): (u64, u64),
+        (to, to_at): (u64, u64),
         len: u64,
         asker: Asker,
+        clear_set_id: bool,
     ) -> Result<u64, FsError> {
         self.check_writable()?;
-        let manner = WriteManner { from_cache: false, clear_set_id: true };
+        let manner = WriteManner { from_cache: false, clear_set_id };
         let mut copied = 0;
         let mut chunk = Vec::new();
         while copied < len {
@@ -386,6 +405,12 @@ impl Tree {
                 open.io.drop_keys();
             }
         }
+    }
+}
+
+impl OpenFile {
+    fn clear_set_id(&self, clear: bool) -> Result<(), FsError> {
+        if clear { clear_set_id_bits(self.io.lower_fd()) } else { Ok(()) }
     }
 }
 

@@ -26,10 +26,15 @@ impl FileIo {
         let keys = body.keys()?;
         let start = out.len();
         out.resize(start + (end - offset) as usize, 0);
-        self.read_range(body, &keys, offset, &mut out[start..]).inspect_err(|_| out.truncate(start))
+        let read = self.read_range(body, &keys, offset, &mut out[start..]);
+        if !read.inspect_err(|_| out.truncate(start))? {
+            self.lower.note_access();
+        }
+        Ok(())
     }
 
-    fn read_range(&self, body: &Body, keys: &FileKeys, offset: u64, out: &mut [u8]) -> Result<(), FsError> {
+    /// Whether the lower file was read for it; else all was at hand.
+    fn read_range(&self, body: &Body, keys: &FileKeys, offset: u64, out: &mut [u8]) -> Result<bool, FsError> {
         let end = offset + out.len() as u64;
         let (first, last) = (offset / BLOCK, (end - 1) / BLOCK);
         let entries = self.entries(body, keys, first, last)?;
@@ -39,10 +44,10 @@ impl FileIo {
                 let start = (block * BLOCK).max(offset);
                 let stop = ((block + 1) * BLOCK).min(end);
                 let place = &mut out[(start - offset) as usize..(stop - offset) as usize];
-                let source = stored(body, block, base, buffer);
+                let source = stored(body, block, base.unwrap_or(0), buffer);
                 open_part(body, keys, block, entry, source, (start - block * BLOCK) as usize, place)?;
             }
-            Ok(())
+            Ok(base.is_some())
         })
     }
 
@@ -76,20 +81,21 @@ impl FileIo {
         Ok(entries)
     }
 
-    /// Reads the ciphertext of all present blocks in one call; gives the lower offset where `buffer` begins.
+    /// Reads the ciphertext of all present blocks in one call; gives the lower offset where `buffer` begins, `None` where
+    /// there was none to read.
     fn fetch(
         &self,
         body: &Body,
         first: u64,
         entries: &[Entry],
         buffer: &mut Vec<u8>,
-    ) -> Result<u64, FsError> {
+    ) -> Result<Option<u64>, FsError> {
         let inline = body.inline_block();
         let stored = |(block, entry): &(u64, &Entry)| {
             **entry != HOLE && Some(*block) != inline && body.waiting(*block).is_none()
         };
         let mut present = (first..).zip(entries).filter(stored).map(|(block, _)| block);
-        let Some(from) = present.next() else { return Ok(0) };
+        let Some(from) = present.next() else { return Ok(None) };
         let to = present.last().unwrap_or(from);
         let base = layout::block_offset(from);
         let stop = layout::block_offset(to) + layout::block_len(to, body.size) as u64;
@@ -99,7 +105,7 @@ impl FileIo {
         }
         let got = self.lower.read_at(&mut buffer[..len], base)?;
         buffer[got..len].fill(0);
-        Ok(base)
+        Ok(Some(base))
     }
 
     /// The plaintext of one block as the file has it now, zero-padded to `out`.
@@ -115,7 +121,7 @@ impl FileIo {
         if len == 0 {
             return Ok(());
         }
-        self.read_range(body, keys, block * BLOCK, &mut out[..len])
+        self.read_range(body, keys, block * BLOCK, &mut out[..len]).map(drop)
     }
 }
 
