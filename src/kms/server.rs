@@ -6,7 +6,7 @@
 use std::convert::Infallible;
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -352,7 +352,7 @@ impl Gate<'_> {
             match listener.accept().await {
                 Ok((stream, peer)) => {
                     let _ = stream.set_nodelay(true);
-                    self.admit_tcp(stream, Origin::Tcp { address: peer.ip(), is_tls: self.is_tls });
+                    self.admit_tcp(stream, Origin::Tcp { address: peer_address(peer), is_tls: self.is_tls });
                 }
                 Err(error) => accept_failed(&error).await,
             }
@@ -382,6 +382,11 @@ impl Gate<'_> {
     }
 }
 
+/// The address of a peer as policies mean it: a socket for both families shows those of IPv4 as some of IPv6.
+fn peer_address(peer: SocketAddr) -> IpAddr {
+    peer.ip().to_canonical()
+}
+
 async fn accept_failed(error: &io::Error) {
     static LIMIT: RateLimit = RateLimit::new();
     if let Some(held_back) = LIMIT.admit() {
@@ -392,6 +397,13 @@ async fn accept_failed(error: &io::Error) {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn an_address_of_ipv4_is_one_on_a_socket_for_both_families() {
+        let seen = |text: &str| super::peer_address(text.parse().unwrap()).to_string();
+        assert_eq!(seen("[::ffff:10.1.2.3]:80"), "10.1.2.3");
+        assert_eq!((seen("10.1.2.3:80"), seen("[::1]:80")), ("10.1.2.3".into(), "::1".into()));
+    }
+
     use super::super::http::{Answer, Call, Service};
     use super::super::places::RESERVED_FOR_ROOT;
     use super::super::sigv4::{AccessKeySecret, SignatureError};
