@@ -212,6 +212,9 @@ struct Lane {
     stream: Stream,
     got: Vec<u8>,
     sent: Instant,
+    /// When its last call should have begun. A lane keeps its step, so that lanes that once waited for the same thing do
+    /// not go on calling all at once.
+    slot: Instant,
     /// When the next call may begin; nothing while one is in flight.
     due: Option<Instant>,
 }
@@ -223,14 +226,15 @@ impl<'a> Driver<'a> {
         let mut lanes = Vec::with_capacity(count);
         for number in 0..count {
             let stream = dial(&plan.target, &poll, number)?;
-            lanes.push(Lane { stream, got: Vec::with_capacity(8192), sent: now, due: Some(now) });
+            lanes.push(Lane { stream, got: Vec::with_capacity(8192), sent: now, slot: now, due: Some(now) });
         }
         let interval = plan.rate.map_or(Duration::ZERO, |rate| {
             Duration::from_secs(1).mul_f64(float(plan.connections) / f64::from(rate.max(1)))
         });
         // Calls at a rate are spread over the interval.
         for (number, lane) in lanes.iter_mut().enumerate() {
-            lane.due = Some(now + interval.mul_f64(float(number) / float(count)));
+            lane.slot = now + interval.mul_f64(float(number) / float(count));
+            lane.due = Some(lane.slot);
         }
         let mut request = Vec::new();
         plan.target.write_request(operation.target(), body.as_bytes(), &mut request)?;
@@ -306,9 +310,20 @@ impl<'a> Driver<'a> {
             let nanos = now.duration_since(lane.sent).as_nanos();
             tally.latencies.push(u32::try_from(nanos).unwrap_or(u32::MAX));
         }
-        lane.due = Some((lane.sent + self.interval).max(now.checked_sub(self.interval).unwrap_or(now)));
+        lane.slot = next_slot(lane.slot, self.interval, now);
+        lane.due = Some(lane.slot);
         Ok(())
     }
+}
+
+/// The step after `slot`, or the first one that is not yet over.
+fn next_slot(slot: Instant, interval: Duration, now: Instant) -> Instant {
+    if interval.is_zero() {
+        return now;
+    }
+    let late = now.saturating_duration_since(slot + interval);
+    let missed = u32::try_from(late.as_nanos() / interval.as_nanos()).unwrap_or(u32::MAX);
+    slot + interval * missed.saturating_add(1)
 }
 
 /// A connection that `poll` tells of by its number.
@@ -359,6 +374,25 @@ fn print(plan: &BenchPlan, tally: &Tally) {
     } else {
         println!(
             "{operation}, {connections} connections: {rate} calls/s, p50 {p50:.0} us, p99 {p99:.0} us, p99.9 {p999:.0} us"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lane_keeps_its_step_when_it_was_late() {
+        let (start, step) = (Instant::now(), Duration::from_millis(10));
+        let next = |after: u64| next_slot(start, step, start + Duration::from_millis(after)) - start;
+        assert_eq!(next(3), step, "the call was answered in time");
+        assert_eq!(next(19), step, "what is due begins at once");
+        assert_eq!(next(35), step * 3, "what was missed is not made up for");
+        assert_eq!(
+            next_slot(start, Duration::ZERO, start + step),
+            start + step,
+            "without a rate there are no steps"
         );
     }
 }
