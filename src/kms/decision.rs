@@ -8,7 +8,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::api::{ErrorCode, KmsError};
+use crate::api::{ErrorCode, KmsError, MultiRegionKeyType};
 
 use super::authorise::{Asker, Demand, Resource};
 use super::caller::{Caller, Source, root_arn};
@@ -346,6 +346,7 @@ pub fn facts<'a>(asker: &Asker<'a>, demand: &'a Demand<'a>, key: Option<&'a Key>
             spec: key.record.spec.as_str(),
             usage: key.record.usage.as_str(),
             origin: key.record.origin.as_str(),
+            multi_region_type: key.record.multi_region_type().map(MultiRegionKeyType::as_str),
             tags: &key.record.tags,
             aliases: asker.records,
         }),

@@ -6,8 +6,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::api::{
-    ExpirationModel, KeyId, KeyListEntry, KeyManager, KeyMetadata, KeySpec, KeyState, KeyUsage, Origin,
-    RotationType, Tag, Timestamp, hex, unhex,
+    ExpirationModel, KeyId, KeyListEntry, KeyManager, KeyMetadata, KeySpec, KeyState, KeyUsage,
+    MultiRegionKeyType, Origin, RotationType, Tag, Timestamp, hex, unhex,
 };
 
 use super::blob::BlobHeader;
@@ -101,6 +101,12 @@ impl KeyRecord {
     /// Whether it is the primary key of a multi-Region key.
     pub fn is_primary(&self) -> bool {
         self.primary_region.as_ref() == Some(&self.region)
+    }
+
+    /// Which kind of multi-Region key it is, if it is one.
+    pub fn multi_region_type(&self) -> Option<MultiRegionKeyType> {
+        let type_ = if self.is_primary() { MultiRegionKeyType::Primary } else { MultiRegionKeyType::Replica };
+        self.primary_region.as_ref().map(|_| type_)
     }
 
     /// Whether it is a replica of a multi-Region key.

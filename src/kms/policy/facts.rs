@@ -88,6 +88,8 @@ pub struct KeyFacts<'a> {
     pub usage: &'a str,
     /// `Origin`.
     pub origin: &'a str,
+    /// Of a multi-Region key: `PRIMARY` or `REPLICA`.
+    pub multi_region_type: Option<&'a str>,
     /// Tags.
     pub tags: &'a [Tag],
     /// Where its aliases are found, if a condition asks.
@@ -107,7 +109,6 @@ const OF_REQUESTS: &[&str] = &[
     "kms:keyagreementalgorithm",
     "kms:macalgorithm",
     "kms:messagetype",
-    "kms:multiregionkeytype",
     "kms:primaryregion",
     "kms:reencryptonsamekey",
     "kms:replicaregion",
@@ -178,6 +179,7 @@ pub(super) enum Name {
     KeyUsage,
     KeyOrigin,
     MultiRegion,
+    MultiRegionType,
     ResourceTag(String),
     RequestTag(String),
     TagKeys,
@@ -220,6 +222,7 @@ impl Name {
             "kms:keyusage" | "kms:customermasterkeyusage" => Self::KeyUsage,
             "kms:keyorigin" => Self::KeyOrigin,
             "kms:multiregion" => Self::MultiRegion,
+            "kms:multiregionkeytype" => Self::MultiRegionType,
             "aws:tagkeys" => Self::TagKeys,
             other => return Self::of_prefix(other),
         })
@@ -316,6 +319,10 @@ impl Name {
             Self::MultiRegion => match facts.key {
                 Some(key) => flag(key.id.multi_region),
                 None => asked("kms:multiregion"),
+            },
+            Self::MultiRegionType => match facts.key {
+                Some(key) => Values::of(key.multi_region_type),
+                None => asked("kms:multiregionkeytype"),
             },
             Self::ResourceTag(key) => tagged(facts.key.map_or(&[], |facts| facts.tags), key),
             Self::RequestTag(key) => tagged(facts.request_tags, key),
