@@ -124,6 +124,9 @@ fn arguments(plan: &ServePlan) -> Vec<OsString> {
         option("--audit-sync", "each".into());
     }
     add_bounds(plan, &mut option);
+    if plan.takes_unknown_principals {
+        out.push("--unknown-principals".into());
+    }
     if log::max_level() >= log::LevelFilter::Info {
         out.push("-v".into());
     }

@@ -105,6 +105,9 @@ struct ServeArguments {
     /// How long a new replica is Creating and a moved primary key Updating, in milliseconds; AWS takes seconds
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=600_000))]
     settle: u32,
+    /// Let key policies and grants name users and roles that do not exist; they count once they do
+    #[arg(long)]
+    unknown_principals: bool,
     /// Listen on TCP as well, e.g. 127.0.0.1:4599; calls there must be signed (Signature Version 4)
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<SocketAddr>,
@@ -308,6 +311,7 @@ fn serve(arguments: ServeArguments) -> Result<(), Failure> {
         socket_mode: arguments.socket_mode,
         regions: arguments.regions,
         settle_millis: arguments.settle,
+        takes_unknown_principals: arguments.unknown_principals,
         listen: arguments.listen,
         tls: tls_files(arguments.tls_cert.as_deref(), arguments.tls_key.as_deref())?,
         seed: arguments.seed.as_deref().map(absolute).transpose()?,

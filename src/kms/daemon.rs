@@ -77,6 +77,8 @@ pub struct ServePlan {
     pub regions: Vec<String>,
     /// How long a new replica is `Creating` and a moved primary key `Updating`.
     pub settle_millis: u32,
+    /// Whether key policies and grants may name users and roles that are not there.
+    pub takes_unknown_principals: bool,
     /// TCP address.
     pub listen: Option<SocketAddr>,
     /// Certificate and key, for TLS on TCP.
@@ -126,7 +128,8 @@ fn new_settings(plan: &InitPlan) -> Settings {
         plan.regions.iter().partition(|region| *region != ANY_REGION);
     let region = own.first().map_or_else(|| DEFAULT_REGION.to_owned(), ToString::to_string);
     let further_regions = own.into_iter().skip(1).chain(further).cloned().collect();
-    Settings { account: plan.account.clone(), region, further_regions, settle_millis: 0 }
+    let account = plan.account.clone();
+    Settings { account, region, further_regions, settle_millis: 0, takes_unknown_principals: false }
 }
 
 /// Removes what an interrupted init left; without a root file nobody can ever read it.
@@ -170,6 +173,7 @@ fn open(plan: &ServePlan, root: RootKey) -> Result<Arc<Keeper>, Failure> {
     let mut settings = Settings::load(&*store).map_err(Failure::Store)?;
     settings.further_regions.extend(plan.regions.iter().cloned());
     settings.settle_millis = plan.settle_millis.into();
+    settings.takes_unknown_principals = plan.takes_unknown_principals;
     let audit =
         AuditLog::open(&state.audit_dir(), root.audit_key(), plan.audit_sync).map_err(Failure::Audit)?;
     let root = Root::open(root, &*store).map_err(root_failure)?;

@@ -10,7 +10,7 @@ use crate::crypto::{MaterialBytes, random_array};
 use super::caller::root_arn;
 use super::home::Home;
 use super::model::{AliasRecord, Key, Rotation};
-use super::ops::{DEFAULT_PERIOD_DAYS, NewKey, compile_key_policy};
+use super::ops::{DEFAULT_PERIOD_DAYS, NewKey, parse_key_policy};
 use super::pipeline::Call;
 
 /// The alias of the managed key.
@@ -76,7 +76,7 @@ impl Call<'_> {
             return Ok(Some(key));
         }
         let text = managed_policy(self.home());
-        let policy = compile_key_policy(&text)?;
+        let policy = parse_key_policy(&text)?;
         let new = NewKey {
             id: KeyId::from_random(random_array(), false),
             manager: KeyManager::Aws,

@@ -35,6 +35,8 @@ use super::caller::root_arn;
 use super::iam::Signer;
 use super::toml_file::{self, TomlError};
 
+/// Begins the resource of the principal that a Unix user is without a rule; its number follows.
+pub(super) const UNIX_USER: &str = "user/unix/uid-";
 /// Most user ids remembered; when full the memory starts anew.
 const MAX_REMEMBERED: usize = 4096;
 
@@ -154,7 +156,7 @@ impl PeerMap {
             Some(target) if target.starts_with("arn:") => Some(self.named(target, uid)),
             Some(target) => Some(self.named(&format!("arn:aws:iam::{}:{target}", self.account), uid)),
             None if uid == 0 || uid == self.own_uid => Some(self.root()),
-            None => Some(self.named(&format!("arn:aws:iam::{}:user/unix/uid-{uid}", self.account), uid)),
+            None => Some(self.named(&format!("arn:aws:iam::{}:{UNIX_USER}{uid}", self.account), uid)),
         }
     }
 

@@ -3,6 +3,7 @@
 //! Called by the server for each request, from any thread. Nothing begins before the audit log
 //! keeps a place for the record, nothing leaves before it is written.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -56,6 +57,8 @@ pub struct Settings {
     pub further_regions: Vec<String>,
     /// How long a new replica is `Creating` and a moved primary key `Updating`, in milliseconds.
     pub settle_millis: i64,
+    /// Whether key policies and grants may name users and roles that are not there.
+    pub takes_unknown_principals: bool,
 }
 
 /// What the daemon's core is made of.
@@ -132,8 +135,8 @@ pub(super) struct Notes {
     keys: Vec<Arc<Key>>,
     /// The version that was used, in hex.
     pub(super) material_id: Option<String>,
-    /// Why a ciphertext did not open: for the operator, never for the caller.
-    pub(super) reason: Option<&'static str>,
+    /// What a refusal does not say: for the operator, never for the caller.
+    pub(super) reason: Option<Cow<'static, str>>,
     /// What allowed the rights the call needed.
     decided: Vec<Basis>,
     /// What refused one of them.
@@ -160,7 +163,7 @@ impl Notes {
         if let Some(id) = &self.material_id {
             members.add("key_material_id", id);
         }
-        if let Some(reason) = self.reason {
+        if let Some(reason) = self.reason.as_deref() {
             members.add("reason", reason);
         }
         if !basis.is_empty() {

@@ -7,7 +7,7 @@ use crate::crypto::{MaterialBytes, random_array};
 
 use super::home::Home;
 use super::model::AliasRecord;
-use super::ops::{NewKey, check_tags, compile_key_policy, default_policy};
+use super::ops::{NewKey, check_tags, default_policy, parse_key_policy};
 use super::pipeline::Kms;
 
 /// A key as a seed file describes it.
@@ -67,7 +67,7 @@ impl Kms {
         check_tags(&seed.tags, &[])?;
         seed.aliases.iter().try_for_each(|name| check_alias(name))?;
         let text = seed.policy.unwrap_or_else(|| default_policy(home.account));
-        let policy = compile_key_policy(&text)?;
+        let policy = parse_key_policy(&text)?;
         let id = seed.id.unwrap_or_else(|| KeyId::from_random(random_array(), false));
         let now = self.clock.now();
         let new = NewKey {

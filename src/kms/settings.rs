@@ -50,7 +50,13 @@ impl Settings {
         };
         let further = known(FURTHER_REGIONS).unwrap_or_default();
         let further_regions = further.lines().map(str::to_owned).collect();
-        Ok(Self { account: text(ACCOUNT)?, region: text(REGION)?, further_regions, settle_millis: 0 })
+        Ok(Self {
+            account: text(ACCOUNT)?,
+            region: text(REGION)?,
+            further_regions,
+            settle_millis: 0,
+            takes_unknown_principals: false,
+        })
     }
 }
 
@@ -65,6 +71,7 @@ mod tests {
             region: "local".into(),
             further_regions: further.iter().map(ToString::to_string).collect(),
             settle_millis: 0,
+            takes_unknown_principals: false,
         }
     }
 

@@ -112,6 +112,8 @@ CASES = [
      {"policy": [allow("kms:Encrypt", ALICE), deny("kms:Encrypt", NotPrincipal={"AWS": [ALICE, arn("user", "admin"), A]})]}),
     ("NotPrincipal denies all others", DENIED_RESOURCE,
      {"policy": [allow("kms:Encrypt", ALICE), deny("kms:Encrypt", NotPrincipal={"AWS": [BOB, arn("user", "admin")]})]}),
+    ("the account beside whom NotPrincipal spares does not spare the rest of it", DENIED_RESOURCE,
+     {"policy": [allow("kms:Encrypt", ALICE), deny("kms:Encrypt", NotPrincipal={"AWS": [BOB, arn("user", "admin"), A]})]}),
     ("a statement without a resource is ineffective", NO_RESOURCE,
      {"policy": [{"Effect": "Allow", "Principal": {"AWS": ALICE}, "Action": "kms:Encrypt"}]}),
     ("the own deny beats the key policy's allow", DENIED_IDENTITY,

@@ -37,31 +37,37 @@ pub fn service() -> Service {
     over(Arc::new(MemoryStore::new()), RootKey::random())
 }
 
+/// A service whose key policies and grants name only users and roles that are there, as `kmsd` runs it.
+pub fn strict() -> Service {
+    assemble(Arc::new(MemoryStore::new()), RootKey::random(), |settings| {
+        settings.takes_unknown_principals = false;
+    })
+}
+
 /// A service where new replicas and moved primary keys take `millis` to settle.
 pub fn settling(millis: i64) -> Service {
-    build(Arc::new(MemoryStore::new()), RootKey::random(), millis)
+    assemble(Arc::new(MemoryStore::new()), RootKey::random(), |settings| settings.settle_millis = millis)
 }
 
 pub fn over(store: Arc<dyn Store>, root: RootKey) -> Service {
-    build(store, root, 0)
+    assemble(store, root, |_| {})
 }
 
-fn build(store: Arc<dyn Store>, root: RootKey, settle_millis: i64) -> Service {
+fn assemble(store: Arc<dyn Store>, root: RootKey, change: impl FnOnce(&mut Settings)) -> Service {
     let clock = Arc::new(SettableClock::new(START));
     let audit = Arc::new(MemoryAudit::new());
     let root = Root::open(root, &*store).unwrap();
-    let parts = Parts {
-        settings: Settings {
-            account: ACCOUNT.into(),
-            region: REGION.into(),
-            further_regions: vec!["*".into()],
-            settle_millis,
-        },
-        store: Arc::clone(&store),
-        root,
-        audit: audit.clone(),
-        clock: clock.clone(),
+    let mut settings = Settings {
+        account: ACCOUNT.into(),
+        region: REGION.into(),
+        further_regions: vec!["*".into()],
+        settle_millis: 0,
+        // Most callers of these tests are users whom nobody made.
+        takes_unknown_principals: true,
     };
+    change(&mut settings);
+    let parts =
+        Parts { settings, store: Arc::clone(&store), root, audit: audit.clone(), clock: clock.clone() };
     Service { kms: Kms::open(parts).unwrap(), clock, audit, store }
 }
 
@@ -175,6 +181,13 @@ impl Service {
         self.ok("iam.PutUserPolicy", policy);
         user(name)
     }
+}
+
+/// A key policy that leaves everything to the account, with `statement` beside.
+pub fn root_policy_and(statement: &Value) -> String {
+    let own = serde_json::json!(
+        {"Effect": "Allow", "Principal": {"AWS": root_arn(ACCOUNT)}, "Action": "kms:*", "Resource": "*"});
+    serde_json::json!({"Version": "2012-10-17", "Statement": [own, statement]}).to_string()
 }
 
 pub fn arn(id: &str) -> String {

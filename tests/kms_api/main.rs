@@ -17,6 +17,7 @@ mod macs;
 mod managed;
 mod marks;
 mod precedence;
+mod principals;
 mod record;
 mod regions;
 mod replicas;

@@ -99,6 +99,7 @@ fn over_bad_log() -> (Kms, Arc<BadLog>, Arc<MemoryStore>) {
             region: "local".into(),
             further_regions: Vec::new(),
             settle_millis: 0,
+            takes_unknown_principals: false,
         },
         root: Root::open(RootKey::random(), &*store).unwrap(),
         store: store.clone(),

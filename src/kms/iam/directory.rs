@@ -126,6 +126,11 @@ impl Account {
         self.policies.get(name).filter(|policy| policy.record.arn() == arn)
     }
 
+    /// Whether it has users or roles.
+    pub fn has_principals(&self) -> bool {
+        [Kind::User, Kind::Role].iter().any(|kind| !self.all(*kind).is_empty())
+    }
+
     /// Gathers the policies of a user or role.
     fn link(&self, entity: &Entity) -> Arc<Identity> {
         let record = &entity.record;
@@ -242,6 +247,13 @@ impl Directory {
             _ => return None,
         };
         (entity.identity.arn == principal_arn).then(|| Arc::clone(&entity.identity))
+    }
+
+    /// Whether a user or role has that unique id.
+    pub fn has_id(&self, id: &str) -> bool {
+        let kinds = || [Kind::User, Kind::Role].into_iter();
+        let mut entities = self.accounts.values().flat_map(|account| kinds().map(|kind| account.all(kind)));
+        entities.any(|entities| entities.values().any(|entity| entity.identity.id == id))
     }
 
     /// An access key.

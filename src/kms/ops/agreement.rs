@@ -87,7 +87,7 @@ impl Perform for DecapsulateRequest {
         let Material::MlKem(pair) = &*material else { return Err(internal()) };
         let secret = pair.decapsulate(&self.shared_secret_ciphertext_blob.0);
         let secret = secret.map_err(|_| {
-            notes.reason = Some("the ciphertext is not as long as those of the key");
+            notes.reason = Some("the ciphertext is not as long as those of the key".into());
             invalid_ciphertext()
         })?;
         if self.dry_run == Some(true) {

@@ -21,6 +21,7 @@ use super::super::grants::GrantRecord;
 use super::super::lifecycle::{self, Need};
 use super::super::model::Key;
 use super::super::pipeline::{Answer, Call, Kms, Notes};
+use super::super::policy::NamedPrincipal;
 use super::keys::refuse_managed;
 use super::page::{Size, page};
 use super::{Perform, dry_run, invalid, limit_exceeded, turn};
@@ -155,7 +156,7 @@ impl Perform for CreateGrantRequest {
 impl CreateGrantRequest {
     fn into_record(self, call: &Call<'_>, key: &Key) -> Result<GrantRecord, KmsError> {
         let (grantee, grantee_is_service) = match (self.grantee_principal, self.grantee_service_principal) {
-            (Some(principal), None) => (checked_principal(principal)?, false),
+            (Some(principal), None) => (present_principal(call, principal)?, false),
             (None, Some(service)) => (service, true),
             (Some(_), Some(_)) => {
                 return Err(invalid("GranteePrincipal and GranteeServicePrincipal exclude each other."));
@@ -168,7 +169,9 @@ impl CreateGrantRequest {
                 return Err(invalid("RetiringPrincipal and RetiringServicePrincipal exclude each other."));
             }
             (None, Some(service)) => (Some(service), true),
-            (principal, None) => (principal.map(checked_principal).transpose()?, false),
+            (principal, None) => {
+                (principal.map(|principal| present_principal(call, principal)).transpose()?, false)
+            }
         };
         let mut operations = Vec::with_capacity(self.operations.len());
         for operation in self.operations {
@@ -244,11 +247,18 @@ fn checked_principal(text: String) -> Result<String, KmsError> {
         }
         _ => false,
     };
-    if is_principal {
-        return Ok(text);
-    }
+    if is_principal { Ok(text) } else { Err(no_principal(&text)) }
+}
+
+/// The same of one that is there.
+fn present_principal(call: &Call<'_>, text: String) -> Result<String, KmsError> {
+    let arn = checked_principal(text)?;
+    if call.kms.is_principal(NamedPrincipal::Arn(&arn)) { Ok(arn) } else { Err(no_principal(&arn)) }
+}
+
+fn no_principal(text: &str) -> KmsError {
     let message = format!("ARN does not refer to a valid principal: {text}");
-    Err(KmsError::new(ErrorCode::InvalidArnException, message))
+    KmsError::new(ErrorCode::InvalidArnException, message)
 }
 
 /// Grants may allow only what the key can do.

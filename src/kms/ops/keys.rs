@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use crate::api::{
     CreateKeyRequest, DescribeKeyRequest, DisableKeyRequest, EnableKeyRequest, ErrorCode, KeyId, KeyManager,
-    KeyMetadataResponse, KeySpec, KeyState, KeyUsage, KmsError, ListKeysRequest, ListKeysResponse, Origin,
-    ResourceOwner, Tag, Timestamp, UpdateKeyDescriptionRequest,
+    KeyMetadataResponse, KeySpec, KeyState, KeyUsage, KmsError, ListKeysRequest, ListKeysResponse,
+    MultiRegionKeyType, Origin, ResourceOwner, Tag, Timestamp, UpdateKeyDescriptionRequest,
 };
 use crate::crypto::{MaterialKind, random_array};
 
@@ -95,7 +95,7 @@ impl Perform for CreateKeyRequest {
         let usage = self.key_usage.unwrap_or(KeyUsage::EncryptDecrypt);
         let tags = self.tags.as_deref().unwrap_or_default();
         let bypass = if self.bypass_policy_lockout_safety_check == Some(true) { "true" } else { "false" };
-        let facts = vec![
+        let mut facts = vec![
             ("kms:keyspec", Cow::Borrowed(spec.as_str())),
             ("kms:keyusage", Cow::Borrowed(usage.as_str())),
             ("kms:keyorigin", Cow::Borrowed(self.origin.unwrap_or(Origin::AwsKms).as_str())),
@@ -105,6 +105,9 @@ impl Perform for CreateKeyRequest {
             ),
             ("kms:bypasspolicylockoutsafetycheck", Cow::Borrowed(bypass)),
         ];
+        if self.multi_region == Some(true) {
+            facts.push(("kms:multiregionkeytype", Cow::Borrowed(MultiRegionKeyType::Primary.as_str())));
+        }
         let create = Demand { request_tags: tags, facts, ..Demand::new("kms:CreateKey", Resource::Account) };
         let tag = Demand { request_tags: tags, ..Demand::new("kms:TagResource", Resource::Account) };
         Ok(if tags.is_empty() { vec![create] } else { vec![create, tag] })
@@ -122,7 +125,7 @@ impl Perform for CreateKeyRequest {
         check_room(kms)?;
         let is_provided = self.policy.is_some();
         let text = self.policy.unwrap_or_else(|| default_policy(&call.caller.account));
-        let policy = compile_key_policy(&text)?;
+        let policy = compile_key_policy(call, &text, notes)?;
         let origin = self.origin.unwrap_or(Origin::AwsKms);
         let is_multi_region = self.multi_region == Some(true);
         let new =

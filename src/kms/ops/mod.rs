@@ -37,7 +37,7 @@ use super::pipeline::{Answer, Call, Kms, Notes, Turn};
 
 pub(super) use aliases::check_name as check_alias_name;
 pub(super) use keys::{NewKey, default_policy};
-pub(super) use policies::compile_key_policy;
+pub(super) use policies::parse_key_policy;
 pub(super) use rotation::DEFAULT_PERIOD_DAYS;
 pub(super) use tags::check_tags;
 

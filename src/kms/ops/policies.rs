@@ -10,20 +10,57 @@ use crate::api::{
 use super::super::authorise::{Allowed, Demand, Resource};
 use super::super::decision::decide_under;
 use super::super::model::Key;
-use super::super::pipeline::{Answer, Call, Notes};
-use super::super::policy::{MAX_POLICY_BYTES, Policy};
+use super::super::peer::UNIX_USER;
+use super::super::pipeline::{Answer, Call, Kms, Notes};
+use super::super::policy::{MAX_POLICY_BYTES, NamedPrincipal, Policy, PolicyError};
 use super::keys::plain_demand;
 use super::{Perform, limit_exceeded, turn};
 
 /// The one name a key policy can have.
 const NAME: &str = "default";
 
-/// Compiles a key policy that a caller brings.
-pub(in super::super) fn compile_key_policy(text: &str) -> Result<Policy, KmsError> {
+/// Compiles a key policy that a caller brings. Whom it names must be there.
+pub(super) fn compile_key_policy(call: &Call<'_>, text: &str, notes: &mut Notes) -> Result<Policy, KmsError> {
+    let policy = parse_key_policy(text)?;
+    if let Some(unknown) = policy.named_principals().find(|named| !call.kms.is_principal(*named)) {
+        let (NamedPrincipal::Arn(name) | NamedPrincipal::Id(name)) = unknown;
+        notes.reason = Some(format!("the policy names {name}, which is not there").into());
+        return Err(malformed(PolicyError::Principal(name.to_owned()).to_string()));
+    }
+    Ok(policy)
+}
+
+/// Compiles a key policy, whoever it names.
+pub(in super::super) fn parse_key_policy(text: &str) -> Result<Policy, KmsError> {
     if text.len() > MAX_POLICY_BYTES {
         return Err(limit_exceeded(format!("A key policy may have {MAX_POLICY_BYTES} bytes at most.")));
     }
     Policy::of_key(text).map_err(|error| malformed(error.to_string()))
+}
+
+impl Kms {
+    /// Whether a key policy or a grant may name this principal: it must be there, as far as that can be told. Of an
+    /// account without users and roles of its own nothing is known but that of the daemon; Unix users and federated
+    /// ones are kept nowhere.
+    pub(super) fn is_principal(&self, named: NamedPrincipal<'_>) -> bool {
+        if self.settings.takes_unknown_principals {
+            return true;
+        }
+        let state = self.state.read_early();
+        match named {
+            NamedPrincipal::Id(id) => state.iam.has_id(id),
+            NamedPrincipal::Arn(arn) => {
+                let mut parts = arn.splitn(6, ':').skip(4);
+                let (Some(account), Some(resource)) = (parts.next(), parts.next()) else { return false };
+                let is_kept = account == self.settings.account || state.iam.account(account).has_principals();
+                !is_kept
+                    || resource == "root"
+                    || resource.starts_with(UNIX_USER)
+                    || resource.starts_with("federated-user/")
+                    || state.iam.identity_of(arn, account).is_some()
+            }
+        }
+    }
 }
 
 fn malformed(message: impl Into<String>) -> KmsError {
@@ -57,10 +94,10 @@ impl Perform for PutKeyPolicyRequest {
         Ok(demands)
     }
 
-    fn perform(self, call: &Call<'_>, allowed: &Allowed, _: &mut Notes) -> Result<Answer, KmsError> {
+    fn perform(self, call: &Call<'_>, allowed: &Allowed, notes: &mut Notes) -> Result<Answer, KmsError> {
         check_policy_name(self.policy_name.as_deref())?;
         let key = allowed.key()?;
-        let policy = compile_key_policy(&self.policy)?;
+        let policy = compile_key_policy(call, &self.policy, notes)?;
         if self.bypass_policy_lockout_safety_check != Some(true) {
             check_lockout(call, key, &policy)?;
         }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::api::{
-    ErrorCode, KeyState, KmsError, Origin, ReplicateKeyRequest, ReplicateKeyResponse,
+    ErrorCode, KeyState, KmsError, MultiRegionKeyType, Origin, ReplicateKeyRequest, ReplicateKeyResponse,
     UpdatePrimaryRegionRequest,
 };
 
@@ -35,8 +35,12 @@ impl Perform for ReplicateKeyRequest {
         let mut replicate = Demand::new("kms:ReplicateKey", Resource::Key(found.key));
         replicate.facts.push(("kms:replicaregion", Cow::Owned(self.replica_region.clone())));
         let tags = self.tags.as_deref().unwrap_or_default();
-        let mut demands =
-            vec![replicate, Demand { request_tags: tags, ..Demand::new("kms:CreateKey", Resource::Account) }];
+        let facts = vec![
+            ("kms:multiregion", Cow::Borrowed("true")),
+            ("kms:multiregionkeytype", Cow::Borrowed(MultiRegionKeyType::Replica.as_str())),
+        ];
+        let create = Demand { request_tags: tags, facts, ..Demand::new("kms:CreateKey", Resource::Account) };
+        let mut demands = vec![replicate, create];
         if !tags.is_empty() {
             demands.push(Demand { request_tags: tags, ..Demand::new("kms:TagResource", Resource::Account) });
         }
@@ -59,7 +63,7 @@ impl Perform for ReplicateKeyRequest {
         check_tags(&tags, &[])?;
         let is_provided = self.policy.is_some();
         let text = self.policy.unwrap_or_else(|| default_policy(home.account));
-        let policy = compile_key_policy(&text)?;
+        let policy = compile_key_policy(call, &text, notes)?;
         let record = KeyRecord {
             description: self.description.unwrap_or_default(),
             policy: text,

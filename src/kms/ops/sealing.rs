@@ -198,7 +198,7 @@ impl Seal<'_> {
         let version = if self.algorithm == EncryptionAlgorithm::SymmetricDefault {
             let header = header_of(ciphertext, notes)?;
             self.key.version(&header.material).ok_or_else(|| {
-                notes.reason = Some("the key has no such material");
+                notes.reason = Some("the key has no such material".into());
                 invalid_ciphertext()
             })?
         } else {
@@ -216,7 +216,8 @@ impl Seal<'_> {
             _ => return Err(internal()),
         };
         let Ok(plaintext) = opened else {
-            notes.reason = Some("the ciphertext was changed, or the encryption context is another one");
+            notes.reason =
+                Some("the ciphertext was changed, or the encryption context is another one".into());
             return Err(invalid_ciphertext());
         };
         notes.material_id = Some(version.id_hex.clone());
@@ -263,7 +264,7 @@ fn longest_plaintext(key: &Key, algorithm: EncryptionAlgorithm) -> Option<usize>
 
 fn header_of(ciphertext: &[u8], notes: &mut Notes) -> Result<BlobHeader, KmsError> {
     blob::parse(ciphertext).ok_or_else(|| {
-        notes.reason = Some("not a ciphertext of this service");
+        notes.reason = Some("not a ciphertext of this service".into());
         invalid_ciphertext()
     })
 }

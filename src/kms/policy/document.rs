@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::condition::Condition;
 use super::facts::Facts;
 use super::json::{self, JsonError};
-use super::principal::{Principals, Reach};
+use super::principal::{NamedPrincipal, Principals, Reach};
 use super::template::{Style, Text};
 use super::wildcard::Wildcard;
 
@@ -202,6 +202,11 @@ impl Policy {
         best
     }
 
+    /// The users, roles and sessions that its statements name.
+    pub fn named_principals(&self) -> impl Iterator<Item = NamedPrincipal<'_>> {
+        self.statements.iter().flat_map(|statement| statement.principal.named())
+    }
+
     /// What people call a statement: its Sid, or its number.
     pub fn statement_name(&self, place: usize) -> String {
         match self.statements.get(place) {
@@ -392,6 +397,9 @@ mod tests {
         assert_eq!(deny("Principal", json!({"AWS": "arn:aws:iam::111122223333:root"})), Reach::Direct);
         assert_eq!(deny("NotPrincipal", json!({"AWS": ALICE})), Reach::None);
         assert_eq!(deny("NotPrincipal", json!({"AWS": "arn:aws:iam::111122223333:user/bob"})), Reach::Direct);
+        // The account beside the one who is spared does not spare everybody in it.
+        let bob = json!({"AWS": ["arn:aws:iam::111122223333:user/bob", "arn:aws:iam::111122223333:root"]});
+        assert_eq!(deny("NotPrincipal", bob), Reach::Direct);
     }
 
     #[test]

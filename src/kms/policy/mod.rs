@@ -17,5 +17,5 @@ pub use condition::MAX_CONDITIONS;
 pub use date::text as date_text;
 pub use document::{Effect, MAX_POLICY_BYTES, MAX_STATEMENTS, Match, Policy, PolicyError};
 pub use facts::{AliasNames, Facts, KeyFacts, PrincipalTags, SessionFacts};
-pub use principal::Reach;
+pub use principal::{NamedPrincipal, Reach};
 pub use wildcard::Wildcard;

@@ -20,6 +20,15 @@ pub enum Reach {
     Direct,
 }
 
+/// A user, role or session that a policy names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NamedPrincipal<'a> {
+    /// By its ARN.
+    Arn(&'a str),
+    /// By its unique id.
+    Id(&'a str),
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Principals {
     /// An identity's own policy names none.
@@ -52,6 +61,19 @@ impl Principals {
         }
     }
 
+    /// Those that are named, beside everybody and whole accounts.
+    pub(super) fn named(&self) -> impl Iterator<Item = NamedPrincipal<'_>> {
+        let list = match self {
+            Self::Implied => &[][..],
+            Self::Named(list) | Self::AllBut(list) => list,
+        };
+        list.iter().filter_map(|principal| match principal {
+            Principal::Arn(arn) => Some(NamedPrincipal::Arn(arn)),
+            Principal::Id(id) => Some(NamedPrincipal::Id(id)),
+            Principal::Anyone | Principal::Account(_) | Principal::Foreign => None,
+        })
+    }
+
     pub(super) fn is_negated(&self) -> bool {
         matches!(self, Self::AllBut(_))
     }
@@ -59,10 +81,9 @@ impl Principals {
     pub(super) fn reach(&self, effect: Effect, facts: &Facts<'_>) -> Reach {
         let of = |list: &[Principal]| list.iter().map(|one| one.reach(facts)).max().unwrap_or(Reach::None);
         let reach = match self {
-            Self::Implied => Reach::Direct,
             Self::Named(list) => of(list),
-            Self::AllBut(list) if of(list) == Reach::None => Reach::Direct,
-            Self::AllBut(_) => Reach::None,
+            Self::AllBut(list) if list.iter().any(|one| one.spares(facts)) => Reach::None,
+            Self::Implied | Self::AllBut(_) => Reach::Direct,
         };
         // A refusal of an account or a role is a refusal of all who belong to it.
         if effect == Effect::Deny && reach != Reach::None { Reach::Direct } else { reach }
@@ -70,6 +91,15 @@ impl Principals {
 }
 
 impl Principal {
+    /// Whether `NotPrincipal` excepts the caller by this. An account stands for its root, not for all who belong to it:
+    /// it is listed beside the one principal that is meant. Source: "`NotPrincipal`" in the IAM user guide.
+    fn spares(&self, facts: &Facts<'_>) -> bool {
+        match self {
+            Self::Account(account) => facts.is_root && account == facts.account,
+            other => other.reach(facts) != Reach::None,
+        }
+    }
+
     fn compile(text: &str) -> Result<Self, PolicyError> {
         let bad = || PolicyError::Principal(text.to_owned());
         if text == "*" {
