@@ -4,11 +4,16 @@
 
 #![cfg(feature = "kms")]
 
+#[path = "kmsd_support/certificate.rs"]
+mod certificate;
+
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use certificate::certificate;
 
 const ACCOUNT: &str = "111122223333";
 const REGION: &str = "local";
@@ -261,25 +266,9 @@ fn faults_that_are_made_on_purpose_are_of_the_model() {
 fn clients_trust_the_certificate_that_they_are_given() {
     let dir = std::env::temp_dir().join(format!("kmsfs-aws-tls-{}", std::process::id()));
     fs::create_dir_all(&dir).expect("the temporary directory is writable");
-    let path = |name: &str| dir.join(name).to_str().expect("the temporary directory is UTF-8").to_owned();
-    let (certificate, key) = (path("server.crt"), path("server.key"));
-    let made = Command::new("openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-            "2",
-        ])
-        .args(["-subj", "/CN=kmsd test", "-addext", "subjectAltName=DNS:localhost"])
-        .args(["-keyout", &key, "-out", &certificate])
-        .output()
-        .expect("openssl is installed");
-    assert!(made.status.success(), "{made:?}");
+    let (certificate, key) = certificate(&dir, "server");
+    let path = |file: &Path| file.to_str().expect("the temporary directory is UTF-8").to_owned();
+    let (certificate, key) = (path(&certificate), path(&key));
     let daemon = Daemon::start_with(&["--tls-cert", &certificate, "--tls-key", &key]);
     let done = Command::new(python())
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/aws_clients/tls.py"))

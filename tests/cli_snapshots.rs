@@ -4,13 +4,12 @@
 mod programs;
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::fs;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use programs::{Desk, eventually, run};
+use programs::{Desk, eventually, manifest, run};
 
 const FILES: usize = 360;
 
@@ -32,27 +31,6 @@ fn populate(mnt: &Path) {
     fs::create_dir(mnt.join("d4/empty")).unwrap();
     fs::set_permissions(mnt.join("d0/e0/f15"), fs::Permissions::from_mode(0o640)).unwrap();
     fs::set_permissions(mnt.join("d2/e1"), fs::Permissions::from_mode(0o750)).unwrap();
-}
-
-/// All that a program can see of a tree.
-fn manifest(root: &Path) -> BTreeMap<PathBuf, String> {
-    let mut found = BTreeMap::new();
-    let mut stack = vec![root.to_owned()];
-    while let Some(path) = stack.pop() {
-        let stat = path.symlink_metadata().unwrap();
-        let mut text = format!("{:o} {} {}.{}", stat.mode(), stat.nlink(), stat.mtime(), stat.mtime_nsec());
-        if stat.is_dir() {
-            stack.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
-        } else if stat.is_symlink() {
-            let _ = write!(text, " -> {}", fs::read_link(&path).unwrap().display());
-        } else {
-            let data = fs::read(&path).unwrap();
-            let sum = data.iter().fold(7_u64, |sum, b| sum.wrapping_mul(31).wrapping_add(u64::from(*b)));
-            let _ = write!(text, " {} {sum}", data.len());
-        }
-        found.insert(path.strip_prefix(root).unwrap().to_owned(), text);
-    }
-    found
 }
 
 #[track_caller]

@@ -3,33 +3,11 @@
 
 mod programs;
 
-use std::fmt::Write;
 use std::fs;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
 
-use programs::Desk;
-
-/// The bytes, modes, times and kinds below a lower directory.
-fn lower_state(root: &Path) -> Vec<(String, String)> {
-    let (mut found, mut stack) = (Vec::new(), vec![root.to_owned()]);
-    while let Some(path) = stack.pop() {
-        let stat = path.symlink_metadata().unwrap();
-        let mut text = format!("{:o} {} {}.{}", stat.mode(), stat.nlink(), stat.mtime(), stat.mtime_nsec());
-        if stat.is_dir() {
-            stack.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
-        } else if stat.is_symlink() {
-            text += &fs::read_link(&path).unwrap().display().to_string();
-        } else {
-            let data = fs::read(&path).unwrap();
-            let sum = data.iter().fold(7_u64, |sum, b| sum.wrapping_mul(31) ^ u64::from(*b));
-            let _ = write!(text, " {} {sum}", data.len());
-        }
-        found.push((path.strip_prefix(root).unwrap().display().to_string(), text));
-    }
-    found.sort();
-    found
-}
+use programs::{Desk, manifest};
 
 /// A volume with two snapshots, `a` and `b`.
 fn two_snapshots(label: &str) -> Desk {
@@ -76,8 +54,8 @@ fn a_stream_and_what_changed_since_make_the_same_trees_without_a_key() {
     desk.kmsfs("receive {backup} --input {a.stream}").fails(1, "was received already");
     desk.kmsfs("receive {backup} --input {b.stream}").ok();
     for name in ["a", "b"] {
-        let source = lower_state(&desk.path(&format!("lower/.kmsfs.snapshots/{name}")));
-        assert_eq!(lower_state(&desk.path(&format!("backup/{name}"))), source, "{name}");
+        let source = manifest(&desk.path(&format!("lower/.kmsfs.snapshots/{name}")));
+        assert_eq!(manifest(&desk.path(&format!("backup/{name}"))), source, "{name}");
     }
     desk.kmsfs("fsck --structure-only {backup}/b").ok();
     desk.start_kmsd();
@@ -94,7 +72,7 @@ fn a_cut_stream_is_gone_on_with_and_a_changed_one_is_refused() {
     let desk = two_snapshots("stream-cut");
     desk.kmsfs("send {lower}@a --output {a.stream}").ok();
     let whole = fs::read(desk.path("a.stream")).unwrap();
-    let expected = lower_state(&desk.path("lower/.kmsfs.snapshots/a"));
+    let expected = manifest(&desk.path("lower/.kmsfs.snapshots/a"));
     for part in [1, 3, 5, 7, 9] {
         let (cut, dir) = (whole.len() * part / 10, format!("backup{part}"));
         fs::write(desk.path("cut"), &whole[..cut]).unwrap();
@@ -104,7 +82,7 @@ fn a_cut_stream_is_gone_on_with_and_a_changed_one_is_refused() {
         desk.kmsfs(&format!("send {{lower}}@a --resume {} --output {{rest}}", position.trim())).ok();
         assert!(fs::metadata(desk.path("rest")).unwrap().len() < whole.len() as u64);
         desk.kmsfs(&format!("receive {{{dir}}} --input {{rest}}")).ok();
-        assert_eq!(lower_state(&desk.path(&dir).join("a")), expected, "{part}");
+        assert_eq!(manifest(&desk.path(&dir).join("a")), expected, "{part}");
         // Another snapshot's stream does not go on there.
         desk.kmsfs(&format!("send {{lower}}@b --resume {} --output {{rest}}", position.trim()))
             .fails(1, "is not the beginning of this stream");

@@ -211,14 +211,7 @@ impl Signer<'_> {
         let headers = [("host", self.host.as_str()), ("x-amz-date", &time), ("x-amz-target", &target)];
         let signed = ["host", "x-amz-date", "x-amz-target"];
         let body_hash = sha256(signed_body);
-        let parts = SignedParts {
-            method: "POST",
-            path: "/",
-            query: "",
-            headers: &headers,
-            signed: &signed,
-            body_hash: &body_hash,
-        };
+        let parts = SignedParts::of_call(&headers, &signed, &body_hash);
         let scope = Scope { date: &time[..8], region: self.region, service: "kms" };
         let text = string_to_sign(&time, &scope, &sha256(canonical_request(&parts).unwrap().as_bytes()));
         let key = SigningKey::derive(self.secret.as_bytes(), scope.date, scope.region, scope.service);

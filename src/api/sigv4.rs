@@ -28,6 +28,17 @@ pub struct SignedParts<'a> {
     pub body_hash: &'a [u8; 32],
 }
 
+impl<'a> SignedParts<'a> {
+    /// A call of the JSON protocol: a `POST` to `/` whose `headers` are all signed, as `signed` names them.
+    pub fn of_call(
+        headers: &'a [(&'a str, &'a str)],
+        signed: &'a [&'a str],
+        body_hash: &'a [u8; 32],
+    ) -> Self {
+        Self { method: "POST", path: "/", query: "", headers, signed, body_hash }
+    }
+}
+
 /// The canonical request, to be hashed with SHA-256. `None` when a signed header is not in the request.
 pub fn canonical_request(parts: &SignedParts<'_>) -> Option<String> {
     let mut out = String::with_capacity(512);

@@ -56,14 +56,7 @@ impl Signer {
         }
         let signed: Vec<&str> = headers.iter().map(|(name, _)| *name).collect();
         let body_hash = sha256(body);
-        let parts = SignedParts {
-            method: "POST",
-            path: "/",
-            query: "",
-            headers: &headers,
-            signed: &signed,
-            body_hash: &body_hash,
-        };
+        let parts = SignedParts::of_call(&headers, &signed, &body_hash);
         let canonical =
             sigv4::canonical_request(&parts).expect("every signed header is in the list it was made from");
         let scope = Scope { date: &time[..8], region: &self.credentials.region, service: SERVICE };

@@ -99,14 +99,7 @@ impl AccessKey {
         let headers = [("host", host), ("x-amz-date", &*time), ("x-amz-target", target)];
         let signed = ["host", "x-amz-date", "x-amz-target"];
         let body_hash = sha256(body);
-        let parts = SignedParts {
-            method: "POST",
-            path: "/",
-            query: "",
-            headers: &headers,
-            signed: &signed,
-            body_hash: &body_hash,
-        };
+        let parts = SignedParts::of_call(&headers, &signed, &body_hash);
         let scope = Scope { date: &time[..8], region: &self.region, service: "kms" };
         let canonical =
             canonical_request(&parts).ok_or_else(|| io::Error::other("the request cannot be signed"))?;

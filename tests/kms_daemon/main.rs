@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)] // A test that cannot go on shall panic.
 #![allow(missing_docs)] // A binary of tests.
 
+#[path = "../kmsd_support/certificate.rs"]
+mod certificate;
 #[path = "../kmsd_support/mod.rs"]
 mod kmsd_support;
 

@@ -4,9 +4,10 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
+use crate::certificate::certificate;
 use crate::kmsd_support::{Kmsd, assert_fails, assert_ok, free_address};
 
 const SEED: &str = r#"
@@ -16,34 +17,6 @@ access_keys = [{ id = "AKIDALICE00000000", secret = "wJalrXUtnFEMI/K7MDENG+bPxRf
 [users.policies]
 all = '{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"kms:*","Resource":"*"}]}'
 "#;
-
-/// A self-signed certificate for `localhost` and its key.
-fn certificate(dir: &Path, name: &str) -> (PathBuf, PathBuf) {
-    let (certificate, key) = (dir.join(format!("{name}.crt")), dir.join(format!("{name}.key")));
-    let made = Command::new("openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-            "2",
-        ])
-        .args(["-subj", "/CN=kmsd test", "-addext", "subjectAltName=DNS:localhost"])
-        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
-        .arg("-keyout")
-        .arg(&key)
-        .arg("-out")
-        .arg(&certificate)
-        .output()
-        .unwrap();
-    assert_ok(&made);
-    fs::set_permissions(&key, fs::Permissions::from_mode(0o400)).unwrap();
-    (certificate, key)
-}
 
 fn kmsfs(endpoint: &str, trusted: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_kmsfs"))

@@ -1,7 +1,10 @@
 //! The built programs on a desk of their own: a key daemon with its store, volumes, mounts.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)] // Each test file uses its own part.
 
+use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -177,6 +180,27 @@ impl Desk {
         found.sort();
         found
     }
+}
+
+/// All that a program can see of a tree.
+pub fn manifest(root: &Path) -> BTreeMap<PathBuf, String> {
+    let mut found = BTreeMap::new();
+    let mut stack = vec![root.to_owned()];
+    while let Some(path) = stack.pop() {
+        let stat = path.symlink_metadata().unwrap();
+        let mut text = format!("{:o} {} {}.{}", stat.mode(), stat.nlink(), stat.mtime(), stat.mtime_nsec());
+        if stat.is_dir() {
+            stack.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if stat.is_symlink() {
+            let _ = write!(text, " -> {}", fs::read_link(&path).unwrap().display());
+        } else {
+            let data = fs::read(&path).unwrap();
+            let sum = data.iter().fold(7_u64, |sum, b| sum.wrapping_mul(31).wrapping_add(u64::from(*b)));
+            let _ = write!(text, " {} {sum}", data.len());
+        }
+        found.insert(path.strip_prefix(root).unwrap().to_owned(), text);
+    }
+    found
 }
 
 fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
