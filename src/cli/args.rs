@@ -112,7 +112,7 @@ pub struct InitArgs {
 
 /// Arguments of `mount`.
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
-#[derive(Debug, Args, Clone)]
+#[derive(Default, Debug, Args, Clone)]
 pub struct MountArgs {
     /// Lower directory
     pub lower: PathBuf,
@@ -146,24 +146,15 @@ pub struct MountArgs {
     /// Set by the parent that waits for the mount to answer
     #[arg(long, hide = true)]
     pub daemon_child: bool,
+    /// Set by 'volume attach': the volume's name, for whose mount grants are made
+    #[arg(long, hide = true)]
+    pub attach: Option<String>,
 }
 
 impl MountArgs {
     /// A mount of `lower` at `mountpoint` with nothing else said.
     pub fn of(lower: PathBuf, mountpoint: PathBuf) -> Self {
-        Self {
-            lower,
-            mountpoint,
-            options: Vec::new(),
-            foreground: false,
-            allow_other: false,
-            customer_key: Vec::new(),
-            read_only: false,
-            accept_older: false,
-            idle: None,
-            log: None,
-            daemon_child: false,
-        }
+        Self { lower, mountpoint, ..Self::default() }
     }
 }
 

@@ -109,9 +109,9 @@ pub fn attached_at(entry: &Entry) -> Option<PathBuf> {
 }
 
 /// Mounts the volume at its private place and gives that.
-fn mount_volume(entry: &Entry, read_only: bool, kms: Option<&str>, verbose: u8) -> Result<PathBuf, CliError> {
+fn mount_volume(entry: &Entry, how: MountArgs, kms: Option<&str>, verbose: u8) -> Result<PathBuf, CliError> {
     let place = place(entry)?;
-    let args = MountArgs { read_only, ..MountArgs::of(entry.lower.clone(), place.clone()) };
+    let args = MountArgs { lower: entry.lower.clone(), mountpoint: place.clone(), ..how };
     mount::mount(&args, kms, verbose)?;
     Ok(place)
 }
@@ -131,7 +131,7 @@ pub fn format(entry: &Entry, kms: Option<&str>, verbose: u8) -> Result<(), CliEr
         let text = format!("a block volume with {} takes at least {} MiB", block.filesystem, least >> 20);
         return Err(CliError::new(Exit::Usage, text));
     }
-    let place = mount_volume(entry, false, kms, verbose)?;
+    let place = mount_volume(entry, MountArgs::default(), kms, verbose)?;
     let made = make_image(&place, block);
     let ended = mounts::unmount(&place, false);
     let _ = std::fs::remove_dir(&place);
@@ -192,7 +192,8 @@ pub fn attach(entry: &Entry, args: &AttachArgs, kms: Option<&str>, verbose: u8) 
             return Err(CliError::new(Exit::Usage, text));
         }
     }
-    let place = mount_volume(entry, args.read_only, kms, verbose)?;
+    let how = MountArgs { read_only: args.read_only, attach: args.granted_name(), ..MountArgs::default() };
+    let place = mount_volume(entry, how, kms, verbose)?;
     let attached = set_up_loop(&place, args.read_only).and_then(|device| {
         let Some(mountpoint) = &args.mountpoint else { return line(&device) };
         let mounted = mount_device(&device, mountpoint, &block.filesystem, args);

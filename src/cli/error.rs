@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use crate::client::ClientError;
+use crate::volume::registry::RegistryError;
 use crate::volume::{KeyError, VolumeError};
 
 /// Exit codes, as documented in the help text.
@@ -81,6 +82,22 @@ impl From<ClientError> for CliError {
     }
 }
 
+/// What an error of the registry is to whoever called.
+fn exit_of(error: &RegistryError) -> Exit {
+    match error {
+        RegistryError::BadName(_) => Exit::Usage,
+        RegistryError::Unknown(_) | RegistryError::Damaged(..) => Exit::Volume,
+        RegistryError::Busy(_) => Exit::Busy,
+        RegistryError::Exists(_) | RegistryError::Unsafe(_) | RegistryError::Io(..) => Exit::Failed,
+    }
+}
+
+impl From<RegistryError> for CliError {
+    fn from(e: RegistryError) -> Self {
+        Self::new(exit_of(&e), e.to_string())
+    }
+}
+
 impl From<VolumeError> for CliError {
     fn from(e: VolumeError) -> Self {
         let exit = match &e {
@@ -89,6 +106,10 @@ impl From<VolumeError> for CliError {
             }
             VolumeError::Key(_, KeyError::Unavailable(_)) => Exit::Service,
             VolumeError::Key(..) | VolumeError::UnfitKey(..) => Exit::Key,
+            VolumeError::NoGrant(_, e) | VolumeError::GrantLeft(_, e) => {
+                if matches!(e, KeyError::Unavailable(_)) { Exit::Service } else { Exit::Key }
+            }
+            VolumeError::Registry(e) => exit_of(e),
             VolumeError::Client(e) if e.is_unavailable() => Exit::Service,
             VolumeError::InUse(..) => Exit::Busy,
             VolumeError::SheetInside(_) | VolumeError::InsideVolume(..) | VolumeError::ShortNames(..) => {

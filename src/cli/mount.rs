@@ -68,6 +68,9 @@ fn start(plan: &MountPlan, args: &MountArgs, verbose: u8) -> Result<(), CliError
     if let Some(log) = &args.log {
         command.arg("--log").arg(std::path::absolute(log).map_err(failed)?);
     }
+    if let Some(name) = &args.attach {
+        command.arg("--attach").arg(name);
+    }
     if let Some(kms) = &plan.kms {
         command.arg("--kms").arg(kms);
     }

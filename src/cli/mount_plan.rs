@@ -60,6 +60,8 @@ pub struct MountPlan {
     pub no_exec: bool,
     /// The mount point may hold something.
     pub non_empty: bool,
+    /// Name of the volume that is attached, where the mount is to have grants of its own.
+    pub attach: Option<String>,
     /// Unmount after this long without use.
     pub idle: Option<Duration>,
     /// What a power cut may cost.
@@ -85,6 +87,7 @@ impl MountPlan {
             dev: false,
             no_exec: false,
             non_empty: false,
+            attach: args.attach.clone(),
             idle: args.idle,
             durability: Durability::default(),
             integrity: Integrity::default(),
@@ -251,6 +254,7 @@ mod tests {
             idle: None,
             log: None,
             daemon_child: false,
+            attach: None,
             customer_key: Vec::new(),
         };
         let mut plan = MountPlan {
@@ -267,6 +271,7 @@ mod tests {
             dev: false,
             no_exec: false,
             non_empty: false,
+            attach: None,
             idle: None,
             durability: Durability::default(),
             integrity: Integrity::default(),

@@ -14,25 +14,13 @@ use super::output::{facts, json as print_json, line, size, table, time_of};
 use super::service::{self, Behalf};
 use super::volume_args::{
     AddArgs, AttachArgs, BlockFilesystem, CreateArgs, DefaultsArgs, DeleteArgs, DescribeArgs, DetachArgs,
-    ListArgs, NameArgs, ResizeArgs, VolumeCommand,
+    GcArgs, ListArgs, NameArgs, ResizeArgs, VolumeCommand,
 };
 use super::volumes::default_sheet_dir;
 use crate::volume::registry::{
     self, Block, Changing, Defaults, Entry, Quota, Registry, RegistryError, State,
 };
 use crate::volume::{self, InitOptions, MountLock, SERVICE_KEY, VolumeError};
-
-impl From<RegistryError> for CliError {
-    fn from(e: RegistryError) -> Self {
-        let exit = match &e {
-            RegistryError::BadName(_) => Exit::Usage,
-            RegistryError::Unknown(_) | RegistryError::Damaged(..) => Exit::Volume,
-            RegistryError::Busy(_) => Exit::Busy,
-            RegistryError::Exists(_) | RegistryError::Unsafe(_) | RegistryError::Io(..) => Exit::Failed,
-        };
-        Self::new(exit, e.to_string())
-    }
-}
 
 /// Runs a `kmsfs volume` command.
 pub fn run(command: &VolumeCommand, kms: Option<&str>, verbose: u8) -> Result<(), CliError> {
@@ -46,6 +34,7 @@ pub fn run(command: &VolumeCommand, kms: Option<&str>, verbose: u8) -> Result<()
         VolumeCommand::Delete(args) => delete(args),
         VolumeCommand::Add(args) => add(args, kms),
         VolumeCommand::Forget(args) => forget(args),
+        VolumeCommand::Gc(args) => gc(args),
         VolumeCommand::Defaults(args) => defaults(args),
     }
 }
@@ -128,6 +117,7 @@ fn create(args: &CreateArgs, kms: Option<&str>, verbose: u8) -> Result<(), CliEr
         state: State::Available,
         quota,
         block: args.block.map(|bytes| Block { bytes, filesystem: filesystem_name(args.fs).to_owned() }),
+        attachment: None,
     };
     changing.add(&entry)?;
     if entry.block.is_some() {
@@ -194,6 +184,7 @@ fn attach(args: &AttachArgs, kms: Option<&str>, verbose: u8) -> Result<(), CliEr
         allow_other: args.allow_other,
         read_only: args.read_only,
         idle: args.idle,
+        attach: args.granted_name(),
         ..MountArgs::of(entry.lower.clone(), mountpoint.clone())
     };
     mount::mount(&plan, kms, verbose)
@@ -269,6 +260,10 @@ fn describe(args: &DescribeArgs) -> Result<(), CliError> {
         ("key service", entry.kms),
         ("made", Some(time_of(entry.created))),
         ("quota", entry.quota.map(|quota| size(quota.bytes))),
+        (
+            "mounts as",
+            entry.attachment.map(|left| format!("{} ({} grants)", left.principal, left.grants.len())),
+        ),
         ("block device", entry.block.map(|block| format!("{}, {}", size(block.bytes), block.filesystem))),
         ("trouble", record.err().map(|e| e.to_string())),
     ])
@@ -296,6 +291,9 @@ fn resize(args: &ResizeArgs) -> Result<(), CliError> {
 
 fn delete(args: &DeleteArgs) -> Result<(), CliError> {
     let registry = registry();
+    if args.yes {
+        retire_left(&registry, &args.name)?;
+    }
     let changing = registry.change()?;
     let entry = registry.find(&args.name)?;
     if let Some(place) = attached_at(&entry) {
@@ -356,16 +354,60 @@ fn add(args: &AddArgs, kms: Option<&str>) -> Result<(), CliError> {
         state: State::Available,
         quota: None,
         block: None,
+        attachment: None,
     };
     Ok(changing.add(&entry)?)
 }
 
 fn forget(args: &NameArgs) -> Result<(), CliError> {
     let registry = registry();
+    retire_left(&registry, &args.name)?;
     let changing = registry.change()?;
     let entry = registry.find(&args.name)?;
     changing.remove(&entry.name)?;
     line(&format!("{} stays where it is; 'kmsfs volume add' takes it up again", entry.lower.display()))
+}
+
+/// Retires what mounts left that were killed. One that cannot be retired now does not keep the others.
+fn gc(args: &GcArgs) -> Result<(), CliError> {
+    let registry = registry();
+    let (mut retired, mut failed) = (0, 0);
+    for entry in registry.list()?.into_iter().flatten().filter(|entry| entry.attachment.is_some()) {
+        match collect_grants(&registry, &entry) {
+            Ok(number) => retired += number,
+            Err(e) => {
+                failed += 1;
+                eprintln!("kmsfs: volume {}: {e}", entry.name);
+            }
+        }
+    }
+    if args.json {
+        print_json(&json!({ "retired": retired, "failed": failed }))?;
+    } else {
+        line(&format!("{retired} grants of ended mounts retired"))?;
+    }
+    if failed == 0 { Ok(()) } else { Err(CliError::failed(format!("{failed} volumes have some left"))) }
+}
+
+/// Retires what ended mounts of a volume left; nothing while it is mounted.
+fn collect_grants(registry: &Registry, entry: &Entry) -> Result<usize, CliError> {
+    // A lower directory that is gone has no mount either.
+    let _lock = match MountLock::take(&entry.lower) {
+        Err(VolumeError::InUse(..)) => return Ok(0),
+        other => other.ok(),
+    };
+    // As it stands under the lock.
+    let entry = registry.find(&entry.name)?;
+    Ok(volume::collect_grants(registry, &entry, &service::connect_mount)?)
+}
+
+/// The same for a volume that goes out of the registry, which would forget them.
+fn retire_left(registry: &Registry, name: &str) -> Result<(), CliError> {
+    let entry = registry.find(name)?;
+    if let (Err(e), Some(left)) = (collect_grants(registry, &entry), &entry.attachment) {
+        eprintln!("kmsfs: {e}; its grants are those to {}", left.principal);
+    }
+    Ok(())
 }
 
 fn defaults(args: &DefaultsArgs) -> Result<(), CliError> {

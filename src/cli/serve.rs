@@ -14,14 +14,15 @@ use super::control::{self, Answer, Request, Status};
 use super::error::{CliError, Exit};
 use super::mount::{FAILED, READY};
 use super::mount_plan::MountPlan;
+use super::named;
 use super::runtime_dir;
 use super::service::{self, Behalf};
 use super::snapshot_job::SnapshotJob;
-use crate::client::CacheLimits;
+use crate::client::{CacheLimits, Kms};
 use crate::fuse::{MountOptions, Session, SessionHandle, damage_seen};
 use crate::volume::snapshot::{self, finish_restore_first};
 use crate::volume::{
-    self, Epoch, KeyEvent, KeyWatch, MountLock, MountedTree, Volume, VolumeKeys, WatchOptions,
+    self, Epoch, KeyEvent, KeyWatch, MountGrants, MountLock, MountedTree, Volume, VolumeKeys, WatchOptions,
 };
 
 /// Descriptors a mount may need: directories and files it keeps open.
@@ -104,11 +105,14 @@ fn harden() -> Result<(), CliError> {
 fn serve(plan: &MountPlan, ready: impl FnOnce() -> std::io::Result<()>) -> Result<(), CliError> {
     harden()?;
     let lock = MountLock::take(&plan.lower)?;
-    let kms = service::connect(plan.kms.as_deref(), Behalf::Mount)?;
+    let (kms, grants) = connect(plan)?;
     let is_unix = kms.endpoint().is_unix();
     let per_caller = plan.decides_per_caller(is_unix)?;
     finish_restore_first(&plan.lower)?;
     let volume = Arc::new(Volume::open(&plan.lower, kms, CacheLimits::default())?);
+    if let Some(grants) = &grants.0 {
+        volume.keys.use_grants(Arc::clone(grants));
+    }
     if per_caller {
         volume.keys.check_trusted()?;
     }
@@ -140,9 +144,30 @@ fn serve(plan: &MountPlan, ready: impl FnOnce() -> std::io::Result<()>) -> Resul
     let served =
         served.join().map_err(|_| CliError::new(Exit::Mount, "the mount's session ended by a panic"))?;
     mounted.end_epoch();
+    drop(grants);
     drop(lock);
     outcome?;
     served.map_err(|e| CliError::new(Exit::Mount, format!("the mount ended: {e}")))
+}
+
+/// The client of a mount, and its grants where it is the mount of an attached volume.
+fn connect(plan: &MountPlan) -> Result<(Arc<Kms>, Granted), CliError> {
+    let own = service::connect(plan.kms.as_deref(), Behalf::Mount)?;
+    let Some(name) = &plan.attach else { return Ok((own, Granted(None))) };
+    let grants = MountGrants::begin(named::registry(), name, Arc::clone(&own), &service::connect_mount)?;
+    let grants = grants.map(Arc::new);
+    Ok((grants.as_ref().map_or(own, |grants| grants.kms()), Granted(grants)))
+}
+
+/// Grants, given up on drop: when the mount needs no key any more, and before somebody else may mount.
+struct Granted(Option<Arc<MountGrants>>);
+
+impl Drop for Granted {
+    fn drop(&mut self) {
+        if let Some(grants) = &self.0 {
+            grants.end();
+        }
+    }
 }
 
 /// What stands beside the session while it serves.

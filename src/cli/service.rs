@@ -31,6 +31,20 @@ pub fn endpoint(named: Option<&str>) -> Result<Endpoint, ClientError> {
 
 /// A client of the service at `named`.
 pub fn connect(named: Option<&str>, behalf: Behalf) -> Result<Arc<Kms>, ClientError> {
+    connect_as(named, behalf, None)
+}
+
+/// A client for a mount, at the endpoint as it is written: for this process, or in the name of the mount's principal.
+pub fn connect_mount(endpoint: &str, principal: Option<&str>) -> Result<Arc<Kms>, ClientError> {
+    connect_as(Some(endpoint), Behalf::Mount, principal)
+}
+
+/// A client; what is not asked for a user is asked in the name of a mount's own principal, if one is named.
+fn connect_as(
+    named: Option<&str>,
+    behalf: Behalf,
+    mount_principal: Option<&str>,
+) -> Result<Arc<Kms>, ClientError> {
     let endpoint = endpoint(named)?;
     let variables = |name: &str| std::env::var(name).ok();
     let credentials = if endpoint.is_unix() { None } else { Some(Credentials::find(&variables, &endpoint)?) };
@@ -41,6 +55,7 @@ pub fn connect(named: Option<&str>, behalf: Behalf) -> Result<Arc<Kms>, ClientEr
         retry: RetryLimits::default(),
         via_service: behalf != Behalf::User,
         credentials,
+        mount_principal: mount_principal.map(str::to_owned),
     };
     Kms::new(config).map(Arc::new)
 }

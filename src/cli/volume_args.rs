@@ -28,6 +28,8 @@ pub enum VolumeCommand {
     Add(AddArgs),
     /// Forget a volume; its data stays
     Forget(NameArgs),
+    /// Retire the grants that mounts left which were killed
+    Gc(GcArgs),
     /// Show or set the key that new volumes of this host take
     Defaults(DefaultsArgs),
 }
@@ -81,9 +83,20 @@ pub struct CreateArgs {
     pub json: bool,
 }
 
+/// Arguments of `volume gc`.
+#[derive(Debug, Args)]
+pub struct GcArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Arguments of `volume attach`.
 #[derive(Debug, Args)]
 pub struct AttachArgs {
+    /// Make no grant for the mount: it uses what rights you have
+    #[arg(long)]
+    pub own_right: bool,
     /// Name of the volume
     pub name: String,
     /// Mount point: an empty directory. Not for a block volume without filesystem
@@ -100,6 +113,13 @@ pub struct AttachArgs {
     /// Unmount after this long without use (30s, 10m, 2h)
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub idle: Option<Duration>,
+}
+
+impl AttachArgs {
+    /// The volume's name, where its mount is to have grants of its own.
+    pub fn granted_name(&self) -> Option<String> {
+        (!self.own_right).then(|| self.name.clone())
+    }
 }
 
 /// Arguments of `volume detach`.

@@ -35,6 +35,8 @@ pub struct KmsConfig {
     pub via_service: bool,
     /// Who signs; TCP endpoints need it.
     pub credentials: Option<Credentials>,
+    /// ARN of the mount's own principal, as which calls are made that are not for a user. Unix endpoints only.
+    pub mount_principal: Option<String>,
 }
 
 /// A key service.
@@ -178,8 +180,9 @@ struct DataAnswer<'a> {
 impl Kms {
     /// Prepares calls; no connection is made yet.
     pub fn new(config: KmsConfig) -> Result<Self, ClientError> {
-        let transport =
+        let mut transport =
             Transport::new(config.endpoint, config.timeouts, config.credentials, config.via_service)?;
+        transport.mount_principal = config.mount_principal;
         Ok(Self { transport, retry: config.retry })
     }
 
@@ -192,6 +195,7 @@ impl Kms {
             retry: self.retry,
             via_service: false,
             credentials: None,
+            mount_principal: None,
             endpoint,
         };
         if self.endpoint().is_unix() { Self::new(config).ok() } else { None }

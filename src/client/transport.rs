@@ -2,6 +2,7 @@
 //!
 //! Called by [`super::Kms`]. Moves bytes; knows neither JSON nor what is worth trying again.
 
+use std::borrow::Cow;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -43,6 +44,8 @@ pub struct Transport {
     host: String,
     signer: Option<Signer>,
     via_service: bool,
+    /// As whom calls are made that are not for a user.
+    pub(super) mount_principal: Option<String>,
     idle: Mutex<Vec<Connection>>,
     /// How long a call may take that tries whether the service answers again.
     trial_time: Duration,
@@ -78,7 +81,8 @@ impl Transport {
         let idle = Mutex::new(Vec::new());
         let trial_time = timeouts.connect + 2 * timeouts.io;
         let down = Mutex::new(None);
-        Ok(Self { connector, endpoint, host, signer, via_service, idle, trial_time, down })
+        let mount_principal = None;
+        Ok(Self { connector, endpoint, host, signer, via_service, mount_principal, idle, trial_time, down })
     }
 
     /// The endpoint called.
@@ -238,8 +242,9 @@ impl Transport {
         if self.via_service {
             out.extend_from_slice(b"X-Kms-Via-Service: kmsfs\r\n");
         }
-        if let Some(user) = call.user {
-            out.extend_from_slice(format!("X-Kms-On-Behalf-Of: {user}\r\n").as_bytes());
+        let behalf = call.user.map(|user| Cow::Owned(user.to_string()));
+        if let Some(behalf) = behalf.or_else(|| self.mount_principal.as_deref().map(Cow::Borrowed)) {
+            out.extend_from_slice(format!("X-Kms-On-Behalf-Of: {behalf}\r\n").as_bytes());
         }
         if let Some(signer) = &self.signer {
             signer.write_headers(&self.host, call.target, &call.body, out);

@@ -22,7 +22,7 @@ use super::home::Home;
 use super::http::{Answer, Call, Origin, Service};
 use super::iam::{IamReply, Signer};
 use super::metrics::{Gauges, Metrics};
-use super::peer::PeerMap;
+use super::peer::{self, PeerMap};
 use super::pipeline::{Kms, Parts, Reply, Settings};
 use super::quota::{QuotaProfile, Quotas};
 use super::root::Root;
@@ -275,10 +275,15 @@ impl Keeper {
             );
             return (own, Some(why));
         };
+        if let Some(mount) = peer::mount_of(service, user) {
+            return (mount, None);
+        }
         let Some(uid) = user.parse().ok().filter(|uid| *uid != u32::MAX) else {
             return (
                 own,
-                Some(String::from("The header X-Kms-On-Behalf-Of does not hold the id of a user.")),
+                Some(String::from(
+                    "The header X-Kms-On-Behalf-Of holds neither the id of a user nor the principal of a mount.",
+                )),
             );
         };
         match self.peers.principal_of(uid) {

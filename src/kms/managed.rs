@@ -34,7 +34,8 @@ fn managed_policy(home: Home<'_>) -> String {
     "Principal" : {{
       "AWS" : "*"
     }},
-    "Action" : [ "kms:Encrypt", "kms:Decrypt", "kms:ReEncrypt*", "kms:GenerateDataKey*", "kms:DescribeKey" ],
+    "Action" : [ "kms:Encrypt", "kms:Decrypt", "kms:ReEncrypt*", "kms:GenerateDataKey*", "kms:CreateGrant",
+    "kms:DescribeKey" ],
     "Resource" : "*",
     "Condition" : {{
       "StringEquals" : {{

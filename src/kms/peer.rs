@@ -181,6 +181,18 @@ impl PeerMap {
     }
 }
 
+/// The principal of a mount of `service`, which has no rights but by the grants that were made for it. Nobody is it
+/// otherwise: no role of IAM has a colon in its name.
+pub fn mount_of(service: &str, arn: &str) -> Option<Signer> {
+    let (account, role) = arn.strip_prefix("arn:aws:sts::")?.split_once(":assumed-role/")?;
+    let name = role.strip_prefix("aws:")?.strip_prefix(service)?.strip_prefix("-mount/")?;
+    let plain =
+        (2..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.');
+    let is_account = account.len() == 12 && account.bytes().all(|b| b.is_ascii_digit());
+    let (principal_arn, account) = (arn.to_owned(), account.to_owned());
+    (plain && is_account).then_some(Signer { principal_arn, account, is_root: false, session: None })
+}
+
 /// A service stands in `kms:ViaService` as the first part of a host name.
 fn check_service(name: &str) -> Result<(), &'static str> {
     let plain =
@@ -269,6 +281,23 @@ mod tests {
         assert!(map.is_service(3_999_999_998, "kmsfs"));
         assert!(!map.is_service(0, "kmsfs") && !map.is_service(3_999_999_998, "s3"));
         assert!(super::tests::map("[services]\n\"kmsfs.local\" = []\n").is_err());
+    }
+
+    #[test]
+    fn a_mount_is_a_principal_of_its_service_alone() {
+        let arn = "arn:aws:sts::111122223333:assumed-role/aws:kmsfs-mount/00ff.12";
+        let mount = mount_of("kmsfs", arn).unwrap();
+        assert_eq!((mount.principal_arn.as_str(), mount.account.as_str()), (arn, "111122223333"));
+        assert!(!mount.is_root && mount_of("s3", arn).is_none());
+        for wrong in [
+            "0",
+            "arn:aws:sts::1:assumed-role/aws:kmsfs-mount/00ff.12",
+            "arn:aws:sts::111122223333:assumed-role/kmsfs-mount/00ff.12",
+            "arn:aws:sts::111122223333:assumed-role/aws:kmsfs-mount/0/1",
+            "arn:aws:iam::111122223333:root",
+        ] {
+            assert!(mount_of("kmsfs", wrong).is_none(), "{wrong}");
+        }
     }
 
     #[test]

@@ -4,12 +4,14 @@ use crate::api::EncryptionContext;
 use crate::format::{FileId, VolumeId};
 
 const FORMAT: &str = "1";
+/// The pair that names the volume.
+pub const VOLUME: &str = "kmsfs:volume";
 /// The pair that names the file.
 pub const FILE: &str = "kmsfs:file";
 
 fn context(volume: VolumeId, purpose: &str) -> EncryptionContext {
     let mut context = EncryptionContext::new();
-    context.insert("kmsfs:volume", volume.to_string());
+    context.insert(VOLUME, volume.to_string());
     context.insert("kmsfs:purpose", purpose);
     context.insert("kmsfs:format", FORMAT);
     context

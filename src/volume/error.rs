@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::registry::RegistryError;
 use crate::api::ErrorCode;
 use crate::client::ClientError;
 use crate::format::name::LOWER_NAME_MAX;
@@ -18,6 +19,12 @@ pub enum VolumeError {
     Record(PathBuf, RecordError),
     /// The volume's key is not to be had: its name, and why.
     Key(String, KeyError),
+    /// The mount cannot be given the right to use a key: its name, and why.
+    NoGrant(String, KeyError),
+    /// A grant that an ended mount left cannot be retired: the key's name, and why.
+    GrantLeft(String, KeyError),
+    /// The registry of volumes cannot do what it is asked.
+    Registry(RegistryError),
     /// Another call to the key service failed.
     Client(ClientError),
     /// The directory for a new volume holds something.
@@ -96,6 +103,9 @@ impl std::fmt::Display for VolumeError {
             // It says which endpoint, and what to do, already.
             Self::Key(_, KeyError::Unavailable(why)) => f.write_str(why),
             Self::Key(key, e) => write!(f, "the volume's key {key}: {e}"),
+            Self::NoGrant(key, e) => no_grant(f, key, e),
+            Self::GrantLeft(key, e) => write!(f, "the grant that an earlier mount left on {key} stays: {e}"),
+            Self::Registry(e) => write!(f, "{e}"),
             Self::Client(e) => write!(f, "{e}"),
             Self::NotEmpty(path) => {
                 write!(f, "{} is not empty; name an empty or new directory", path.display())
@@ -140,6 +150,17 @@ impl std::fmt::Display for VolumeError {
             Self::Tree(e) => write!(f, "cannot open the tree: {e}"),
         }
     }
+}
+
+fn no_grant(f: &mut std::fmt::Formatter<'_>, key: &str, error: &KeyError) -> std::fmt::Result {
+    if let KeyError::Unavailable(why) = error {
+        return f.write_str(why);
+    }
+    write!(
+        f,
+        "no grant on {key} can be made for the mount: {error}; it takes kms:CreateGrant on the key, or attach with \
+         --own-right, by which the mount uses what rights you have"
+    )
 }
 
 impl std::error::Error for VolumeError {}

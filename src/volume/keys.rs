@@ -6,11 +6,12 @@
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
+use super::attachment::MountGrants;
 use super::context::{self, FILE};
 use super::customer::CustomerKeys;
 use super::pool::{Pool, Refill};
@@ -49,6 +50,7 @@ pub struct VolumeKeys {
     /// What users were allowed, where callers are told apart.
     rights: Rights,
     locked: RwLock<Locked>,
+    grants: OnceLock<Arc<MountGrants>>,
     pub(super) customers: CustomerKeys,
 }
 
@@ -90,7 +92,25 @@ impl VolumeKeys {
             samples: Mutex::new(HashMap::new()),
             rights: Rights::default(),
             locked: RwLock::default(),
+            grants: OnceLock::new(),
             customers: CustomerKeys::default(),
+        }
+    }
+
+    /// Has the mount of these keys make a grant for each master key, those it has now and those to come.
+    pub fn use_grants(&self, grants: Arc<MountGrants>) {
+        if self.grants.set(grants).is_ok() {
+            self.grant_all();
+        }
+    }
+
+    /// One key without a grant costs the files under it, and not the mount.
+    fn grant_all(&self) {
+        let Some(grants) = self.grants.get() else { return };
+        for key_arn in self.known_keys() {
+            if let Err(e) = grants.ensure(&key_arn) {
+                log::error!("files under {key_arn} cannot be opened: {e}");
+            }
         }
     }
 
@@ -194,8 +214,12 @@ impl VolumeKeys {
         self.pool.clear();
         let root = std::os::fd::AsFd::as_fd(&self.root);
         let record = record_file::read(root, &self.path)?;
+        if let Some(grants) = self.grants.get() {
+            grants.ensure(&record.active().wrapped.key_arn)?;
+        }
         let (_, settings) = super::open::open_record(&self.kms, &record, &self.path)?;
         *self.settings.write() = settings;
+        self.grant_all();
         *self.stamp.lock() = now;
         // And those that were asked for under the old settings.
         self.pool.clear();

@@ -2,6 +2,7 @@
 //!
 //! Called by `fuse` and `cli`. Must never write a plaintext key anywhere, nor touch data pages of a lower file.
 
+mod attachment;
 mod check;
 mod check_file;
 pub mod context;
@@ -34,6 +35,7 @@ mod walk;
 mod watch;
 
 pub use crate::tree::{Durability, Integrity, KEY_ATTRIBUTE, KeyError, Moment};
+pub use attachment::{MountGrants, collect as collect_grants};
 pub use check::{CheckOptions, CheckReport, Class, Finding, check};
 pub use copy::{CopyOptions, CopyReport, copy, purge};
 pub use count::count_files;

@@ -111,6 +111,27 @@ pub struct Block {
     pub filesystem: String,
 }
 
+/// A grant by which a mount uses a master key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Given {
+    /// ARN of the key.
+    pub key_arn: String,
+    /// The grant; unknown while it is being made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grant_id: Option<String>,
+}
+
+/// What the mount of an attached volume has at the key service, to be given up when it ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The key service that made them.
+    pub kms: String,
+    /// ARN of the principal that the mount calls as.
+    pub principal: String,
+    /// Its grants.
+    pub grants: Vec<Given>,
+}
+
 /// A volume of this host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -137,6 +158,9 @@ pub struct Entry {
     /// Present where it is a block device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block: Option<Block>,
+    /// Grants of the mount that has it, or of one that ended without giving them up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attachment: Option<Attachment>,
 }
 
 /// What holds for new volumes of the host.
@@ -315,6 +339,7 @@ mod tests {
             state: State::Available,
             quota: None,
             block: None,
+            attachment: None,
         }
     }
 

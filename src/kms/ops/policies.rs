@@ -10,7 +10,7 @@ use crate::api::{
 use super::super::authorise::{Allowed, Demand, Resource};
 use super::super::decision::decide_under;
 use super::super::model::Key;
-use super::super::peer::UNIX_USER;
+use super::super::peer::{UNIX_USER, mount_of};
 use super::super::pipeline::{Answer, Call, Kms, Notes};
 use super::super::policy::{MAX_POLICY_BYTES, NamedPrincipal, Policy, PolicyError};
 use super::keys::plain_demand;
@@ -57,6 +57,7 @@ impl Kms {
                     || resource == "root"
                     || resource.starts_with(UNIX_USER)
                     || resource.starts_with("federated-user/")
+                    || mount_of("kmsfs", arn).is_some()
                     || state.iam.identity_of(arn, account).is_some()
             }
         }
