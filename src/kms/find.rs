@@ -98,7 +98,7 @@ impl Call<'_> {
         }
         let found = match (resource, aliases) {
             (ArnResource::Key(id), _) => self.find_id(home, id, id == text),
-            (ArnResource::Alias(name), Aliases::Taken) => self.find_alias(home, name),
+            (ArnResource::Alias(name), Aliases::Taken) => self.find_alias(home, name, action),
             (ArnResource::Alias(_), Aliases::Refused) => Err(no_alias()),
         };
         let found = found.and_then(|found| Ok(Found { key: self.caught_up(found.key)?, ..found }));
@@ -143,12 +143,17 @@ impl Call<'_> {
         Ok(Found { key, alias: None })
     }
 
-    fn find_alias<'a>(&self, home: Home<'_>, name: &'a str) -> Result<Found<'a>, KmsError> {
+    fn find_alias<'a>(
+        &self,
+        home: Home<'_>,
+        name: &'a str,
+        action: &'static str,
+    ) -> Result<Found<'a>, KmsError> {
         let known = self.kms.state.alias_target(home, name);
         let key = match known {
             Some(key) => key,
             None if home != self.home() => return Err(invalid_id(name)),
-            None => self.managed_key(name)?.ok_or_else(|| {
+            None => self.managed_key(name, action)?.ok_or_else(|| {
                 let arn = home.alias_arn(name);
                 KmsError::new(ErrorCode::NotFoundException, format!("Alias {arn} is not found."))
             })?,

@@ -1,12 +1,14 @@
-//! The key that kmsfs itself manages: made when the service first names its alias, usable through the service only.
+//! Keys that services manage: made when their service first names the alias, usable through the service only.
 //!
-//! Called by `find` when an alias is unknown.
+//! Called by `find` when an alias is unknown. One is that of kmsfs. The others are AWS's, which clients look up by
+//! DescribeKey before they configure a service with them, so that makes them too.
 
 use std::sync::Arc;
 
 use crate::api::{KeyId, KeyManager, KmsError, Origin};
 use crate::crypto::{MaterialBytes, random_array};
 
+use super::authorise::{Demand, Resource, authorise};
 use super::caller::root_arn;
 use super::home::Home;
 use super::model::{AliasRecord, Key, Rotation};
@@ -16,20 +18,66 @@ use super::pipeline::Call;
 /// The alias of the managed key.
 pub const MANAGED_ALIAS: &str = "alias/aws/kmsfs";
 
-/// The service that may use the managed key of `region`, as it stands in `kms:ViaService`.
-fn managed_service(region: &str) -> String {
-    format!("kmsfs.{region}.amazonaws.com")
+/// A service with a key of its own.
+struct Manager {
+    /// What its alias ends in.
+    alias: &'static str,
+    /// Its name in `kms:ViaService`.
+    service: &'static str,
+    /// What its key protects.
+    what: &'static str,
 }
 
-fn managed_policy(home: Home<'_>) -> String {
-    let (account, service) = (home.account, managed_service(home.region));
-    let root = root_arn(account);
+const KMSFS: Manager = Manager::new("kmsfs", "kmsfs", "kmsfs volumes");
+/// Source: "AWS managed keys" in the guides of these services.
+const OF_AWS: &[Manager] = &[
+    Manager::new("acm", "acm", "ACM private keys"),
+    Manager::new("backup", "backup", "Backup vaults"),
+    Manager::new("dynamodb", "dynamodb", "DynamoDB data"),
+    Manager::new("ebs", "ec2", "EBS volumes"),
+    Manager::new("elasticfilesystem", "elasticfilesystem", "EFS filesystems"),
+    Manager::new("es", "es", "Elasticsearch data"),
+    Manager::new("fsx", "fsx", "FSx resources"),
+    Manager::new("glue", "glue", "Glue data"),
+    Manager::new("kinesis", "kinesis", "Kinesis data"),
+    Manager::new("kinesisvideo", "kinesisvideo", "Kinesis Video data"),
+    Manager::new("lambda", "lambda", "Lambda functions"),
+    Manager::new("rds", "rds", "RDS database volumes"),
+    Manager::new("redshift", "redshift", "Redshift clusters"),
+    Manager::new("s3", "s3", "S3 objects"),
+    Manager::new("secretsmanager", "secretsmanager", "Secrets Manager data"),
+    Manager::new("sns", "sns", "SNS data"),
+    Manager::new("sqs", "sqs", "SQS messages"),
+    Manager::new("ssm", "ssm", "SSM parameters"),
+    Manager::new("workspaces", "workspaces", "WorkSpaces volumes"),
+    Manager::new("xray", "xray", "X-Ray data"),
+];
+
+impl Manager {
+    const fn new(alias: &'static str, service: &'static str, what: &'static str) -> Self {
+        Self { alias, service, what }
+    }
+
+    fn of(alias: &str) -> Option<&'static Self> {
+        let name = alias.strip_prefix("alias/aws/")?;
+        std::iter::once(&KMSFS).chain(OF_AWS).find(|manager| manager.alias == name)
+    }
+
+    /// As it stands in `kms:ViaService`.
+    fn via(&self, region: &str) -> String {
+        format!("{}.{region}.amazonaws.com", self.service)
+    }
+}
+
+fn managed_policy(manager: &Manager, home: Home<'_>) -> String {
+    let (account, service) = (home.account, manager.via(home.region));
+    let (root, Manager { alias, what, .. }) = (root_arn(account), manager);
     format!(
         r#"{{
   "Version" : "2012-10-17",
-  "Id" : "auto-kmsfs-1",
+  "Id" : "auto-{alias}-1",
   "Statement" : [ {{
-    "Sid" : "Allow access through kmsfs for all principals in the account that are authorized to use kmsfs",
+    "Sid" : "Allow access through the service of {what} for all principals in the account that may use it",
     "Effect" : "Allow",
     "Principal" : {{
       "AWS" : "*"
@@ -57,12 +105,13 @@ fn managed_policy(home: Home<'_>) -> String {
 }
 
 impl Call<'_> {
-    /// The managed key, made now if `name` is its alias and the service asks for it.
-    pub(super) fn managed_key(&self, name: &str) -> Result<Option<Arc<Key>>, KmsError> {
+    /// The managed key, made now if `name` is its alias and one asks for it who may: its service, and whoever may
+    /// describe keys, of one of AWS's.
+    pub(super) fn managed_key(&self, name: &str, action: &'static str) -> Result<Option<Arc<Key>>, KmsError> {
         let kms = self.kms;
-        if name != MANAGED_ALIAS
-            || self.caller.via_service.as_deref() != Some(&managed_service(&self.caller.region))
-        {
+        let Some(manager) = Manager::of(name) else { return Ok(None) };
+        let is_service = self.caller.via_service.as_deref() == Some(&manager.via(&self.caller.region));
+        if !is_service && (manager.alias == KMSFS.alias || !self.may_describe(name, action)) {
             return Ok(None);
         }
         let own;
@@ -76,14 +125,15 @@ impl Call<'_> {
         if let Some(key) = kms.state.alias_target(self.home(), name) {
             return Ok(Some(key));
         }
-        let text = managed_policy(self.home());
+        let text = managed_policy(manager, self.home());
         let policy = parse_key_policy(&text)?;
         let new = NewKey {
             id: KeyId::from_random(random_array(), false),
             manager: KeyManager::Aws,
             origin: Origin::AwsKms,
-            description: String::from(
-                "Default key that protects my kmsfs volumes when no other key is defined",
+            description: format!(
+                "Default key that protects my {} when no other key is defined",
+                manager.what
             ),
             policy: text,
             tags: Vec::new(),
@@ -96,5 +146,12 @@ impl Call<'_> {
             kms.insert_key(turn, record, policy, Some(&MaterialBytes::take(&mut random_array())), vec![alias])
         };
         kms.act_making(self.home(), self.now, make).map(Some)
+    }
+
+    /// Whether the caller's own policies let it describe the key of that alias; its key policy is not there yet.
+    fn may_describe(&self, alias: &str, action: &'static str) -> bool {
+        let demand = Demand::new(action, Resource::Alias(self.home().alias_arn(alias)));
+        let identity = self.kms.identity_of(self.caller);
+        action == "kms:DescribeKey" && authorise(&self.asker(identity.as_deref()), &[demand]).is_ok()
     }
 }

@@ -74,3 +74,32 @@ fn it_rotates_every_year() {
     s.clock.advance_days(365);
     assert_eq!(s.kms.run_due(s.clock.now()).rotated, 1);
 }
+
+#[test]
+fn the_keys_of_services_of_aws_are_made_when_they_are_described() {
+    let s = service();
+    let describe = json!({"KeyId": "alias/aws/ebs"});
+    for operation in ["Encrypt", "GenerateDataKeyWithoutPlaintext"] {
+        let body = json!({"KeyId": "alias/aws/ebs", "Plaintext": b64(b"x"), "KeySpec": "AES_256"});
+        assert_eq!(s.fails(operation, body).0, "NotFoundException", "{operation}");
+    }
+    assert_eq!(s.fails("DescribeKey", json!({"KeyId": "alias/aws/none"})).0, "NotFoundException");
+    assert_eq!(s.fails_as(&user("alice"), "DescribeKey", describe.clone()).0, "NotFoundException");
+    let metadata = s.ok("DescribeKey", describe.clone())["KeyMetadata"].clone();
+    assert_eq!(metadata["KeyManager"], "AWS");
+    let described = "Default key that protects my EBS volumes when no other key is defined";
+    assert_eq!(metadata["Description"], described);
+    assert_eq!(s.ok("DescribeKey", describe)["KeyMetadata"], metadata);
+    let aliases = s.ok("ListAliases", json!({}))["Aliases"].clone();
+    assert_eq!(
+        (&aliases[0]["AliasName"], &aliases[0]["TargetKeyId"]),
+        (&json!("alias/aws/ebs"), &metadata["KeyId"])
+    );
+    // It is the service's, and nobody else's to use or to change.
+    let seal = json!({"KeyId": metadata["KeyId"], "Plaintext": b64(b"x")});
+    assert_eq!(s.fails("Encrypt", seal.clone()).0, "AccessDeniedException");
+    let through = |name: &str| Caller { via_service: Some(format!("{name}.local.amazonaws.com")), ..root() };
+    s.ok_as(&through("ec2"), "Encrypt", seal.clone());
+    assert_eq!(s.fails_as(&through("s3"), "Encrypt", seal).0, "AccessDeniedException");
+    assert_eq!(s.fails("DisableKey", json!({"KeyId": metadata["KeyId"]})).0, "AccessDeniedException");
+}
