@@ -14,7 +14,7 @@ use crate::api::KeyId;
 
 use super::home::Home;
 use super::model::Key;
-use super::state::{LoadError, State, fill, read_alias, read_key};
+use super::state::{LoadError, Policies, State, fill, read_alias, read_key};
 use super::store::{Store, Table};
 
 const READING: u8 = 0;
@@ -116,7 +116,7 @@ impl Records {
         let own = self.own();
         let Some(row) = self.store.get(Table::Key, &home.row(own, &id))? else { return Ok(None) };
         let token = |id: &str| Ok(self.store.get(Table::Material, id)?.map(|row| row.body));
-        let key = read_key(&row, own, token)?;
+        let key = read_key(&row, own, &mut Policies::default(), token)?;
         let mut state = self.state.write();
         // Once all is read, keys may change and go: then what is there counts, not what was read before.
         Ok(if self.is_reading() { Some(state.put_new_key(key)) } else { state.key(home, id) })

@@ -2,7 +2,7 @@
 //!
 //! Read by every call, through `records`, under a short shared lock; records are handed out as `Arc`s and never copied.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::RwLock;
@@ -15,11 +15,14 @@ use super::home::Home;
 use super::iam::{AccessKeyRecord, Directory, EntityRecord};
 use super::last_usage::{LastUse, SINCE_ROW, UseRecord};
 use super::model::{AliasRecord, Key, KeyRecord, Tombstone, Version, material_row};
-use super::policy::Policy;
+use super::policy::{Policy, PolicyError};
 use super::store::{Row, Store, StoreError, Table};
 
 /// What the rows of marks begin with, among the settings.
 pub const MARK_PREFIX: &str = "mark/";
+
+/// Compiled key policies that are kept at hand while keys are read.
+const RECENT_POLICIES: usize = 16;
 
 /// The records by name.
 #[derive(Debug, Default)]
@@ -183,10 +186,10 @@ pub(super) fn fill(
         Table::Policy,
         Table::LastUse,
     ];
-    let (mut tokens, mut outcome) = (BTreeMap::new(), Ok(()));
+    let (mut tokens, mut policies, mut outcome) = (BTreeMap::new(), Policies::default(), Ok(()));
     store.sweep(&ORDER, &mut |table, rows| {
         if outcome.is_ok() && !is_over() {
-            outcome = take(state, table, rows, own, &mut tokens);
+            outcome = take(state, table, rows, own, &mut tokens, &mut policies);
         }
     })?;
     outcome
@@ -198,11 +201,12 @@ fn take(
     rows: Vec<Row>,
     own: Home<'_>,
     tokens: &mut BTreeMap<String, Vec<u8>>,
+    policies: &mut Policies,
 ) -> Result<(), LoadError> {
     match table {
         Table::Material => tokens.extend(rows.into_iter().map(|row| (row.id, row.body))),
         Table::Key => {
-            let key = |row: &Row| read_key(row, own, |id| Ok(tokens.remove(id)));
+            let key = |row: &Row| read_key(row, own, policies, |id| Ok(tokens.remove(id)));
             let keys: Vec<Key> = rows.iter().map(key).collect::<Result<_, _>>()?;
             let mut state = state.write();
             for key in keys {
@@ -254,14 +258,33 @@ fn take(
     Ok(())
 }
 
+/// Key policies compiled lately. Most keys have the policy of another, which they share.
+#[derive(Debug, Default)]
+pub(super) struct Policies(VecDeque<(String, Policy)>);
+
+impl Policies {
+    fn compile(&mut self, text: &str) -> Result<Policy, PolicyError> {
+        if let Some((_, policy)) = self.0.iter().find(|(known, _)| known == text) {
+            return Ok(policy.clone());
+        }
+        let policy = Policy::of_key(text)?;
+        if self.0.len() >= RECENT_POLICIES {
+            self.0.pop_front();
+        }
+        self.0.push_back((text.to_owned(), policy.clone()));
+        Ok(policy)
+    }
+}
+
 /// The key in `row`; `token` finds a row of sealed material by its id.
 pub(super) fn read_key(
     row: &Row,
     own: Home<'_>,
+    policies: &mut Policies,
     token: impl FnMut(&str) -> Result<Option<Vec<u8>>, StoreError>,
 ) -> Result<Key, LoadError> {
     let found: KeyRecord = record(Table::Key, row)?;
-    load_key(found, &row.id, own, token).map_err(|error| match error {
+    load_key(found, &row.id, own, policies, token).map_err(|error| match error {
         KeyError::Store(error) => error.into(),
         KeyError::Record(reason) => bad(Table::Key, row, reason),
     })
@@ -312,13 +335,14 @@ fn load_key(
     mut record: KeyRecord,
     row: &str,
     own: Home<'_>,
+    policies: &mut Policies,
     mut token: impl FnMut(&str) -> Result<Option<Vec<u8>>, StoreError>,
 ) -> Result<Key, KeyError> {
     if record.region.is_empty() {
         own.region.clone_into(&mut record.region);
     }
     check_row(row, record.home(), own, &record.id)?;
-    let policy = Policy::of_key(&record.policy).unwrap_or_else(|error| {
+    let policy = policies.compile(&record.policy).unwrap_or_else(|error| {
         log::error!(
             "the policy of {} (row {row} of table Key) cannot be read: nobody may use the key until its account puts \
              a new policy: {error}",

@@ -1,5 +1,7 @@
 //! The policy document: parsed strictly, compiled to statements, evaluated in order.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 
 use super::condition::Condition;
@@ -75,10 +77,10 @@ enum Kind {
     Trust,
 }
 
-/// A compiled policy.
+/// A compiled policy. A copy shares it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
-    statements: Vec<Statement>,
+    statements: Arc<[Statement]>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -134,7 +136,7 @@ impl Policy {
     pub fn refusing() -> Self {
         let any = || Wildcard::new("*", false).into_iter().collect();
         Self {
-            statements: vec![Statement {
+            statements: Arc::new([Statement {
                 sid: String::from("unreadable policy"),
                 effect: Effect::Deny,
                 principal: Principals::Implied,
@@ -143,7 +145,7 @@ impl Policy {
                 resources: any().into_iter().map(Text::Fixed).collect(),
                 resources_negated: false,
                 conditions: Vec::new(),
-            }],
+            }]),
         }
     }
 
@@ -176,7 +178,7 @@ impl Policy {
                 return Err(PolicyError::Syntax("Statement IDs (SID) in a single policy must be unique"));
             }
         }
-        Ok(Self { statements: compiled })
+        Ok(Self { statements: compiled.into() })
     }
 
     /// How far the statements of `effect` reach the caller for this action on this resource.
