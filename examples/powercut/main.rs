@@ -1,7 +1,10 @@
 //! The load and the judge of `scripts/powercut`: writes to a mounted volume, clones the image below its lower
 //! filesystem at random moments, and holds what is found on each clone against what was written and what was synced.
 //!
-//!     powercut --volume MNT --image IMG --cuts N --stage CMD [--loads a,b] [--seed N] [--postgres BIN --sockets DIR]
+//!     powercut --volume MNT --lower DIR --image IMG --cuts N --stage CMD [--loads a,b] [--seed N]
+//!              [--postgres BIN --sockets DIR]
+//!
+//! Clones are made some at a time under one load, which rests while they are looked at.
 //!
 //! The image must lie on a filesystem with reflinks: a clone is atomic, which is what a cut is. `CMD recover IMG`
 //! mounts the clone and the volume in it and prints where; `CMD release IMG` checks it and takes both away.
@@ -13,6 +16,7 @@ mod databases;
 mod files;
 mod ledger;
 mod names;
+mod writeback;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -24,7 +28,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use bytes::Random;
 use cells::{CellLoad, Habit};
@@ -32,6 +36,7 @@ use databases::{Cluster, PostgresLoad, SqliteLoad};
 use files::{LogLoad, ReplaceLoad};
 use ledger::{Expectation, Record};
 use names::NamesLoad;
+use writeback::WriteBack;
 
 pub type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -63,6 +68,9 @@ struct Args {
     /// Where the volume is mounted
     #[arg(long)]
     volume: PathBuf,
+    /// Its lower directory
+    #[arg(long)]
+    lower: PathBuf,
     /// The image that its lower filesystem lies in
     #[arg(long)]
     image: PathBuf,
@@ -91,8 +99,11 @@ struct Args {
     #[arg(long, default_value_t = 0)]
     keep: usize,
     /// Most milliseconds between two cuts
-    #[arg(long, default_value_t = 1500)]
+    #[arg(long, default_value_t = 700)]
     between: usize,
+    /// Cuts before the load rests
+    #[arg(long, default_value_t = 10)]
+    batch: usize,
 }
 
 fn main() -> ExitCode {
@@ -142,6 +153,7 @@ fn make_loads(args: &Args) -> Outcome<Vec<Box<dyn Load>>> {
             other => return Err(format!("there is no load '{other}'").into()),
         }
     }
+    loads.push(Box::new(WriteBack::new(&args.lower)));
     let helpers: Vec<_> = loads.iter().filter_map(|load| load.helper()).collect();
     loads.extend(helpers);
     Ok(loads)
@@ -151,6 +163,8 @@ fn make_loads(args: &Args) -> Outcome<Vec<Box<dyn Load>>> {
 struct Desk {
     stop: AtomicBool,
     steps: AtomicU64,
+    /// Held for each step; taken while the load is to rest.
+    gate: RwLock<()>,
     /// A load that ended with an error: then nothing that follows says anything.
     failed: Mutex<Option<String>>,
 }
@@ -158,7 +172,11 @@ struct Desk {
 fn work(mut load: Box<dyn Load>, desk: &Desk, seed: u64) {
     let mut random = Random::new(seed);
     while !desk.stop.load(Ordering::Relaxed) {
-        if let Err(e) = load.step(&mut random) {
+        let step = {
+            let _going = desk.gate.read();
+            load.step(&mut random)
+        };
+        if let Err(e) = step {
             desk.failed.lock().get_or_insert(e.to_string());
             return;
         }
@@ -171,7 +189,8 @@ fn run(args: &Args) -> Outcome<usize> {
     let loads = make_loads(args)?;
     let records: Vec<(Arc<dyn Record>, bool)> =
         loads.iter().flat_map(|load| load.records().into_iter().map(|r| (r, load.rarely()))).collect();
-    let desk = Desk { stop: AtomicBool::new(false), steps: AtomicU64::new(0), failed: Mutex::new(None) };
+    let (stop, steps) = (AtomicBool::new(false), AtomicU64::new(0));
+    let desk = Desk { stop, steps, gate: RwLock::new(()), failed: Mutex::new(None) };
     std::thread::scope(|scope| {
         for (number, load) in loads.into_iter().enumerate() {
             let (desk, seed) = (&desk, args.seed << 16 | number as u64);
@@ -197,41 +216,53 @@ struct Judge<'a> {
 
 type Expected = BTreeMap<usize, Box<dyn Expectation>>;
 
+/// A clone that was not looked at yet.
+struct Cut {
+    image: PathBuf,
+    expected: Expected,
+}
+
 impl Judge<'_> {
     fn run(&mut self, records: &[(Arc<dyn Record>, bool)], desk: &Desk) -> Outcome<()> {
         let mut random = Random::new(self.args.seed);
         let begin = Instant::now();
         while self.cuts < self.args.cuts {
-            sleep(Duration::from_millis(random.below(self.args.between) as u64));
-            let rare = random.once_in(RARELY);
-            let image = self.args.image.with_extension(format!("cut{}", self.cuts));
-            for (record, _) in records {
-                record.freeze();
-            }
-            let cut = clone(&self.args.image, &image);
-            let thawed = records.iter().map(|(record, rarely)| (record.thaw(), *rarely));
-            let expected: Expected = thawed
-                .enumerate()
-                .filter(|(_, (_, rarely))| rare || !rarely)
-                .map(|(number, (expectation, _))| (number, expectation))
-                .collect();
-            cut?;
+            let count = self.args.batch.clamp(1, self.args.cuts - self.cuts);
+            let cuts =
+                (0..count).map(|n| self.cut(n, records, &mut random)).collect::<Outcome<Vec<Cut>>>()?;
+            let _rest = desk.gate.write();
             if let Some(why) = &*desk.failed.lock() {
                 return Err(format!("the load cannot go on: {why}").into());
             }
-            let again = random.once_in(AGAIN).then(|| Duration::from_millis(random.below(400) as u64));
-            self.look_at(&image, &expected, again)?;
-            if self.cuts.is_multiple_of(20) {
-                let (cuts, wrong, seconds) = (self.cuts, self.wrong, begin.elapsed().as_secs());
-                eprintln!("{cuts} cuts, {wrong} with losses, {seconds} s");
+            for cut in cuts {
+                let again = random.once_in(AGAIN).then(|| Duration::from_millis(random.below(400) as u64));
+                self.look_at(&cut.image, &cut.expected, again)?;
             }
+            let (cuts, wrong, seconds) = (self.cuts, self.wrong, begin.elapsed().as_secs());
+            eprintln!("{cuts} cuts, {wrong} with losses, {seconds} s");
         }
         Ok(())
     }
 
+    /// Clones the image under load, at a random moment.
+    fn cut(&self, number: usize, records: &[(Arc<dyn Record>, bool)], random: &mut Random) -> Outcome<Cut> {
+        sleep(Duration::from_millis(random.below(self.args.between) as u64));
+        let rare = random.once_in(RARELY);
+        let image = self.args.image.with_extension(format!("cut{}-{number}", self.cuts));
+        for (record, _) in records {
+            record.freeze();
+        }
+        let cut = clone(&self.args.image, &image);
+        let thawed = records.iter().map(|(record, rarely)| (record.thaw(), *rarely));
+        let wanted = thawed.enumerate().filter(|(_, (_, rarely))| rare || !rarely);
+        let expected = wanted.map(|(number, (expectation, _))| (number, expectation)).collect();
+        cut?;
+        Ok(Cut { image, expected })
+    }
+
     /// Recovers the clone and compares; cuts it again meanwhile where that is asked for.
     fn look_at(&mut self, image: &Path, expected: &Expected, again: Option<Duration>) -> Outcome<()> {
-        let second = image.with_extension(format!("cut{}again", self.cuts));
+        let second = image.with_extension(format!("cut{}-again", self.cuts));
         self.cuts += 1;
         let problems = std::thread::scope(|scope| -> Outcome<Vec<String>> {
             let cutter = again.map(|wait| {

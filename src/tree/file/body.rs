@@ -473,8 +473,10 @@ impl Body {
         self.guarded = self.guarded.max(size).min(self.size);
     }
 
-    /// A sync begins: what [`Body::note_synced`] is to be told at its end.
-    pub(super) fn sync_begins(&self) -> (u64, u64, u64) {
+    /// A sync begins: what [`Body::note_synced`] is to be told at its end. What it is to make durable changes by way of
+    /// the log from here on, since a change may reach the disk with it in part.
+    pub(super) fn sync_begins(&mut self) -> (u64, u64, u64) {
+        self.guarded = self.guarded.max(self.stored);
         (self.changes, self.cuts, self.stored)
     }
 

@@ -5,10 +5,11 @@
 //! carry seals, and where a sync is to cost one write instead of two, the data itself.
 //!
 //! `.kmsfs.log` in the lower root: one page that names the mount's session, then two halves that are filled in turn. A
-//! half is used again when every file with records in it was synced. Stale records harm nobody: `recover` believes them
-//! only where the file still says what they say of it. Locks: a file's own before the log's, never the other way round.
+//! half is used again when every file with records in it was synced, and a mark that stays until then says that what it
+//! held is void: of the records that count none is missing that came after one of them. Locks: a file's own before the
+//! log's, never the other way round.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,7 +18,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::io::Errno;
 
 use super::lower::Lower;
-use super::old_logs::{self, Header, OldLogs};
+use super::old_logs::{self, Header, OldLogs, mark};
 use super::record::{ALIGN, RECORD_MAX, Record};
 use crate::crypto::{FileKeys, VolumeKey, random_array};
 use crate::format::FileId;
@@ -27,10 +28,10 @@ pub use super::old_logs::{LOG_NAME, ended_cleanly};
 
 /// Bytes of one half.
 #[cfg(not(test))]
-const HALF: u64 = 2 << 20;
+pub(super) const HALF: u64 = 2 << 20;
 /// So short that tests go round.
 #[cfg(test)]
-const HALF: u64 = 1 << 20;
+pub(super) const HALF: u64 = 1 << 20;
 const _: () = assert!(RECORD_MAX as u64 <= HALF / 2);
 /// Bytes of the log that are filled at a time.
 const PREPARED_AT_A_TIME: u64 = 64 << 10;
@@ -64,6 +65,10 @@ struct Half {
     pending: usize,
     /// Files with records in it that were not synced since.
     files: HashMap<usize, Arc<Lower>>,
+    /// Whom its records are about.
+    ids: HashSet<FileId>,
+    /// Its records have this number or a higher one.
+    from: u64,
 }
 
 struct State {
@@ -150,7 +155,7 @@ impl TagLog {
         old: OldLogs,
     ) -> Self {
         let state = State {
-            halves: Default::default(),
+            halves: <[Half; 2]>::default(),
             current: 0,
             offset: 0,
             written: 0,
@@ -196,11 +201,19 @@ impl TagLog {
         lower: &Arc<Lower>,
         mut record: Record<D>,
     ) -> Result<Ticket<'_>, Errno> {
-        record.sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
-        let mut bytes = record.encode(keys, file_id);
+        let mut encode = || {
+            record.sequence = self.sequence.fetch_add(1, Ordering::SeqCst);
+            (record.sequence, record.encode(keys, file_id))
+        };
+        let (mut number, mut bytes) = encode();
         let len = (bytes.len() as u64).next_multiple_of(ALIGN as u64);
         let mut state = self.room(len)?;
         let half = state.current;
+        if number < state.halves[half].from {
+            // It was numbered before the log went on in this half.
+            (number, bytes) = encode();
+        }
+        debug_assert!(number >= state.halves[half].from);
         let at = BLOCK + half as u64 * HALF + state.offset;
         // To the end of its page, where nothing is yet: the kernel need not read the page to write a part of it.
         bytes.resize(((at + len).next_multiple_of(BLOCK) - at) as usize, 0);
@@ -209,7 +222,13 @@ impl TagLog {
         state.written += 1;
         state.halves[half].pending += 1;
         state.halves[half].files.insert(Arc::as_ptr(lower) as usize, Arc::clone(lower));
+        state.halves[half].ids.insert(file_id);
         Ok(Ticket { log: self, half, number: state.written })
+    }
+
+    /// Whether records that count are about `file_id`.
+    pub(super) fn speaks_of(&self, file_id: FileId) -> bool {
+        self.state.lock().halves.iter().any(|half| half.ids.contains(&file_id))
     }
 
     /// Waits until the current half has room for `len` bytes, turning to the other half where it has not.
@@ -219,7 +238,8 @@ impl TagLog {
             if let Some(e) = state.failed {
                 return Err(e);
             }
-            let full = state.offset + len > HALF || state.halves[state.current].files.len() >= FILES_MAX;
+            let full = state.offset + len > HALF - mark::LEN as u64
+                || state.halves[state.current].files.len() >= FILES_MAX;
             if !full {
                 return Ok(state);
             }
@@ -228,27 +248,50 @@ impl TagLog {
                 continue;
             }
             state.changing = true;
-            state = self.turn(state);
+            let turned;
+            (state, turned) = self.turn(state);
             state.changing = false;
             self.changed.notify_all();
+            turned?;
         }
     }
 
     /// Makes the records of the other half superfluous, then goes on there.
-    fn turn<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    fn turn<'a>(&'a self, mut state: MutexGuard<'a, State>) -> (MutexGuard<'a, State>, Result<(), Errno>) {
         let other = 1 - state.current;
         // Each is between its commit and the drop of its ticket, which wait for nothing that we hold.
         while state.halves[other].pending > 0 {
             self.changed.wait(&mut state);
         }
         let files = std::mem::take(&mut state.halves[other].files);
+        let (current, void_below) = (state.current, state.halves[state.current].from);
         drop(state);
         for lower in files.values() {
             lower.sync_behind();
         }
+        let marked = self.mark(current, void_below);
         let mut state = self.state.lock();
-        (state.current, state.offset, state.turns) = (other, 0, state.turns + 1);
-        state
+        if marked.is_ok() {
+            let from = self.sequence.load(Ordering::SeqCst);
+            state.halves[other] = Half { from, ..Half::default() };
+            (state.current, state.offset, state.turns) = (other, 0, state.turns + 1);
+        }
+        (state, marked)
+    }
+
+    /// Says in half `half`, durably, that records before number `void_below` are void. Only then may those be
+    /// overwritten, one by one and in no order.
+    fn mark(&self, half: usize, void_below: u64) -> Result<(), Errno> {
+        let Some(key) = &self.key else { return Ok(()) };
+        let at = BLOCK + half as u64 * HALF + mark::AT;
+        self.file.write_at(&mark::encode(key, void_below), at).map_err(|(_, e)| e)?;
+        if self.is_strict() { self.file.sync(true) } else { Ok(()) }
+    }
+
+    /// The next record goes to the other half.
+    #[cfg(test)]
+    pub(super) fn leave_half(&self) {
+        self.state.lock().offset = HALF;
     }
 
     /// Fills the space that no record has used yet, from its end on, so that a sync of a record is one of data alone: what
@@ -263,7 +306,11 @@ impl TagLog {
             parts -= 1;
             let at = BLOCK + parts * PREPARED_AT_A_TIME;
             let state = self.state.lock();
-            if state.turns > 0 || at < BLOCK + state.offset || self.file.write_at(&zeros, at).is_err() {
+            if state.turns > 0
+                || state.changing
+                || at < BLOCK + state.offset
+                || self.file.write_at(&zeros, at).is_err()
+            {
                 break;
             }
         }

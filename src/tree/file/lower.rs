@@ -138,7 +138,7 @@ impl Lower {
         #[cfg(test)]
         trace::note(&self.fd, || trace::Change::Sync);
         #[cfg(test)]
-        trace::sync_has_begun();
+        trace::sync_has_begun(rustix::fs::fstat(&self.fd).map_or(0, |stat| stat.st_ino));
         if data_only { rustix::fs::fdatasync(&self.fd) } else { rustix::fs::fsync(&self.fd) }
     }
 
@@ -210,16 +210,22 @@ pub(in crate::tree) mod trace {
     }
 
     thread_local! {
-        static DURING_SYNC: RefCell<Option<Box<dyn FnOnce()>>> = const { RefCell::new(None) };
+        static DURING_SYNC: RefCell<Option<Meanwhile>> = const { RefCell::new(None) };
     }
 
-    /// What happens after the next sync has begun and before it ends.
-    pub(in crate::tree) fn during_sync(what: impl FnOnce() + 'static) {
-        DURING_SYNC.set(Some(Box::new(what)));
+    /// An inode, and what is done while it is synced.
+    type Meanwhile = (u64, Box<dyn FnOnce()>);
+
+    /// What happens after the next sync of the file with inode number `inode` has begun and before it ends.
+    pub(in crate::tree) fn during_sync(inode: u64, what: impl FnOnce() + 'static) {
+        DURING_SYNC.set(Some((inode, Box::new(what))));
     }
 
-    pub(super) fn sync_has_begun() {
-        if let Some(what) = DURING_SYNC.take() {
+    /// Does what was to be done meanwhile, unless that was done.
+    pub(in crate::tree) fn sync_has_begun(inode: u64) {
+        if let Some((_, what)) =
+            DURING_SYNC.with_borrow_mut(|planned| planned.take_if(|(of, _)| *of == inode))
+        {
             what();
         }
     }

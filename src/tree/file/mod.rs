@@ -13,6 +13,8 @@ mod load;
 mod log;
 mod lower;
 mod old_logs;
+#[cfg(test)]
+mod op_tests;
 mod read;
 mod record;
 mod recover;
@@ -366,18 +368,19 @@ impl FileIo {
     /// Makes the stored file one that promises its size; gives what a sync that begins now makes durable. That holds for
     /// a file that was sealed before too: from then on its blocks change by way of the log.
     fn promise(&self) -> Result<Option<(u64, u64, u64)>, FsError> {
-        if self.is_unsealed() && !self.context.read_only {
-            self.flush()?;
-            let mut inner = self.for_writing()?;
-            if let Inner::Loaded(body) = &mut *inner {
-                self.lower.keeping_mtime(|| body.write_promise(&self.lower))?;
-                return Ok(Some(body.sync_begins()));
-            }
+        if self.context.read_only {
+            return Ok(None);
         }
-        Ok(match &*self.inner.read() {
-            Inner::Loaded(body) if !body.is_unsealed() => Some(body.sync_begins()),
-            _ => None,
-        })
+        if self.is_unsealed() {
+            self.flush()?;
+        }
+        // Who has nothing to write needs no key.
+        let mut inner = if self.is_unsealed() { self.for_writing()? } else { self.inner.write() };
+        let Inner::Loaded(body) = &mut *inner else { return Ok(None) };
+        if body.is_unsealed() {
+            self.lower.keeping_mtime(|| body.write_promise(&self.lower))?;
+        }
+        Ok(Some(body.sync_begins()))
     }
 
     fn is_unsealed(&self) -> bool {

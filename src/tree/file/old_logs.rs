@@ -8,6 +8,7 @@
 //! first page of a log:  0  magic "KMLS" 4 B | 4  version u16 (2) | 6  flags u16 (bit 0: ended cleanly) | 8  session u32
 //!                      12  unclean sessions before it u32, at most 1000 | 16  u32 each | 4080  MAC 16 B of 0..4080
 //!                      (the volume's log key; nonce = 0)
+//! last 64 B of a half: 0  number u64: records below it are void | 8  MAC 16 B of 0..8 (log key; nonce = "mark") | zero
 //! ```
 
 use std::collections::HashMap;
@@ -18,11 +19,11 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::log::LastEnd;
+use super::log::{HALF, LastEnd};
 use super::lower::Lower;
 use super::record::{self, ALIGN, Record};
 use crate::crypto::{FileKeys, VolumeKey, constant_time_eq, random_array};
-use crate::format::layout::BLOCK_LEN;
+use crate::format::layout::{BLOCK, BLOCK_LEN};
 use crate::format::{FileId, name};
 use crate::sys::at;
 
@@ -73,6 +74,33 @@ impl Header {
         let (flags, count) = (u16::from_le_bytes([page[6], page[7]]), number(12) as usize);
         let unclean = (0..count.min(SESSIONS_MAX)).map(|i| number(16 + 4 * i)).collect();
         Some(Self { clean: flags & CLEAN != 0, session: number(8), unclean })
+    }
+}
+
+/// What a half of a log says when it is left: which records are void from then on.
+pub(super) mod mark {
+    use super::{ALIGN, VolumeKey, constant_time_eq};
+    use crate::tree::file::log::HALF;
+
+    /// Bytes that it takes.
+    pub(in crate::tree::file) const LEN: usize = ALIGN;
+    /// Where it stands in a half.
+    pub(in crate::tree::file) const AT: u64 = HALF - LEN as u64;
+    const NONCE: [u8; 12] = *b"mark\0\0\0\0\0\0\0\0";
+
+    /// Records numbered below `void_below` are void.
+    pub(in crate::tree::file) fn encode(key: &VolumeKey, void_below: u64) -> [u8; LEN] {
+        let mut out = [0; LEN];
+        out[..8].copy_from_slice(&void_below.to_le_bytes());
+        let mac = key.log.mac(&NONCE, &out[..8]);
+        out[8..24].copy_from_slice(&mac);
+        out
+    }
+
+    /// The number, where a mark stands there.
+    pub(super) fn parse(key: &VolumeKey, bytes: &[u8]) -> Option<u64> {
+        let (number, mac) = (bytes.first_chunk::<8>()?, bytes.get(8..24)?);
+        constant_time_eq(&key.log.mac(&NONCE, number), mac).then(|| u64::from_le_bytes(*number))
     }
 }
 
@@ -152,17 +180,22 @@ impl OldLogs {
             return;
         }
         self.sessions.lock().push(header.session);
+        self.add_records(name, header.session, &bytes, void_below(key, &bytes));
+    }
+
+    fn add_records(&self, name: &str, session: u32, bytes: &[u8], void_below: u64) {
         let mut at = BLOCK_LEN;
         let mut records = self.records.lock();
         while at < bytes.len() {
-            let Some((file_id, len)) = record::whole(&bytes[at..]) else {
+            let Some(whole) = record::whole(&bytes[at..]) else {
                 at += ALIGN;
                 continue;
             };
-            let found =
-                Found { log: name.into(), session: header.session, bytes: bytes[at..at + len].to_vec() };
-            records.entry(file_id).or_default().push(found);
-            at += len.next_multiple_of(ALIGN);
+            if whole.sequence >= void_below {
+                let bytes = bytes[at..at + whole.len].to_vec();
+                records.entry(whole.file_id).or_default().push(Found { log: name.into(), session, bytes });
+            }
+            at += whole.len.next_multiple_of(ALIGN);
         }
     }
 
@@ -240,6 +273,13 @@ impl OldLogs {
             }
         }
     }
+}
+
+/// Below which number the records of a log are void, as the marks of its halves say.
+fn void_below(key: &VolumeKey, log: &[u8]) -> u64 {
+    let places = [BLOCK + mark::AT, BLOCK + HALF + mark::AT];
+    let marks = places.iter().filter_map(|at| mark::parse(key, log.get(*at as usize..)?));
+    marks.max().unwrap_or(0)
 }
 
 /// Whether the last mount of the volume in `root` that could write left everything sealed and durable, as its log says.

@@ -110,15 +110,27 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes)
 }
 
-/// The file and the length of the record that begins with `bytes`, if one stands there whole.
-pub(super) fn whole(bytes: &[u8]) -> Option<(FileId, usize)> {
+/// A record that stands there whole; nobody vouches for it yet.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Whole {
+    pub(super) file_id: FileId,
+    pub(super) sequence: u64,
+    pub(super) len: usize,
+}
+
+/// The record that `bytes` begin with, if one stands there whole.
+pub(super) fn whole(bytes: &[u8]) -> Option<Whole> {
     if bytes.get(..4)? != MAGIC {
         return None;
     }
     let len = u32_at(bytes, 32)? as usize;
     let record = (BLOCKS_AT + TAG_LEN..=RECORD_MAX).contains(&len).then(|| bytes.get(..len)).flatten()?;
     let whole = u32_at(bytes, 4)? == crc32c::crc32c(&record[8..]);
-    whole.then(|| (FileId(record[8..24].try_into().expect("16 bytes")), len))
+    whole.then(|| Whole {
+        file_id: FileId(record[8..24].try_into().expect("16 bytes")),
+        sequence: u64::from_le_bytes(record[24..32].try_into().expect("8 bytes")),
+        len,
+    })
 }
 
 /// Parses a whole record; `None` where the file's key does not vouch for it.
@@ -186,7 +198,7 @@ mod tests {
     #[test]
     fn a_record_comes_back_and_any_change_or_cut_shows() {
         let bytes = record().encode(&keys(), FileId([2; 16]));
-        assert_eq!(whole(&bytes), Some((FileId([2; 16]), bytes.len())));
+        assert_eq!(whole(&bytes), Some(Whole { file_id: FileId([2; 16]), sequence: 77, len: bytes.len() }));
         assert_eq!(parse(&keys(), &bytes), Some(record()));
         for at in 0..bytes.len() {
             let mut bad = bytes.clone();

@@ -79,7 +79,10 @@ impl FileIo {
     /// Makes the repair durable, then says that the file is whole.
     fn store_repair(&self, body: &mut Body, evidence: &Evidence) -> Result<(), FsError> {
         self.lower.keeping_mtime(|| {
-            body.unsaved.insert(0);
+            // Cut short, the repair begins anew: with the same seal, or one that says the same.
+            let state = if evidence.seal.state == State::Cutting { State::Cutting } else { State::Dirty };
+            body.write_hot(&self.lower, state, body.size)?;
+            body.unsaved.remove(&0);
             body.length_unsaved = true;
             body.save_pages(&self.lower)
         })?;
@@ -87,8 +90,10 @@ impl FileIo {
         if let Some(time) = told.filter(|time| self.lower.modified().is_ok_and(|now| now < *time)) {
             self.lower.set_modified(time)?;
         }
-        // The log is needed until here: the seal that makes it void comes after.
+        // The log is needed until here: the seal that makes it void comes after, and is newer than any in it.
         self.lower.sync(true)?;
+        let behind = evidence.seal.epoch.saturating_sub(body.sealed.epoch);
+        body.sealed.epoch += behind.next_multiple_of(2);
         (body.firm, body.session) = (body.size, self.session());
         self.lower.keeping_mtime(|| body.write_clean_seal(&self.lower))?;
         Ok(self.lower.sync(true)?)

@@ -117,7 +117,8 @@ impl FileIo {
         self.finish_cut(body, edge_page)
     }
 
-    /// Notes the cut in the log, with the shortened last block, where something durable or that block's old state goes.
+    /// Notes the cut in the log, with the shortened last block, where something durable or that block's old state goes, or
+    /// what the log speaks of: holes that follow would otherwise pass for what was there before its records.
     fn announce_cut(
         &self,
         body: &mut Body,
@@ -126,7 +127,9 @@ impl FileIo {
         size: u64,
     ) -> Result<Option<Ticket<'_>>, FsError> {
         let replaces = change.is_some() && !layout::tail_is_inline(size);
-        if size >= body.firm && !replaces && !self.must_announce(body) {
+        let told_of = || self.context.log.as_ref().is_some_and(|log| log.speaks_of(body.superblock.file_id));
+        let takes = size < body.firm || (size < body.guarded && told_of());
+        if !takes && !replaces && !self.must_announce(body) {
             return Ok(None);
         }
         let block = size / BLOCK;

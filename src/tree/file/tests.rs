@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use rustix::fs::{Mode, OFlags};
 
 use super::lower::fault::{self, Fault};
-use super::lower::trace;
+pub(super) use super::op_tests::*;
 use super::{Allocate, Durability, FileContext, FileIo, Integrity, LastEnd, Seek, Stage, TagLog};
 use crate::crypto::{DataKey, Secret, VolumeKey, random_array};
 use crate::format::layout::{self, BLOCK};
@@ -82,6 +82,13 @@ impl Bench {
         self.mount_as(false)
     }
 
+    /// Another file of the mount of `file`.
+    pub(super) fn beside(&self, file: &FileIo) -> Arc<FileIo> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(self.dir.join("other"), flags, Mode::RUSR | Mode::WUSR).unwrap();
+        FileIo::new(fd, file.context.clone(), None)
+    }
+
     fn mount_as(&self, read_only: bool) -> Arc<FileIo> {
         let root = rustix::fs::open(&self.dir, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
         let log = if read_only {
@@ -139,102 +146,6 @@ pub(super) fn contents(file: &FileIo) -> Vec<u8> {
 fn cases() -> ProptestConfig {
     let asked = std::env::var("PROPTEST_CASES").is_ok();
     if asked { ProptestConfig::default() } else { ProptestConfig::with_cases(100) }
-}
-
-#[derive(Debug, Clone)]
-pub(super) enum Op {
-    Write(u64, usize, u8),
-    Truncate(u64),
-    Punch(u64, u64),
-    Zero(u64, u64, bool),
-    Reserve(u64, u64, bool),
-    Read(u64, usize),
-    Seal,
-    Sync,
-    /// A sync, during which somebody else writes.
-    SyncAsSomebodyWrites(u64, usize, u8),
-    Remount,
-    DropKeys,
-}
-
-/// Offsets around the places where the layout changes: blocks, the inline limit, head tags, groups.
-fn place() -> impl Strategy<Value = u64> {
-    prop_oneof![
-        4 => 0..20_000_u64,
-        2 => (0..8_u64, 0..64_u64).prop_map(|(n, d)| n * BLOCK + d),
-        2 => (90..100_u64, 0..8192_u64).prop_map(|(n, d)| n * BLOCK + d),
-        1 => (236..244_u64, 0..8192_u64).prop_map(|(n, d)| n * BLOCK + d),
-        1 => 0..1_700_000_u64,
-    ]
-}
-
-pub(super) fn op() -> impl Strategy<Value = Op> {
-    let len =
-        || prop_oneof![3 => 1..5000_u64, 1 => 1..200_000_u64, 1 => Just(BLOCK), 1 => 600_000..700_000_u64];
-    prop_oneof![
-        8 => (place(), len(), any::<u8>()).prop_map(|(o, l, b)| Op::Write(o, l as usize, b)),
-        3 => place().prop_map(Op::Truncate),
-        2 => (place(), len()).prop_map(|(o, l)| Op::Punch(o, l)),
-        1 => (place(), len(), any::<bool>()).prop_map(|(o, l, k)| Op::Zero(o, l, k)),
-        1 => (place(), len(), any::<bool>()).prop_map(|(o, l, k)| Op::Reserve(o, l, k)),
-        4 => (place(), len()).prop_map(|(o, l)| Op::Read(o, l as usize)),
-        1 => Just(Op::Seal),
-        1 => Just(Op::Sync),
-        2 => Just(Op::Remount),
-        1 => Just(Op::DropKeys),
-    ]
-}
-
-pub(super) fn pattern(offset: u64, len: usize, seed: u8) -> Vec<u8> {
-    (0..len as u64).map(|i| ((offset + i) % 251) as u8 ^ seed).collect()
-}
-
-/// What the operation does to a plain file.
-pub(super) fn apply_to_model(model: &mut Vec<u8>, op: &Op) {
-    let clear = |model: &mut Vec<u8>, offset: u64, len: u64| {
-        let end = ((offset + len) as usize).min(model.len());
-        let start = (offset as usize).min(end);
-        model[start..end].fill(0);
-    };
-    match *op {
-        Op::Write(offset, len, seed) | Op::SyncAsSomebodyWrites(offset, len, seed) => {
-            let end = offset as usize + len;
-            model.resize(model.len().max(end), 0);
-            model[offset as usize..end].copy_from_slice(&pattern(offset, len, seed));
-        }
-        Op::Truncate(size) => model.resize(size as usize, 0),
-        Op::Punch(offset, len) => clear(model, offset, len),
-        Op::Zero(offset, len, keep) => {
-            clear(model, offset, len);
-            if !keep {
-                model.resize(model.len().max((offset + len) as usize), 0);
-            }
-        }
-        Op::Reserve(offset, len, keep) if !keep => model.resize(model.len().max((offset + len) as usize), 0),
-        _ => {}
-    }
-}
-
-pub(super) fn apply_to_file(file: &FileIo, op: &Op) -> Result<(), FsError> {
-    match *op {
-        Op::Write(offset, len, seed) => file.write(offset, &pattern(offset, len, seed)),
-        Op::Truncate(size) => file.truncate(size),
-        Op::Punch(offset, len) => file.allocate(Allocate::Punch, offset, len),
-        Op::Zero(offset, len, keep_size) => file.allocate(Allocate::Zero { keep_size }, offset, len),
-        Op::Reserve(offset, len, keep_size) => file.allocate(Allocate::Reserve { keep_size }, offset, len),
-        Op::Seal => file.seal(),
-        Op::Sync => file.sync(true),
-        Op::SyncAsSomebodyWrites(offset, len, seed) => {
-            let other = file.me.upgrade().unwrap();
-            trace::during_sync(move || other.write(offset, &pattern(offset, len, seed)).unwrap());
-            file.sync(true)
-        }
-        Op::DropKeys => {
-            file.drop_keys();
-            Ok(())
-        }
-        Op::Read(..) | Op::Remount => Ok(()),
-    }
 }
 
 fn check_holes(file: &FileIo, model: &[u8]) {
