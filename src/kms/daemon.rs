@@ -40,6 +40,7 @@ use super::sqlite::SqliteStore;
 use super::state_dir::{Running, StateDir, StateError, StateLock};
 use super::store::{Store, StoreError};
 use super::tls::{Tls, TlsFiles};
+use super::toml_file::TomlError;
 use super::worker::Worker;
 
 /// The region of a store that is made without one.
@@ -183,10 +184,13 @@ fn open(plan: &ServePlan, root: RootKey) -> Result<Arc<Keeper>, Failure> {
     }
     let keeper = Keeper::open(settings, store, root, Arc::new(audit), peers, plan.bounds.clone())?;
     if let Some(path) = &plan.seed {
-        // What a seed makes is held against all that is there.
-        keeper.read_rest()?;
-        let apply = Seed::read(path).and_then(|seed| keeper.apply(&seed));
-        apply.map_err(|what| Failure::File(path.clone(), what.to_string()))?;
+        let wrong = |what: TomlError| Failure::File(path.clone(), what.to_string());
+        let seed = Seed::read(path).map_err(wrong)?;
+        if !keeper.holds(&seed) {
+            // What a seed makes is held against all that is there.
+            keeper.read_rest()?;
+            keeper.apply(&seed).map_err(wrong)?;
+        }
     }
     Ok(Arc::new(keeper))
 }

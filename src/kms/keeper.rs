@@ -34,6 +34,9 @@ use super::store::{Store, StoreError};
 use super::toml_file::TomlError;
 use super::wire::Wire;
 
+/// Keys of a seed that are looked for one by one, rather than among all.
+const MAX_KEYS_LOOKED_UP: usize = 100;
+
 /// The key service and what surrounds it.
 #[derive(Debug)]
 pub struct Keeper {
@@ -152,6 +155,31 @@ impl Keeper {
         if let Err(error) = self.audit.sync() {
             log::error!("{error}");
         }
+    }
+
+    /// Whether all that `seed` names is there, which can be told before everything is read: there is nothing to make.
+    pub fn holds(&self, seed: &Seed) -> bool {
+        let own = self.settings.home();
+        let is_own = |wanted: &Option<String>, is: &str| wanted.as_ref().is_none_or(|wanted| wanted == is);
+        is_own(&seed.account, own.account)
+            && is_own(&seed.region, own.region)
+            && seed.keys.len() <= MAX_KEYS_LOOKED_UP
+            && self.kms.holds_identities(seed, own)
+            && seed.keys.iter().all(|key| self.holds_key(key))
+    }
+
+    fn holds_key(&self, key: &super::seed::SeedKey) -> bool {
+        let own = self.settings.home();
+        let home = Home::new(
+            key.account.as_deref().unwrap_or(own.account),
+            key.region.as_deref().unwrap_or(own.region),
+        );
+        let found = match (&key.id, key.aliases.first()) {
+            (Some(id), _) => KeyId::parse(id).and_then(|id| self.kms.key(home, id)),
+            (None, Some(alias)) => self.kms.state.alias_target(home, alias),
+            (None, None) => None,
+        };
+        self.settings.serves(home.region) && found.is_some() && key.material_bytes().is_ok()
     }
 
     /// Makes what `seed` describes and is not there.

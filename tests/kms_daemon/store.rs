@@ -135,3 +135,38 @@ fn a_row_put_back_in_the_database_is_named_at_the_next_start() {
         &format!("row \"{key}\" of table Key was put back to an older state"),
     );
 }
+
+#[test]
+fn a_seed_makes_at_each_start_what_is_missing_then() {
+    let daemon = Kmsd::initialised();
+    let seed = daemon.base.join("seed.toml");
+    let one = "[[keys]]\nid = \"1234abcd-12ab-34cd-56ef-1234567890ab\"\naliases = [\"alias/one\"]\n";
+    let user = "[[users]]\nname = \"app\"\naccess_keys = [{ id = \"AKIDAPP000000000\", secret = \"a secret of some length\" }]\n";
+    let two = "[[keys]]\naliases = [\"alias/two\"]\n";
+    let daemon = daemon.with(&["--seed", seed.to_str().unwrap()]);
+    let started = |text: &str| {
+        fs::write(&seed, text).unwrap();
+        daemon.start();
+        let listed = daemon.ok("ListAliases", &json!({}))["Aliases"].clone();
+        let alias = |entry: &Value| (entry["AliasName"].clone(), entry["TargetKeyId"].clone());
+        let aliases: Vec<_> = listed.as_array().unwrap().iter().map(alias).collect();
+        let keys = daemon.ok("ListKeys", &json!({}))["Keys"].as_array().unwrap().len();
+        // Naming it in a grant tells whether the user is there.
+        let grant = json!({"KeyId": "1234abcd-12ab-34cd-56ef-1234567890ab", "Operations": ["Decrypt"], "Name": "g",
+            "GranteePrincipal": "arn:aws:iam::000000000000:user/app"});
+        let (status, _) = daemon.call("CreateGrant", &grant);
+        assert_ok(&daemon.stop());
+        (aliases, keys, status == 200)
+    };
+    let first = started(one);
+    assert_eq!((first.0.len(), first.1, first.2), (1, 1, false));
+    assert_eq!(started(one), first, "nothing is missing");
+    let whole = [user, one, two].concat();
+    let second = started(&whole);
+    assert_eq!((second.0.len(), second.1, second.2), (2, 2, true));
+    assert_eq!(second.0[0], first.0[0]);
+    assert_eq!(started(&whole), second, "nothing is missing");
+    // A contradiction is told although all that is named is there.
+    fs::write(&seed, format!("region = \"elsewhere\"\n{whole}")).unwrap();
+    assert_fails(&daemon.serve(&[], None), 8, "elsewhere");
+}

@@ -19,6 +19,27 @@ use super::records::Kind;
 type Pairs<'a> = Vec<(&'a str, &'a str)>;
 
 impl Kms {
+    /// Whether the managed policies, groups, users, roles and access keys that `seed` names are there.
+    pub fn holds_identities(&self, seed: &Seed, home: Home<'_>) -> bool {
+        let state = self.state.read_early();
+        let account = |own: &Option<String>| own.clone().unwrap_or_else(|| home.account.to_owned());
+        let has = |kind: Kind, entity: &SeedEntity| {
+            let account = account(&entity.account);
+            let has_key = |id: &str| {
+                let known = state.iam.access_key(id);
+                known.is_some_and(|key| key.account == account && key.user.as_deref() == Some(&entity.name))
+            };
+            state.iam.entity(kind, &account, &entity.name).is_some()
+                && entity.access_keys.iter().all(|key| has_key(&key.id))
+        };
+        seed.policies
+            .iter()
+            .all(|policy| state.iam.account(&account(&policy.account)).policies().contains_key(&policy.name))
+            && seed.groups.iter().all(|group| has(Kind::Group, group))
+            && seed.users.iter().all(|user| has(Kind::User, user))
+            && seed.roles.iter().all(|role| has(Kind::Role, role))
+    }
+
     /// Makes the managed policies, groups, users and roles of `seed` that are missing. `home` is for those that tell no
     /// account.
     pub fn seed_identities(&self, seed: &Seed, home: Home<'_>) -> Result<(), TomlError> {
