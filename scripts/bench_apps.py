@@ -1,4 +1,5 @@
-"""Workloads of scripts/bench that run programs as users do: git, fio, cargo, archives in parallel, large directories.
+"""Workloads of scripts/bench that run programs as users do: git, fio, cargo, PostgreSQL, the source of Linux, archives in
+parallel, large directories.
 
 Each takes (directory, size, prepared material) and returns {row: value}; what a program is missing for gives no row.
 """
@@ -6,9 +7,12 @@ Each takes (directory, size, prepared material) and returns {row: value}; what a
 import json
 import mmap
 import os
+import re
 import shutil
 import subprocess
+import tempfile
 import time
+from pathlib import Path
 
 ROWS = {
     "git": ("git_clone_s", "git_status_s"),
@@ -17,8 +21,27 @@ ROWS = {
     "large_dir": ("dir_create_per_s", "dir_list_s"),
     "untar_parallel": ("untar_x4_s",),
     "cargo": ("cargo_build_s",),
+    "postgres": ("pgbench_tps",),
+    "linux": ("linux_untar_s", "linux_grep_cold_s"),
 }
 MODULES = 40
+PG_CLIENTS = 4
+
+
+def postgres_programs():
+    """Where the newest server's programs are; None where there is none."""
+    return max(Path("/usr/lib/postgresql").glob("*/bin"), default=None, key=lambda path: int(path.parent.name))
+
+
+def linux_source():
+    return max(Path("/usr/src").glob("linux-source-*.tar.xz"), default=None)
+
+
+def packages():
+    """The Debian packages that the workloads want: PROGRAM:PACKAGE, for what has no program one that never is."""
+    wanted = ["git:git", "fio:fio", "xz:xz-utils"]
+    wanted += [] if postgres_programs() else ["no-postgresql:postgresql"]
+    return wanted + ([] if linux_source() else ["no-linux-source:linux-source"])
 
 
 def run(*command, **more):
@@ -150,4 +173,53 @@ def cargo(where, _, __):
     return rows
 
 
-WORKLOADS = [git, fio_mixed, mapped, large_dir, untar_parallel, cargo]
+def postgres(where, size, _):
+    """TPC-B-like transactions of four clients against a server that keeps its database on the target, with its own syncs."""
+    programs = postgres_programs()
+    if not programs:
+        return {}
+    # The server refuses to be root: it is another user in a namespace in which that user is us.
+    drop = ("unshare", "--user", "--map-user=1000", "--map-group=1000") if os.geteuid() == 0 else ()
+    data = where / "pg"
+    with tempfile.TemporaryDirectory(prefix="bench-pg-") as sockets:
+        client = (programs / "pgbench", "-h", sockets, "-U", "bench")
+        run(*drop, programs / "initdb", "-D", data, "-U", "bench", "-A", "trust", "--no-locale")
+        control = (*drop, programs / "pg_ctl", "-D", data, "-w")
+        run(*control, "-l", f"{sockets}/log", "-o", f"-k {sockets} -c listen_addresses=''", "start")
+        try:
+            run(*client, "-i", "-q", "-s", size.pg_scale, "postgres")
+            done = subprocess.run([str(c) for c in (*client, "-n", "-c", PG_CLIENTS, "-j", 2, "-t", size.pg_transactions, "postgres")],
+                                  check=True, capture_output=True, text=True, timeout=1800)
+        finally:
+            run(*control, "-m", "fast", "stop")
+    shutil.rmtree(data)
+    return {"pgbench_tps": float(re.search(r"^tps = ([0-9.]+)", done.stdout, re.MULTILINE)[1])}
+
+
+def linux_archive(size, beside):
+    """The source of Linux, or the parts of it that `size` asks for, as a plain archive, made once for all targets."""
+    archive, source = beside.parent / "linux.tar", linux_source()
+    if not archive.exists():
+        folder = beside.parent / "linux-source"
+        folder.mkdir()
+        top = source.name.removesuffix(".tar.xz")
+        run("tar", "-xJf", source, "-C", folder, *(f"{top}/{part}" for part in size.linux_parts))
+        run("tar", "-cf", archive, "-C", folder, top)
+        shutil.rmtree(folder)
+    return archive
+
+
+def linux(where, size, archive):
+    """The source of Linux unpacked, and searched with cold caches."""
+    if not linux_source():
+        return {}
+    archive, folder = linux_archive(size, archive), where / "linux"
+    folder.mkdir()
+    rows = {"linux_untar_s": timed(lambda: run("tar", "-xf", archive, "-C", folder))}
+    drop_caches()
+    rows["linux_grep_cold_s"] = timed(lambda: run("grep", "-rc", "EXPORT_SYMBOL", folder))
+    shutil.rmtree(folder)
+    return rows
+
+
+WORKLOADS = [git, fio_mixed, mapped, large_dir, untar_parallel, cargo, postgres, linux]

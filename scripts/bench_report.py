@@ -70,7 +70,7 @@ def publish(key, about, results, peers, ratio):
     PLOTS.mkdir(exist_ok=True)
     (PLOTS / f"{key}.svg").write_text(plot(results, peers, ratio, f"lower directory on {about['lower']}"))
     said = (f"Linux {about['kernel']}, {about['cores']} cores ({about['processor']}), lower directory on {about['lower']}, "
-            f"medians of {about['rounds']} round(s){', quick sizes' if about['quick'] else ''}, {about['date']}.")
+            f"medians of {about['rounds']} round(s){'' if about['size'] == 'full' else ', ' + about['size'] + ' sizes'}, {about['date']}. {about['note']}".rstrip())
     inner = f"{said}\n\n{table(results, peers, ratio)}\n\n![{key}](plots/{key}.svg)"
     begin, end = f"<!-- bench {key} -->", f"<!-- end of bench {key} -->"
     page = PAGE.read_text()
