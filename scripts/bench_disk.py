@@ -6,9 +6,11 @@ create depend on who deleted what before. One image, written through once, is fo
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 MIB = 1 << 20
+BUSY_MAX_SECONDS = 30
 
 
 def run(*command):
@@ -40,8 +42,13 @@ class Disk:
         return self.dir
 
     def unmount(self):
-        if os.path.ismount(self.dir):
-            run("umount", self.dir)
+        deadline = time.monotonic() + BUSY_MAX_SECONDS
+        while os.path.ismount(self.dir):
+            # The daemon of the target may still be about to end.
+            done = subprocess.run(["umount", self.dir], capture_output=True, text=True, timeout=600)
+            if done.returncode and time.monotonic() > deadline:
+                raise SystemExit(f"bench: {done.stderr.strip()}")
+            time.sleep(0.1)
 
     def close(self):
         self.unmount()

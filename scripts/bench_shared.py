@@ -1,6 +1,6 @@
 """For scripts/bench on a machine that others use too: a target and its workload run in the real-time class, in turn with pauses.
 
-What waits for a processor behind others measures them. In bursts of seconds, with a pause as long after each, nobody
+What waits for a processor behind others measures them. In bursts of seconds, with a pause after each, nobody
 starves, and the targets stand beside each other as on a quiet machine but for what the disk and its kernel threads do.
 """
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PRIORITY = 1
-PAUSE_MAX_SECONDS = 8
+PAUSE_MAX_SECONDS = 3
 
 
 def threads_of(folder):

@@ -4,10 +4,12 @@
 //! it has a name: it is reopened by one of its known names. A node whose last known name goes keeps a descriptor
 //! until the kernel forgets it, so the lower inode number cannot be used again meanwhile.
 
-use std::collections::HashMap;
+use std::borrow::Borrow;
+use std::collections::HashSet;
+use std::hash::{Hash, Hasher};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use rustix::io::Errno;
@@ -94,13 +96,33 @@ pub struct FileSlot {
 /// Names beyond the first, and what keeps a nameless node alive. Rare, so kept out of line.
 #[derive(Default)]
 struct Extra {
-    links: Vec<Link>,
+    links: Vec<PackedLink>,
     pin: Option<Arc<OwnedFd>>,
+}
+
+/// A [`Link`] in one allocation: parent u64, then the lower name.
+#[derive(PartialEq, Eq)]
+struct PackedLink(Box<[u8]>);
+
+impl PackedLink {
+    fn new(parent: u64, name: &str) -> Self {
+        Self([&parent.to_ne_bytes(), name.as_bytes()].concat().into())
+    }
+
+    fn is(&self, parent: u64, name: &str) -> bool {
+        self.0[..8] == parent.to_ne_bytes() && self.0[8..] == *name.as_bytes()
+    }
+
+    fn unpacked(&self) -> Link {
+        let (parent, name) = self.0.split_first_chunk().expect("made with a parent");
+        let name = std::str::from_utf8(name).expect("made of a name");
+        Link { parent: u64::from_ne_bytes(*parent), name: name.into() }
+    }
 }
 
 #[derive(Default)]
 struct Links {
-    first: Option<Link>,
+    first: Option<PackedLink>,
     extra: Option<Box<Extra>>,
 }
 
@@ -116,13 +138,20 @@ pub struct Node {
     resized: AtomicBool,
     /// Made by this mount and never given a `security.capability`, which the kernel asks for before a first write.
     plain: AtomicBool,
+    /// How often the kernel was told of it; changed under the lock of its shard.
+    lookups: AtomicU64,
     links: Mutex<Links>,
     /// The open file.
     pub file: RwLock<FileSlot>,
 }
 
-// A million cached inodes must fit a daemon: node, count, map slot and a 22-character name stay below 200 bytes.
-const _: () = assert!(size_of::<Node>() + 2 * size_of::<usize>() + 32 + 2 * size_of::<(u64, Entry)>() <= 200);
+// A million cached inodes must fit a daemon. What an allocator takes for the node and for a link of 43 characters, and
+// the slot in a table that just grew, stay below 200 bytes.
+const ALLOCATION: usize = 16;
+const NODE_BYTES: usize =
+    (2 * size_of::<usize>() + size_of::<Node>() + size_of::<usize>()).next_multiple_of(ALLOCATION);
+const LINK_BYTES: usize = (8 + 43 + size_of::<usize>()).next_multiple_of(ALLOCATION);
+const _: () = assert!(NODE_BYTES + LINK_BYTES + 16 * (size_of::<Known>() + 1) / 7 < 200);
 
 impl Node {
     fn new(id: u64, kind: Kind, generation: u32) -> Self {
@@ -132,6 +161,7 @@ impl Node {
             generation: AtomicU32::new(generation),
             resized: AtomicBool::new(false),
             plain: AtomicBool::new(false),
+            lookups: AtomicU64::new(0),
             links: Mutex::default(),
             file: RwLock::default(),
         }
@@ -173,7 +203,7 @@ impl Node {
 
     /// A known name, the newest first.
     pub fn link(&self) -> Option<Link> {
-        self.links.lock().first.clone()
+        self.links.lock().first.as_ref().map(PackedLink::unpacked)
     }
 
     /// Runs `action` with a known name, again when a rename came between.
@@ -197,24 +227,23 @@ impl Node {
     /// Remembers a name. A directory has one name only.
     pub fn add_link(&self, parent: u64, name: &str) {
         let mut links = self.links.lock();
-        if links.first.as_ref().is_some_and(|l| l.parent == parent && *l.name == *name) {
+        if links.first.as_ref().is_some_and(|link| link.is(parent, name)) {
             return;
         }
-        let link = Link { parent, name: name.into() };
-        let previous = links.first.replace(link.clone());
+        let previous = links.first.replace(PackedLink::new(parent, name));
         if self.kind == Kind::Dir {
             return;
         }
         if let Some(previous) = previous {
             let extra = links.extra.get_or_insert_default();
-            extra.links.retain(|l| *l != link);
+            extra.links.retain(|link| !link.is(parent, name));
             extra.links.push(previous);
         }
     }
 
     /// Forgets a name.
     pub fn remove_link(&self, parent: u64, name: &str) {
-        let is_it = |l: &Link| l.parent == parent && *l.name == *name;
+        let is_it = |link: &PackedLink| link.is(parent, name);
         let mut links = self.links.lock();
         if links.first.as_ref().is_some_and(is_it) {
             links.first = None;
@@ -253,52 +282,73 @@ impl Node {
     }
 }
 
-struct Entry {
-    node: Arc<Node>,
-    lookups: u64,
+/// A node that is found by its id.
+struct Known(Arc<Node>);
+
+impl Borrow<u64> for Known {
+    fn borrow(&self) -> &u64 {
+        &self.0.id
+    }
 }
+
+impl Hash for Known {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.id.hash(state);
+    }
+}
+
+impl PartialEq for Known {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.id == other.0.id
+    }
+}
+
+impl Eq for Known {}
 
 /// All inodes the kernel knows.
 pub struct NodeTable {
-    shards: Vec<Mutex<HashMap<u64, Entry>>>,
+    shards: Vec<Mutex<HashSet<Known>>>,
 }
 
 impl NodeTable {
     /// A table that holds the root, for ever.
     pub fn new() -> Self {
         let table = Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect() };
-        let root = Entry { node: Arc::new(Node::new(ROOT_ID, Kind::Dir, 0)), lookups: u64::MAX / 2 };
-        table.shard(ROOT_ID).lock().insert(ROOT_ID, root);
+        let root = Node::new(ROOT_ID, Kind::Dir, 0);
+        root.lookups.store(u64::MAX / 2, Ordering::Relaxed);
+        table.shard(ROOT_ID).lock().insert(Known(Arc::new(root)));
         table
     }
 
-    fn shard(&self, id: u64) -> &Mutex<HashMap<u64, Entry>> {
+    fn shard(&self, id: u64) -> &Mutex<HashSet<Known>> {
         &self.shards[(id % SHARDS as u64) as usize]
     }
 
     /// The node `id`, if the kernel may name it.
     pub fn find(&self, id: u64) -> Option<Arc<Node>> {
-        self.shard(id).lock().get(&id).map(|e| e.node.clone())
+        self.shard(id).lock().get(&id).map(|known| known.0.clone())
     }
 
     /// The node `id` after one more lookup; made when it is new. Its name is remembered.
     pub fn look_up(&self, id: u64, kind: Kind, parent: u64, name: &str) -> Arc<Node> {
         let mut shard = self.shard(id).lock();
-        let entry =
-            shard.entry(id).or_insert_with(|| Entry { node: Arc::new(Node::new(id, kind, 0)), lookups: 0 });
-        if entry.node.kind != kind {
-            // The lower inode was replaced behind the mount's back; the kernel learns it by the generation.
-            let generation = entry.node.generation().wrapping_add(1);
-            *entry = Entry { node: Arc::new(Node::new(id, kind, generation)), lookups: 0 };
-        }
-        entry.lookups += 1;
-        entry.node.add_link(parent, name);
-        entry.node.clone()
+        let known = shard.get(&id).map(|known| known.0.clone());
+        let node = known.filter(|node| node.kind == kind).unwrap_or_else(|| {
+            // Where the lower inode was replaced behind the mount's back, the kernel learns it by the generation.
+            let generation = shard.get(&id).map_or(0, |old| old.0.generation().wrapping_add(1));
+            let made = Arc::new(Node::new(id, kind, generation));
+            shard.replace(Known(made.clone()));
+            made
+        });
+        node.lookups.fetch_add(1, Ordering::Relaxed);
+        node.add_link(parent, name);
+        node
     }
 
     /// Keeps the node `id` as one more lookup would; `false` where it is unknown.
     pub fn hold(&self, id: u64) -> bool {
-        self.shard(id).lock().get_mut(&id).map(|entry| entry.lookups += 1).is_some()
+        let shard = self.shard(id).lock();
+        shard.get(&id).map(|known| known.0.lookups.fetch_add(1, Ordering::Relaxed)).is_some()
     }
 
     /// Takes back `count` lookups; gives the node when those were the last.
@@ -307,12 +357,13 @@ impl NodeTable {
             return None;
         }
         let mut shard = self.shard(id).lock();
-        let entry = shard.get_mut(&id)?;
-        entry.lookups = entry.lookups.saturating_sub(count);
-        if entry.lookups > 0 {
+        let lookups = &shard.get(&id)?.0.lookups;
+        let left = lookups.load(Ordering::Relaxed).saturating_sub(count);
+        lookups.store(left, Ordering::Relaxed);
+        if left > 0 {
             return None;
         }
-        let gone = shard.remove(&id).map(|e| e.node);
+        let gone = shard.take(&id).map(|known| known.0);
         if shard.capacity() > 4 * (shard.len() + 16) {
             shard.shrink_to_fit();
         }
