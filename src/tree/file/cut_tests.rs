@@ -403,6 +403,8 @@ fn stories() -> Vec<Vec<Op>> {
         vec![w(0, 2, 0), Op::SyncWhile(Box::new(w(1, 1, 1)))],
         // A file that was closed is synced, and overwritten.
         vec![Op::Write(1, 4_096, 0), Op::Seal, Op::Sync, w(0, 1, 1)],
+        // The log alone knows of a cut whose end goes to the header page, and of what came after it.
+        vec![w(0, 3, 1), Op::Sync, Op::Truncate(5_000), Op::Punch(0, 4_096)],
         // What the log has of a block that was cut off is not what follows there.
         vec![
             Op::Truncate(5_000),

@@ -70,6 +70,7 @@ impl FileIo {
         if !layout::tail_is_inline(size) || size / BLOCK != body.stored / BLOCK {
             body.set_tail(Vec::new());
         }
+        repair.place_end(body, size)?;
         (body.size, body.stored, body.firm) = (size, size, size.min(body.firm));
         body.root = body.sum_of_terms(&self.lower, &keys, |_, _| {})?;
         log::info!("file {} was repaired after an unclean stop", body.superblock.file_id);
@@ -181,6 +182,18 @@ impl Repair<'_> {
         self.drop_beyond(body, layout::block_count(size))?;
         body.stored = size;
         Ok(())
+    }
+
+    /// Brings the end of a file of `size` into the header page where it belongs there: what the log tells of a cut stands
+    /// elsewhere, or in the log alone.
+    fn place_end(&self, body: &mut Body, size: u64) -> Result<(), FsError> {
+        let (block, len) = (size / BLOCK, layout::block_len(size / BLOCK, size));
+        let in_place = body.inline_block() == Some(block) && body.tail.len() == len;
+        if in_place || !layout::tail_is_inline(size) || body.entry(&self.io.lower, self.keys, block)? == HOLE
+        {
+            return Ok(());
+        }
+        self.shorten(body, block, len, size)
     }
 
     /// Gives the last block its length of `len` bytes in a file of `size`, and the place that goes with it.
