@@ -131,7 +131,12 @@ impl TagLog {
         let old = OldLogs::set_aside(&root, key, last)?;
         let session = u32::from_le_bytes(random_array()) | 1;
         let header = Header { clean: false, session, unclean: old.sessions() };
-        let file = Lower::new(old_logs::create(&root, &header.encode(key))?);
+        let header = header.encode(key);
+        let made = match old_logs::create(&root, &header) {
+            Err(Errno::NOSPC | Errno::DQUOT) if old.give_back() => old_logs::create(&root, &header),
+            made => made,
+        };
+        let file = Lower::new(made?);
         reserve(&file);
         old.remove_resolved();
         Ok(Self::new(root, file, session, durability, Some(Arc::clone(key)), old))

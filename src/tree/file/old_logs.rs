@@ -248,6 +248,18 @@ impl OldLogs {
         }
     }
 
+    /// Gives back the space that no record in the old logs used, where a full disk has no room for a new one; tells
+    /// whether there was any. A volume that is full must be mounted before something in it can be removed.
+    pub(super) fn give_back(&self) -> bool {
+        let Some(root) = &self.root else { return false };
+        let cut = |number| {
+            let file = at::open_regular(root, old_name(number).as_bytes(), OFlags::RDWR, 0).map(Lower::new);
+            file.is_ok_and(|file| cut_unused(&file).unwrap_or(false))
+        };
+        let numbers = old_numbers(root).unwrap_or_default();
+        numbers.into_iter().map(cut).fold(false, |any, one| any | one)
+    }
+
     /// Gives each old log another name in `root`: they are never written again.
     pub(super) fn link_into(&self, root: &OwnedFd) -> Result<(), Errno> {
         let Some(own) = &self.root else { return Ok(()) };
@@ -292,6 +304,18 @@ pub fn ended_cleanly(root: &OwnedFd, key: &VolumeKey) -> bool {
             Header::parse(key, &page).is_some_and(|header| header.clean)
         }
     }
+}
+
+/// Cuts the zeros off the end of an old log, where there are a page of them or more.
+fn cut_unused(file: &Lower) -> Result<bool, Errno> {
+    let mut bytes = vec![0; file.len()?.min(LOG_LEN_MAX as u64) as usize];
+    let read = file.read_at(&mut bytes, 0)?;
+    let used = bytes[..read].iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    let kept = used.next_multiple_of(BLOCK_LEN);
+    if kept >= read {
+        return Ok(false);
+    }
+    file.set_len(kept as u64).map(|()| true)
 }
 
 fn old_name(number: u32) -> String {
