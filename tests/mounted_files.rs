@@ -249,3 +249,23 @@ fn copy_file_range_copies_across_files() {
     assert_eq!(fs::read(mount.join("b")).unwrap(), expected);
     mount.unmount();
 }
+
+#[test]
+fn a_direct_write_to_a_synchronous_file_is_durable_when_it_returns() {
+    for flags in [libc::O_DSYNC, libc::O_SYNC] {
+        let volume = Volume::new("dsync");
+        let mount = volume.mount();
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).custom_flags(libc::O_DIRECT | flags);
+        let file = options.open(mount.join("f")).unwrap();
+        file.write_all_at(&pattern(8192, 1), 0).unwrap();
+        // Only what is durable is replaced by way of the log.
+        let logged =
+            || fs::read(volume.lower().join(".kmsfs.log")).unwrap()[4096..].iter().any(|byte| *byte != 0);
+        assert!(!logged(), "nothing was replaced");
+        file.write_all_at(&pattern(4096, 2), 0).unwrap();
+        assert!(logged(), "the first write was not durable");
+        drop(file);
+        mount.unmount();
+    }
+}

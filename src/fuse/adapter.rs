@@ -89,7 +89,10 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn getattr(&self, _request: &Request, id: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, _request: &Request, id: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
+        if let Some(refused) = handle.and_then(|_| self.files.refusal(id)) {
+            return reply.error(refused);
+        }
         reply_attr(reply, self.cache_time, id, self.server.run(id.0, |tree| tree.attr(id.0)));
     }
 
@@ -236,11 +239,11 @@ impl Filesystem for Adapter {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.files.write(id, handle, offset, data, write_flags, reply);
+        self.files.write(id, handle, offset, data, (write_flags, flags), reply);
     }
 
     /// Nothing to do at a close: the kernel has written back, and the file is sealed at its release.

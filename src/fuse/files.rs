@@ -16,9 +16,10 @@ use fuser::{
 };
 
 use super::attr::file_attr;
-use super::errno::report;
+use super::errno::{errno, report};
 use super::handles::Handles;
 use super::kernel_cache::KernelCache;
+use super::refusals::Refusals;
 use super::reply::{allocation, open_flags, reply_empty, reply_written};
 use super::seeker::{SeekRequest, Seeker};
 use super::server::Server;
@@ -43,6 +44,7 @@ pub struct Files {
     seeker: Seeker,
     kernel: KernelCache,
     descriptors: Arc<Handles<Descriptor>>,
+    refusals: Arc<Refusals>,
     cache_time: Duration,
     per_caller: bool,
 }
@@ -56,7 +58,7 @@ impl Files {
         per_caller: bool,
     ) -> Self {
         let descriptors = Arc::new(Handles::new(HANDLES_MAX));
-        Self { server, seeker, kernel, descriptors, cache_time, per_caller }
+        Self { server, seeker, kernel, descriptors, refusals: Arc::default(), cache_time, per_caller }
     }
 
     /// By whose right the descriptor is used. Read-ahead and write-back name one of those that the file has.
@@ -128,6 +130,9 @@ impl Files {
         let released = self.server.run(id.0, |tree| {
             if let Some(descriptor) = self.descriptors.remove(handle.0) {
                 tree.release_file(id.0, descriptor.write);
+                if !tree.is_open(id.0) && self.refusals.end(id.0) {
+                    tree.note_resized(id.0);
+                }
             }
             Ok(())
         });
@@ -141,33 +146,64 @@ impl Files {
         handle: FileHandle,
         offset: u64,
         data: &[u8],
-        flags: WriteFlags,
+        (flags, open_flags): (WriteFlags, OpenFlags),
         reply: ReplyWrite,
     ) {
         let manner = WriteManner {
             from_cache: flags.contains(WriteFlags::FUSE_WRITE_CACHE),
             clear_set_id: flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
         };
-        let len = data.len() as u32;
+        // The kernel itself follows with a sync where it has collected.
+        if !manner.from_cache && open_flags.0 & libc::O_DSYNC != 0 {
+            return self.write_synced(id, handle, (offset, data), (manner, open_flags.0), reply);
+        }
         // What the kernel collected it writes through any descriptor of the file, whoever wrote it.
         let asker = if manner.from_cache { Asker::Mount } else { self.holder(handle) };
+        let refusals = manner.from_cache.then(|| (self.refusals.clone(), self.kernel.clone()));
+        let answer = move |written: Result<usize, FsError>| {
+            if let (Err(e), Some((refusals, kernel))) = (&written, refusals) {
+                refusals.note(id.0, errno(e));
+                kernel.forget_attributes(id);
+            }
+            reply_written(reply, id, written);
+        };
         match self.server.run(id.0, |tree| tree.write(id.0, offset, data, manner, asker)) {
             Err(FsError::Key(KeyError::Absent(..))) => {
                 let data = data.to_vec();
-                let write = move |tree: &Tree| tree.write(id.0, offset, &data, manner, asker).map(|()| len);
-                self.server.wait(id.0, write, move |written| reply_written(reply, id, written));
+                let write = move |tree: &Tree| tree.write(id.0, offset, &data, manner, asker);
+                self.server.wait(id.0, write, answer);
             }
-            done => reply_written(reply, id, done.map(|()| len)),
+            done => answer(done),
         }
+    }
+
+    /// A write past the kernel's cache that is to be durable when it returns (O_DSYNC, and with the attributes O_SYNC).
+    fn write_synced(
+        &self,
+        id: INodeNo,
+        handle: FileHandle,
+        (offset, data): (u64, &[u8]),
+        (manner, open_flags): (WriteManner, i32),
+        reply: ReplyWrite,
+    ) {
+        let (data, asker, descriptor) = (data.to_vec(), self.holder(handle), self.descriptors.find(handle.0));
+        let data_only = open_flags & libc::O_SYNC != libc::O_SYNC;
+        let write = move |tree: &Tree| {
+            let written = tree.write(id.0, offset, &data, manner, asker)?;
+            sync_through(tree, id.0, data_only, &descriptor).map(|()| written)
+        };
+        self.server.answer_slowly(id.0, write, move |written| reply_written(reply, id, written));
+    }
+
+    /// Why writes through the file that had returned were refused; once for each time.
+    pub fn refusal(&self, id: INodeNo) -> Option<Errno> {
+        self.refusals.take(id.0)
     }
 
     /// Makes what was written durable.
     pub fn sync(&self, id: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
         let descriptor = self.descriptors.find(handle.0);
-        let sync = move |tree: &Tree| match &descriptor {
-            Ok(descriptor) => tree.sync_descriptor(id.0, data_only, &descriptor.failures_seen),
-            Err(_) => tree.sync_file(id.0, data_only),
-        };
+        let sync = move |tree: &Tree| sync_through(tree, id.0, data_only, &descriptor);
         let kernel = self.kernel.clone();
         self.server.answer_slowly(id.0, sync, move |done| {
             // It does not count the blocks of what it wrote back.
@@ -222,13 +258,26 @@ impl Files {
         let len = len.min(u64::from(u32::MAX) & !0xfff);
         let copy = move |tree: &Tree| {
             tree.copy_range((from.0.0, from.1), (to.0.0, to.1), len, asker, clear_set_id)
-                .map(|copied| copied as u32)
+                .map(|copied| copied as usize)
         };
         let kernel = clear_set_id.then(|| self.kernel.clone());
         self.server.answer_slowly(from.0.0, copy, move |copied| {
             kernel.inspect(|kernel| kernel.forget_attributes(to.0));
             reply_written(reply, from.0, copied);
         });
+    }
+}
+
+/// Makes the file durable for one descriptor, which is told of what failed before, too.
+fn sync_through(
+    tree: &Tree,
+    id: u64,
+    data_only: bool,
+    descriptor: &Result<Arc<Descriptor>, FsError>,
+) -> Result<(), FsError> {
+    match descriptor {
+        Ok(descriptor) => tree.sync_descriptor(id, data_only, &descriptor.failures_seen),
+        Err(_) => tree.sync_file(id, data_only),
     }
 }
 

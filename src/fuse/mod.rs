@@ -11,6 +11,7 @@ mod handles;
 mod ioctl;
 mod kernel_cache;
 mod mount;
+mod refusals;
 mod reply;
 mod seeker;
 mod server;

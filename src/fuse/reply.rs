@@ -44,9 +44,9 @@ pub fn reply_data(reply: ReplyData, id: INodeNo, read: Result<Vec<u8>, FsError>)
 }
 
 /// Answers with how many bytes were written.
-pub fn reply_written(reply: ReplyWrite, id: INodeNo, written: Result<u32, FsError>) {
+pub fn reply_written(reply: ReplyWrite, id: INodeNo, written: Result<usize, FsError>) {
     match written {
-        Ok(len) => reply.written(len),
+        Ok(len) => reply.written(len as u32),
         Err(e) => reply.error(report(id.0, &e)),
     }
 }

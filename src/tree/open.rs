@@ -241,7 +241,8 @@ impl Tree {
         })
     }
 
-    /// Writes `data` at `offset`.
+    /// Writes `data` at `offset` and gives the bytes written: all of them, but where the lower filesystem has room for
+    /// some alone. Of what comes from the kernel's cache that is an error.
     pub fn write(
         &self,
         id: u64,
@@ -249,7 +250,7 @@ impl Tree {
         data: &[u8],
         manner: WriteManner,
         asker: Asker,
-    ) -> Result<(), FsError> {
+    ) -> Result<usize, FsError> {
         let node = self.node(id)?;
         self.with_changed_file(&node, asker, |file| {
             if manner.from_cache {
@@ -257,8 +258,12 @@ impl Tree {
             } else {
                 *file.kernel_modified.lock() = None;
             }
-            file.io.write(offset, data)?;
-            file.clear_set_id(manner.clear_set_id)
+            let written = if manner.from_cache {
+                file.io.write(offset, data).map(|()| data.len())
+            } else {
+                file.io.write_some(offset, data)
+            }?;
+            file.clear_set_id(manner.clear_set_id).map(|()| written)
         })
     }
 
@@ -294,6 +299,18 @@ impl Tree {
         self.nodes.find(id).is_some_and(|node| node.file.read().writers > 0)
     }
 
+    /// Whether a handle is open on the file.
+    pub fn is_open(&self, id: u64) -> bool {
+        self.nodes.find(id).is_some_and(|node| node.file.read().handles > 0)
+    }
+
+    /// The kernel may take the file for longer than it is: it is to look it up again before it opens it.
+    pub fn note_resized(&self, id: u64) {
+        if let Some(node) = self.nodes.find(id) {
+            node.note_resized();
+        }
+    }
+
     /// The next data or hole at or after `offset`.
     pub fn seek(&self, id: u64, offset: u64, what: Seek) -> Result<u64, FsError> {
         let node = self.node(id)?;
@@ -318,11 +335,11 @@ impl Tree {
             let wanted = (len - copied).min(COPY_CHUNK) as usize;
             chunk.clear();
             let step = self.read(from, at + copied, wanted, asker, &mut chunk).and_then(|()| {
-                if chunk.is_empty() { Ok(()) } else { self.write(to, to_at + copied, &chunk, manner, asker) }
+                if chunk.is_empty() { Ok(0) } else { self.write(to, to_at + copied, &chunk, manner, asker) }
             });
             match step {
-                Ok(()) if chunk.is_empty() => break,
-                Ok(()) => copied += chunk.len() as u64,
+                Ok(0) => break,
+                Ok(written) => copied += written as u64,
                 Err(_) if copied > 0 => break,
                 Err(e) => return Err(e),
             }

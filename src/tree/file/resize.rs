@@ -70,7 +70,7 @@ impl FileIo {
             return Ok(false);
         }
         if size > body.size {
-            self.apply(body, keys, Change::none(size / BLOCK), size)?;
+            self.apply(body, keys, &mut Change::none(size / BLOCK), size)?;
         }
         Ok(true)
     }

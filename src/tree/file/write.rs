@@ -29,6 +29,8 @@ pub(super) struct Change {
     /// The lower bytes from the place of `first` on, with gaps for the tag pages between.
     image: Vec<u8>,
     entries: Vec<Entry>,
+    /// It came about in part: these are the entries of what was written.
+    short: bool,
 }
 
 impl Change {
@@ -36,12 +38,18 @@ impl Change {
     fn new(first: u64, last: u64) -> Self {
         let len = layout::block_offset(last) + BLOCK - layout::block_offset(first);
         let image = vec![0; len as usize];
-        Self { first, image, entries: vec![HOLE; (last - first + 1) as usize] }
+        Self { first, image, entries: vec![HOLE; (last - first + 1) as usize], short: false }
     }
 
     /// Nothing but a change of size.
     pub(super) fn none(at: u64) -> Self {
-        Self { first: at, image: Vec::new(), entries: Vec::new() }
+        Self { first: at, image: Vec::new(), entries: Vec::new(), short: false }
+    }
+
+    /// How many of `len` bytes from `offset` on are in place although the change failed.
+    fn placed(&self, offset: u64, len: usize) -> usize {
+        let end = (self.first + self.entries.len() as u64) * BLOCK;
+        if self.short { (end.saturating_sub(offset) as usize).min(len) } else { 0 }
     }
 
     fn place(&self, block: u64) -> usize {
@@ -91,30 +99,46 @@ impl Change {
 impl FileIo {
     /// Writes `data` at `offset` (pwrite(2)); a gap before it becomes a hole.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), FsError> {
+        self.write_most(offset, data).map_err(|(_, e)| e)
+    }
+
+    /// The same, and where the lower filesystem takes a part alone, gives the bytes of that instead of an error.
+    pub fn write_some(&self, offset: u64, data: &[u8]) -> Result<usize, FsError> {
+        match self.write_most(offset, data) {
+            Ok(()) => Ok(data.len()),
+            Err((0, e)) => Err(e),
+            Err((done, _)) => Ok(done),
+        }
+    }
+
+    /// Writes; on an error tells also how many bytes from the first on were written before it.
+    fn write_most(&self, offset: u64, data: &[u8]) -> Result<(), (usize, FsError)> {
         match self.write_once(offset, data) {
-            Err(FsError::Os(Errno::NOSPC | Errno::DQUOT)) if self.context.release_removed() => {
+            Err((_, FsError::Os(Errno::NOSPC | Errno::DQUOT))) if self.context.release_removed() => {
                 self.write_once(offset, data)
             }
             done => done,
         }
     }
 
-    fn write_once(&self, offset: u64, data: &[u8]) -> Result<(), FsError> {
+    fn write_once(&self, offset: u64, data: &[u8]) -> Result<(), (usize, FsError)> {
         if data.is_empty() {
             return Ok(());
         }
+        let nothing = |e| (0, e);
         let end = offset.checked_add(data.len() as u64).filter(|end| *end <= MAX_SIZE);
-        let end = end.ok_or(FsError::Os(Errno::FBIG))?;
-        if offset == 0 && self.write_first(data)? {
+        let end = end.ok_or((0, FsError::Os(Errno::FBIG)))?;
+        if offset == 0 && self.write_first(data).map_err(nothing)? {
             return Ok(());
         }
-        let (keys, id) = self.keys_for_write()?;
+        let (keys, id) = self.keys_for_write().map_err(nothing)?;
         loop {
             let border = self.border(end);
             let split = if offset < border && border < end { (border - offset) as usize } else { data.len() };
             let (head, rest) = data.split_at(split);
+            let after_head = |(done, e)| (split + done, e);
             if self.write_part(&keys, id, offset, head)?
-                && (rest.is_empty() || self.write_part(&keys, id, border, rest)?)
+                && (rest.is_empty() || self.write_part(&keys, id, border, rest).map_err(after_head)?)
             {
                 return Ok(());
             }
@@ -130,12 +154,24 @@ impl FileIo {
         }
     }
 
-    /// Writes a part that lies on one side of the border; `false` where the border has moved.
-    fn write_part(&self, keys: &FileKeys, id: FileId, offset: u64, data: &[u8]) -> Result<bool, FsError> {
+    /// Writes a part that lies on one side of the border; `false` where the border has moved. An error comes with the
+    /// bytes that were written before it.
+    fn write_part(
+        &self,
+        keys: &FileKeys,
+        id: FileId,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<bool, (usize, FsError)> {
         let end = offset + data.len() as u64;
         // Whole blocks depend on nothing but the data: they are sealed before the file is locked.
         let mut change = Change::new(offset / BLOCK, (end - 1) / BLOCK);
         seal_whole_blocks(&mut change, keys, id, offset, data);
+        self.place_part(offset, data, &mut change).map_err(|e| (change.placed(offset, data.len()), e))
+    }
+
+    fn place_part(&self, offset: u64, data: &[u8], change: &mut Change) -> Result<bool, FsError> {
+        let end = offset + data.len() as u64;
         self.make_room()?;
         let mut log_first = false;
         loop {
@@ -151,14 +187,16 @@ impl FileIo {
                 return Ok(false);
             }
             if offset < border {
-                self.seal_edges(body, &keys, &mut change, offset, data, new_size)?;
+                self.seal_edges(body, &keys, change, offset, data, new_size)?;
                 let last_len = layout::block_len(change.last(), new_size);
+                let change = std::mem::replace(change, Change::none(0));
                 self.stage(body, change.into_staged(last_len), new_size);
                 return Ok(true);
             }
             let gap = body.size < change.first * BLOCK && self.has_partial_tail(body, &keys)?;
             if gap {
                 self.lower.may_reach(layout::lower_len(new_size))?;
+                self.reserve_for(change)?;
             }
             if gap || body.stored != body.size || self.must_announce(body) {
                 if !log_first || body.stored != body.size {
@@ -170,10 +208,24 @@ impl FileIo {
                     continue;
                 }
             }
-            self.seal_edges(body, &keys, &mut change, offset, data, new_size)?;
+            self.seal_edges(body, &keys, change, offset, data, new_size)?;
             self.apply(body, &keys, change, new_size)?;
             return Ok(true);
         }
+    }
+
+    /// Has space for `change` behind the end, so that the end is not filled up for a write that is then refused.
+    fn reserve_for(&self, change: &Change) -> Result<(), FsError> {
+        let page = layout::tag_page(change.first);
+        let page = if page == 0 { 0 } else { layout::tag_page_offset(page) };
+        for (offset, len) in [(page, BLOCK), (layout::block_offset(change.first), change.image.len() as u64)]
+        {
+            // A filesystem that cannot tells at the write.
+            if let Err(e @ (Errno::NOSPC | Errno::DQUOT)) = self.lower.reserve(offset, len) {
+                return Err(e.into());
+            }
+        }
+        Ok(())
     }
 
     /// Seals the first and last block of a write where they are not whole: the rest of them is read first.
@@ -232,7 +284,7 @@ impl FileIo {
         &self,
         body: &mut Body,
         keys: &FileKeys,
-        change: Change,
+        mut change: Change,
         new_size: u64,
     ) -> Result<bool, FsError> {
         let staged = self.context.log.is_some() && change.first * BLOCK < body.border(new_size);
@@ -240,7 +292,7 @@ impl FileIo {
             let len = layout::block_len(change.first, new_size);
             self.stage(body, change.into_staged(len), new_size);
         } else {
-            self.apply(body, keys, change, new_size)?;
+            self.apply(body, keys, &mut change, new_size)?;
         }
         Ok(staged)
     }
@@ -250,32 +302,32 @@ impl FileIo {
         &self,
         body: &mut Body,
         keys: &FileKeys,
-        mut change: Change,
+        change: &mut Change,
         new_size: u64,
     ) -> Result<(), FsError> {
-        let tail = take_inline_tail(&mut change, new_size);
+        let tail = take_inline_tail(change, new_size);
         let stored = change.entries.len() - usize::from(tail.is_some());
         let only_head = stored == 0 && (tail.is_some() || change.entries.is_empty());
-        if !only_head || !touches_head(&change) {
+        if !only_head || !touches_head(change) {
             body.mark_dirty(&self.lower)?;
         }
         if new_size > body.sealed.size + PROMISE_EVERY && body.size > body.sealed.size {
             // A recovery would not believe the length that this change leaves when it is cut; what was there counts.
             body.write_seal(&self.lower, State::Dirty, body.size)?;
         }
-        let before = pages_before(body, &self.lower, keys, &change)?;
-        let after = pages_after(keys, &change, &before);
-        fill_gaps(&mut change, &after);
+        let before = pages_before(body, &self.lower, keys, change)?;
+        let after = pages_after(keys, change, &before);
+        fill_gaps(change, &after);
         body.touched();
         if change.entries.is_empty() {
             // The lower filesystem may refuse the length: before anything else has it.
             self.lower.set_len(layout::lower_len(new_size))?;
         }
-        let result = self.write_image(&change, stored, new_size);
+        let result = self.write_image(change, stored, new_size);
         if let Err(short) = result {
             return self.settle_short(body, keys, change, before, short);
         }
-        self.commit(body, &change, before, after, tail, new_size)
+        self.commit(body, change, before, after, tail, new_size)
     }
 
     /// Writes the image of the first `stored` blocks; on an error tells how many whole blocks were written.
@@ -294,12 +346,13 @@ impl FileIo {
         &self,
         body: &mut Body,
         keys: &FileKeys,
-        mut change: Change,
+        change: &mut Change,
         before: Vec<(u64, CachedPage)>,
         (whole, error): (usize, Errno),
     ) -> Result<(), FsError> {
         change.entries.truncate(whole);
-        let after = pages_after(keys, &change, &before);
+        change.short = true;
+        let after = pages_after(keys, change, &before);
         for ((page_no, old), new) in before.into_iter().zip(after) {
             body.replace_page(page_no, &old, new);
             // The image may have carried the page with tags of blocks that were not written.
