@@ -130,6 +130,7 @@ operations! {
     Admin {
         Explain reads,
         AdvanceMark writes,
+        RetireVersion writes,
     }
 }
 

@@ -47,6 +47,8 @@ pub enum Command {
     Umount(UmountArgs),
     /// What is mounted
     Status(StatusArgs),
+    /// What mounts are doing: operations, throughput, times, keys
+    Top(TopArgs),
     /// Key, version, cipher, sizes and slots of a file
     Info(InfoArgs),
     /// Bring every header to the current version of its key, or under another key
@@ -168,11 +170,27 @@ pub struct UmountArgs {
     pub lazy: bool,
 }
 
+/// Arguments of `top`.
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// Mount point; all mounts of the user without it
+    pub mountpoint: Option<PathBuf>,
+    /// Seconds between two looks
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub every: u64,
+    /// Print plain text this many times instead of drawing on the terminal
+    #[arg(long, value_name = "N")]
+    pub batch: Option<u64>,
+}
+
 /// Arguments of `status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
     /// Mount point; all mounts of the user without it
     pub mountpoint: Option<PathBuf>,
+    /// Text for Prometheus, as the mount's socket gives it to a scraper
+    #[arg(long, conflicts_with = "json", requires = "mountpoint")]
+    pub prometheus: bool,
     /// JSON output
     #[arg(long)]
     pub json: bool,

@@ -12,6 +12,7 @@ use rustix::net::sockopt::socket_peercred;
 use serde::{Deserialize, Serialize};
 
 use super::error::{CliError, Exit};
+use super::figures::{self, Figures};
 use super::runtime_dir;
 use super::snapshot_job::SnapshotState;
 
@@ -54,6 +55,8 @@ pub enum Request {
     SnapshotState,
     /// End the snapshot that is being made.
     SnapshotCancel,
+    /// How far some work is, for whoever asks the mount.
+    Working(Work),
     /// Where the lower file of this plaintext path is.
     Locate {
         /// Relative to the mount point.
@@ -75,6 +78,8 @@ pub enum Answer {
     Reloaded(bool),
     /// To `Snapshot`, `SnapshotState` and `SnapshotCancel`.
     Snapshot(Box<SnapshotState>),
+    /// To `Working`.
+    Noted,
     /// To `Locate`: relative to the lower directory.
     Located(PathBuf),
     /// It did not work, and why.
@@ -122,6 +127,33 @@ pub struct Status {
     pub damage_seen: u64,
     /// Idle time after which it unmounts itself, in seconds.
     pub idle_seconds: Option<u64>,
+    /// Where it answers, scrapers too.
+    #[serde(default)]
+    pub socket: PathBuf,
+    /// What was counted since it began.
+    #[serde(default)]
+    pub figures: Figures,
+    /// Work on the volume from outside of the mount.
+    #[serde(default)]
+    pub work: Option<Work>,
+}
+
+/// Work on a mounted volume by another process, which told of it a moment ago.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Work {
+    /// Such as rewrap.
+    pub what: String,
+    /// Files done.
+    pub done: u64,
+    /// Of how many, where they were counted.
+    pub total: u64,
+}
+
+impl std::fmt::Display for Work {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.what, self.done)?;
+        if self.total > 0 { write!(f, " of {} files", self.total) } else { write!(f, " files") }
+    }
 }
 
 /// The listening socket of one mount; removed on drop.
@@ -135,7 +167,7 @@ impl Server {
         mountpoint: &Path,
         handle: impl Fn(Request) -> Answer + Send + 'static,
     ) -> Result<Self, CliError> {
-        let path = runtime_dir::make()?.join(format!("{}.sock", runtime_dir::stem(mountpoint)));
+        let path = socket_of(mountpoint)?;
         let failed =
             |e: std::io::Error| CliError::failed(format!("cannot listen on {}: {e}", path.display()));
         // The mount point is ours alone by now, so a socket there is a dead mount's.
@@ -156,6 +188,11 @@ impl Server {
     }
 }
 
+/// Where the mount at `mountpoint` answers.
+pub fn socket_of(mountpoint: &Path) -> Result<PathBuf, CliError> {
+    Ok(runtime_dir::make()?.join(format!("{}.sock", runtime_dir::stem(mountpoint))))
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
@@ -163,11 +200,29 @@ impl Drop for Server {
 }
 
 fn serve_one(stream: &UnixStream, handle: &impl Fn(Request) -> Answer) {
-    let answer = match admit(stream).and_then(|()| read_line::<Request>(stream, SERVER_PATIENCE)) {
-        Ok(request) => handle(request),
+    let line = admit(stream).and_then(|()| read_line(stream, SERVER_PATIENCE));
+    let answer = match line {
+        Ok(line) if line.starts_with("GET ") => return scraped(stream, handle(Request::Status)),
+        Ok(line) => parse(&line).map_or_else(Answer::Failed, handle),
         Err(why) => Answer::Failed(why),
     };
     let _ = write_line(stream, &answer);
+}
+
+/// Answers a scraper, whatever path it asked for. What else it said stays unread.
+fn scraped(stream: &UnixStream, answer: Answer) {
+    let Answer::Status(status) = answer else { return };
+    let (text, kind) = (figures::prometheus(&status), figures::CONTENT_TYPE);
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        text.len()
+    );
+    let _ = stream.set_write_timeout(Some(SERVER_PATIENCE));
+    let mut to = stream;
+    let _ = to.write_all((head + &text).as_bytes());
+    // Unread bytes would turn the end of the stream into a reset, before the scraper has read.
+    let _ = stream.shutdown(std::net::Shutdown::Write);
+    let _ = std::io::copy(&mut stream.take(MAX_LINE), &mut std::io::sink());
 }
 
 /// Only the mount's own user and root may ask.
@@ -181,11 +236,15 @@ fn admit(stream: &UnixStream) -> Result<(), String> {
     }
 }
 
-fn read_line<T: for<'de> Deserialize<'de>>(stream: &UnixStream, patience: Duration) -> Result<T, String> {
+fn parse<T: for<'de> Deserialize<'de>>(line: &str) -> Result<T, String> {
+    serde_json::from_str(line).map_err(|e| format!("not a request: {e}"))
+}
+
+fn read_line(stream: &UnixStream, patience: Duration) -> Result<String, String> {
     stream.set_read_timeout(Some(patience)).map_err(|e| e.to_string())?;
     let mut line = String::new();
     BufReader::new(stream.take(MAX_LINE)).read_line(&mut line).map_err(|e| e.to_string())?;
-    serde_json::from_str(&line).map_err(|e| format!("not a request: {e}"))
+    Ok(line)
 }
 
 fn write_line(stream: &UnixStream, value: &impl Serialize) -> std::io::Result<()> {
@@ -199,7 +258,7 @@ fn write_line(stream: &UnixStream, value: &impl Serialize) -> std::io::Result<()
 fn ask_socket(path: &Path, request: &Request) -> Result<Answer, String> {
     let stream = UnixStream::connect(path).map_err(|e| e.to_string())?;
     write_line(&stream, request).map_err(|e| e.to_string())?;
-    read_line(&stream, CLIENT_PATIENCE)
+    parse(&read_line(&stream, CLIENT_PATIENCE)?)
 }
 
 /// Every mount that answers, with its socket.

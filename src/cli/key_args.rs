@@ -49,6 +49,38 @@ pub enum KeyCommand {
     Random(RandomArgs),
     /// Tell whether a principal may do something with a key, and which statement or grant decides; for the operator
     Why(WhyArgs),
+    /// Which versions of a key the volumes of this host use
+    Versions(VersionsArgs),
+    /// Destroy an old version of a key, once no volume uses it
+    RetireVersion(RetireArgs),
+}
+
+/// Arguments of `key versions`.
+#[derive(Debug, Args)]
+pub struct VersionsArgs {
+    /// alias/NAME, id or ARN
+    pub key: String,
+    /// A lower directory to look at besides the volumes and mounts of this host; may be repeated
+    #[arg(long, value_name = "LOWER")]
+    pub also: Vec<PathBuf>,
+    /// JSON output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `key retire-version`.
+#[derive(Debug, Args)]
+pub struct RetireArgs {
+    /// alias/NAME, id or ARN
+    pub key: String,
+    /// The version, by its id or the beginning of it
+    pub version: String,
+    /// A lower directory to look at besides the volumes and mounts of this host; may be repeated
+    #[arg(long, value_name = "LOWER")]
+    pub also: Vec<PathBuf>,
+    /// Really do it
+    #[arg(long)]
+    pub yes: bool,
 }
 
 /// Arguments of `key why`.

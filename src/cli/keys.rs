@@ -9,7 +9,7 @@ use super::key_args::{
     AliasCommand, CreateArgs, KeyCommand, OneKey, PolicyCommand, RotationCommand, TagsCommand, WhyArgs,
 };
 use super::output::{facts, json as print_json, line, table, text, time};
-use super::{key_data, service};
+use super::{key_data, service, versions};
 use crate::api::Operation;
 use crate::client::Kms;
 
@@ -21,8 +21,8 @@ const SHORTEST_WINDOW_DAYS: u32 = 7;
 const MAX_POLICY: u64 = 128 * 1024;
 
 /// Runs one `key` command.
-pub fn run(command: KeyCommand, kms: Option<&str>) -> Result<(), CliError> {
-    let kms = service::connect(kms, service::Behalf::User)?;
+pub fn run(command: KeyCommand, endpoint: Option<&str>) -> Result<(), CliError> {
+    let kms = service::connect(endpoint, service::Behalf::User)?;
     match command {
         KeyCommand::Create(args) => create(&kms, args),
         KeyCommand::List(args) => list(&kms, args.json),
@@ -63,6 +63,8 @@ pub fn run(command: KeyCommand, kms: Option<&str>) -> Result<(), CliError> {
         KeyCommand::DataKey(args) => key_data::data_key(&kms, &args),
         KeyCommand::Random(args) => key_data::random(&kms, &args),
         KeyCommand::Why(args) => why(&kms, args),
+        KeyCommand::Versions(args) => versions::versions(&kms, &args),
+        KeyCommand::RetireVersion(args) => versions::retire(&kms, &args),
     }
 }
 

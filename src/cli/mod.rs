@@ -8,6 +8,7 @@ mod block;
 mod control;
 mod defaults;
 mod error;
+mod figures;
 mod key_args;
 mod key_data;
 mod keys;
@@ -25,6 +26,8 @@ mod snapshot_job;
 mod snapshots;
 mod speed;
 mod streams;
+mod top;
+mod versions;
 mod volume_args;
 mod volumes;
 
@@ -65,6 +68,7 @@ pub fn run() -> ExitCode {
         Command::Snapshot(command) => snapshots::run(&command, kms, cli.verbose).map(done),
         Command::Volume(command) => named::run(&command, kms, cli.verbose).map(done),
         Command::Status(args) => mounts::status(&args).map(done),
+        Command::Top(args) => top::run(&args).map(done),
         Command::Lock(args) => mounts::lock(&args).map(done),
         Command::Unlock(args) => mounts::unlock(&args).map(done),
         Command::Default(args) => defaults::default(&args).map(done),

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::args::{LockArgs, StatusArgs, UmountArgs, UnlockArgs};
 use super::control::{self, Answer, Request, Status};
 use super::error::{CliError, Exit};
+use super::figures;
 use super::output::{facts, json as print_json, line, table, time_of};
 use super::service::{self, Behalf};
 use crate::volume::MountLock;
@@ -21,6 +22,9 @@ pub fn status(args: &StatusArgs) -> Result<(), CliError> {
         let Answer::Status(status) = control::ask(mountpoint, &Request::Status)? else {
             return Err(CliError::failed("the mount gave an answer to another question"));
         };
+        if args.prometheus {
+            return line(figures::prometheus(&status).trim_end());
+        }
         return if args.json { print_json(&status) } else { print_status(&status) };
     }
     let mounts = control::mounts();
@@ -41,7 +45,7 @@ pub fn status(args: &StatusArgs) -> Result<(), CliError> {
 }
 
 fn print_status(s: &Status) -> Result<(), CliError> {
-    facts(&[
+    let mut shown = vec![
         ("mount point", Some(s.mountpoint.display().to_string())),
         ("lower directory", Some(s.lower.display().to_string())),
         ("volume id", Some(s.volume_id.clone())),
@@ -62,7 +66,13 @@ fn print_status(s: &Status) -> Result<(), CliError> {
         ("since", Some(time_of(s.since))),
         ("unmounts when idle", s.idle_seconds.map(|n| format!("for {n} s"))),
         ("process", Some(s.pid.to_string())),
-    ])
+    ];
+    shown.extend(figures::lines(&s.figures));
+    if let Some(work) = &s.work {
+        shown.push(("under way", Some(work.to_string())));
+    }
+    shown.push(("socket", Some(s.socket.display().to_string())));
+    facts(&shown)
 }
 
 /// `kmsfs lock`

@@ -1,15 +1,18 @@
 //! Progress on standard error: a bar with rate and time left on a terminal, plain lines otherwise.
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::control::{self, Request, Work};
 use crate::volume::Progress;
 
 const BAR_EVERY: Duration = Duration::from_millis(100);
+const TELL_EVERY: Duration = Duration::from_secs(1);
 const LINE_EVERY: Duration = Duration::from_secs(10);
 const TEMPLATE: &str = "{msg} {bar:30} {pos}/{len} files  {per_sec}  {eta} left";
 const OPEN_TEMPLATE: &str = "{msg} {spinner} {pos} files  {per_sec}";
@@ -37,6 +40,25 @@ impl Shown {
         };
         Self { finished, thread: std::thread::Builder::new().name("progress".into()).spawn(show).ok() }
     }
+}
+
+/// Tells the mount at `mountpoint` how far the work is, until dropped.
+pub fn tell_mount(progress: &Arc<Progress>, label: &'static str, mountpoint: PathBuf) -> Shown {
+    let finished = Arc::new(AtomicBool::new(false));
+    let (progress, over) = (Arc::clone(progress), Arc::clone(&finished));
+    let tell = move || {
+        while !over.load(Ordering::Relaxed) {
+            let work = Work {
+                what: label.to_owned(),
+                done: progress.done.load(Ordering::Relaxed),
+                total: progress.total.load(Ordering::Relaxed),
+            };
+            // A mount that is gone, or busy, misses nothing that matters.
+            let _ = control::ask(&mountpoint, &Request::Working(work));
+            std::thread::park_timeout(TELL_EVERY);
+        }
+    };
+    Shown { finished, thread: std::thread::Builder::new().name("teller".into()).spawn(tell).ok() }
 }
 
 impl Drop for Shown {

@@ -10,8 +10,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::args::MountArgs;
-use super::control::{self, Answer, Request, Status};
+use super::control::{self, Answer, Request, Status, Work};
 use super::error::{CliError, Exit};
+use super::figures::Figures;
 use super::mount::{FAILED, READY};
 use super::mount_plan::MountPlan;
 use super::named;
@@ -33,6 +34,8 @@ const FIRST_ANSWER: Duration = Duration::from_secs(30);
 const EPOCH_EVERY: Duration = Duration::from_mins(10);
 /// How often the mount is looked at: whether it is idle, whether files are to be closed that could not be.
 const IDLE_POLL: Duration = Duration::from_secs(1);
+/// Work that was not told of for so long has ended.
+const WORK_IS_NEWS: Duration = Duration::from_secs(5);
 /// Fewer inodes than these take so little memory (200 bytes each) that none of it is worth giving back.
 const MANY_INODES: usize = 20_000;
 
@@ -375,10 +378,13 @@ fn first_status(plan: &MountPlan, mounted: &Mounted) -> Status {
         inodes: 0,
         damage_seen: 0,
         idle_seconds: plan.idle.map(|idle| idle.as_secs()),
+        socket: control::socket_of(&plan.mountpoint).unwrap_or_default(),
+        figures: Figures::default(),
+        work: None,
     }
 }
 
-fn status_now(first: &Status, keys: &VolumeKeys, tree: &MountedTree) -> Status {
+fn status_now(first: &Status, keys: &VolumeKeys, tree: &MountedTree, handle: &SessionHandle) -> Status {
     let (cached_keys, fresh_keys) = keys.held();
     let (locked, locked_keys) = keys.locked();
     Status {
@@ -390,6 +396,7 @@ fn status_now(first: &Status, keys: &VolumeKeys, tree: &MountedTree) -> Status {
         open_files: tree.open_files(),
         inodes: tree.inodes(),
         damage_seen: damage_seen(),
+        figures: Figures::new(&handle.traffic(), keys.figures()),
         ..first.clone()
     }
 }
@@ -399,8 +406,16 @@ fn control_handler(plan: &MountPlan, mounted: &Mounted) -> impl Fn(Request) -> A
     let (tree, handle) = (mounted.tree.clone(), mounted.handle.clone());
     let status = first_status(plan, mounted);
     let job = SnapshotJob::new(Arc::clone(&mounted.volume), mounted.tree.clone(), plan.mountpoint.clone());
+    let work = LastWork::default();
     move |request| match request {
-        Request::Status => Answer::Status(Box::new(status_now(&status, &keys, &tree))),
+        Request::Status => {
+            let now = status_now(&status, &keys, &tree, &handle);
+            Answer::Status(Box::new(Status { work: work.now(), ..now }))
+        }
+        Request::Working(told) => {
+            work.note(told);
+            Answer::Noted
+        }
         Request::Lock { key, once } => {
             // What is dirty goes out while its keys are there; then nothing comes back.
             let open = tree.drop_keys(key.as_deref(), |ids| drop_pages(&handle, ids));
@@ -433,6 +448,22 @@ fn control_handler(plan: &MountPlan, mounted: &Mounted) -> impl Fn(Request) -> A
             Ok(lower) => Answer::Located(lower),
             Err(e) => Answer::Failed(format!("{}: {e}", path.display())),
         },
+    }
+}
+
+/// What work was last told of, for as long as that is news.
+#[derive(Default)]
+struct LastWork(Cell<Option<(Work, Instant)>>);
+
+impl LastWork {
+    fn note(&self, work: Work) {
+        self.0.set(Some((work, Instant::now())));
+    }
+
+    fn now(&self) -> Option<Work> {
+        let told = self.0.take().filter(|(_, at)| at.elapsed() < WORK_IS_NEWS);
+        self.0.set(told.clone());
+        told.map(|(work, _)| work)
     }
 }
 

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::json;
 
 use super::args::{FsckArgs, InfoArgs, InitArgs, RewrapArgs};
-use super::control::{self, Answer, Request};
+use super::control::{self, Answer, Request, Status};
 use super::error::{CliError, Exit};
 use super::named::{key_for_new, resolve};
 use super::output::{facts, json as print_json, line, size, table};
-use super::progress::Shown;
+use super::progress::{Shown, tell_mount};
 use super::service::{self, Behalf};
 use crate::client::CacheLimits;
 use crate::volume::{
@@ -104,6 +104,7 @@ pub fn rewrap(args: &RewrapArgs, kms: Option<&str>) -> Result<ExitCode, CliError
         return watch_rotations(&volume, &lower, &options, &progress, every);
     }
     let shown = Shown::start(&progress, "rewrap", args.json);
+    let _telling = mount_of(&lower).map(|status| tell_mount(&progress, "rewrap", status.mountpoint));
     if !args.json {
         volume::count_files(&volume, jobs, &progress)?;
     }
@@ -154,11 +155,15 @@ fn watch_rotations(
     }
 }
 
+/// The mount of `lower`, if it has one that we may ask.
+fn mount_of(lower: &Path) -> Option<Status> {
+    let lower = std::fs::canonicalize(lower).ok()?;
+    control::mounts().into_iter().find(|status| status.lower == lower)
+}
+
 /// Has the mount of `lower` read the volume record again. `false` where none is found or it did not.
 fn tell_mount_of(lower: &Path) -> bool {
-    let Ok(lower) = std::fs::canonicalize(lower) else { return false };
-    let mounted = control::mounts().into_iter().find(|status| status.lower == lower);
-    let told = mounted.map(|status| control::ask(&status.mountpoint, &Request::Reload));
+    let told = mount_of(lower).map(|status| control::ask(&status.mountpoint, &Request::Reload));
     matches!(told, Some(Ok(Answer::Reloaded(_))))
 }
 

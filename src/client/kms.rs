@@ -3,7 +3,7 @@
 //! Called by `volume` and `cli`. Retries what passes with time, within the limits it was given.
 
 use std::borrow::Cow;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -14,6 +14,7 @@ use super::transport::{Call, Transport};
 use super::{ClientError, Credentials, Endpoint, Timeouts};
 use crate::api::{Blob, EncryptionContext, ErrorBody, ErrorCode, KmsError, Operation, SecretBlob};
 use crate::crypto::DataKey;
+use crate::sys::figures::{Count, Timed, Timing};
 
 /// The operation of kmsd that waits for changes.
 const AWAIT_CHANGE: &str = "KmsdAdmin.AwaitChange";
@@ -43,6 +44,8 @@ pub struct KmsConfig {
 pub struct Kms {
     transport: Transport,
     retry: RetryLimits,
+    calls: Timed,
+    throttled: Count,
 }
 
 /// A fresh data key, plain and wrapped.
@@ -183,7 +186,12 @@ impl Kms {
         let mut transport =
             Transport::new(config.endpoint, config.timeouts, config.credentials, config.via_service)?;
         transport.mount_principal = config.mount_principal;
-        Ok(Self { transport, retry: config.retry })
+        Ok(Self { transport, retry: config.retry, calls: Timed::default(), throttled: Count::default() })
+    }
+
+    /// Calls that were answered and how long they took, pipelined ones aside; and how many answers asked for patience.
+    pub fn figures(&self) -> (Timing, u64) {
+        (self.calls.read(), self.throttled.read())
     }
 
     /// A client of the same service for [`Self::await_change`], which outlasts the time-outs of other calls. `None` where
@@ -388,7 +396,10 @@ impl Kms {
         let outcomes = answers.into_iter().zip(&calls).map(|(answer, call)| {
             let first = answer.and_then(check);
             let settled = match first {
-                Err(e) if is_worth_retrying(&e) => self.with_retries(call),
+                Err(e) if is_worth_retrying(&e) => {
+                    self.throttled.add(1);
+                    self.with_retries(call)
+                }
                 other => other,
             };
             re_encrypted(&settled?)
@@ -414,7 +425,16 @@ impl Kms {
     }
 
     fn try_call(&self, call: &Call) -> Result<Answer, ClientError> {
-        self.transport.exchange(call).and_then(check)
+        let begin = Instant::now();
+        let answer = self.transport.exchange(call);
+        if answer.is_ok() {
+            self.calls.note(begin.elapsed());
+        }
+        let checked = answer.and_then(check);
+        if checked.as_ref().is_err_and(is_worth_retrying) {
+            self.throttled.add(1);
+        }
+        checked
     }
 }
 

@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuser::{
     Errno, FileHandle, Generation, INodeNo, OpenFlags, ReplyCreate, ReplyEmpty, ReplyLseek, ReplyOpen,
@@ -160,14 +160,16 @@ impl Files {
         // What the kernel collected it writes through any descriptor of the file, whoever wrote it.
         let asker = if manner.from_cache { Asker::Mount } else { self.holder(handle) };
         let refusals = manner.from_cache.then(|| (self.refusals.clone(), self.kernel.clone()));
+        let (traffic, begin) = (Arc::clone(self.server.traffic()), Instant::now());
         let answer = move |written: Result<usize, FsError>| {
+            traffic.note_write(begin, written.as_ref().map_or(0, |len| *len));
             if let (Err(e), Some((refusals, kernel))) = (&written, refusals) {
                 refusals.note(id.0, errno(e));
                 kernel.forget_attributes(id);
             }
             reply_written(reply, id, written);
         };
-        match self.server.run(id.0, |tree| tree.write(id.0, offset, data, manner, asker)) {
+        match self.server.run_uncounted(id.0, |tree| tree.write(id.0, offset, data, manner, asker)) {
             Err(FsError::Key(KeyError::Absent(..))) => {
                 let data = data.to_vec();
                 let write = move |tree: &Tree| tree.write(id.0, offset, &data, manner, asker);
@@ -192,7 +194,11 @@ impl Files {
             let written = tree.write(id.0, offset, &data, manner, asker)?;
             sync_through(tree, id.0, data_only, &descriptor).map(|()| written)
         };
-        self.server.answer_slowly(id.0, write, move |written| reply_written(reply, id, written));
+        let traffic = Arc::clone(self.server.traffic());
+        self.server.answer_slowly(id.0, write, move |written| {
+            traffic.written_bytes.add(written.as_ref().map_or(0, |len| *len as u64));
+            reply_written(reply, id, written);
+        });
     }
 
     /// Why writes through the file that had returned were refused; once for each time.

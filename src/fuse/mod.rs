@@ -16,6 +16,8 @@ mod reply;
 mod seeker;
 mod server;
 mod session;
+mod traffic;
 
 pub use errno::damage_seen;
 pub use session::{MountOptions, Session, SessionHandle};
+pub use traffic::TrafficNow;

@@ -11,12 +11,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use fuser::ReplyData;
 use parking_lot::Mutex;
 
 use super::errno::report;
 use super::session::THREADS;
+use super::traffic::Traffic;
 use crate::tree::{Asker, FsError, KEY_WAITS, KeyError, Tree};
 
 /// Threads on which requests wait for keys, besides the serving ones that do.
@@ -80,6 +82,7 @@ pub struct Server {
     for_disk: Pool,
     disk_waits: AtomicUsize,
     requests: Arc<AtomicU64>,
+    traffic: Arc<Traffic>,
 }
 
 impl Server {
@@ -87,7 +90,14 @@ impl Server {
     pub fn start(tree: Arc<Tree>) -> std::io::Result<Self> {
         let for_keys = Pool::start(&tree, "key-wait", KEY_WAITERS)?;
         let for_disk = Pool::start(&tree, "disk-wait", DISK_WAITERS)?;
-        Ok(Self { tree, for_keys, for_disk, disk_waits: AtomicUsize::new(0), requests: Arc::default() })
+        Ok(Self {
+            tree,
+            for_keys,
+            for_disk,
+            disk_waits: AtomicUsize::new(0),
+            requests: Arc::default(),
+            traffic: Arc::default(),
+        })
     }
 
     /// What the requests are about.
@@ -100,8 +110,27 @@ impl Server {
         Arc::clone(&self.requests)
     }
 
+    /// What was asked for, and how long it took.
+    pub fn traffic(&self) -> &Arc<Traffic> {
+        &self.traffic
+    }
+
     /// Runs `act`, which needs no file's key.
     pub fn run<T>(&self, id: u64, act: impl FnOnce(&Tree) -> Result<T, FsError>) -> Result<T, FsError> {
+        let begin = Instant::now();
+        let done = self.run_uncounted(id, act);
+        if !matches!(done, Err(FsError::Key(KeyError::Absent(..)))) {
+            self.traffic.others.note(begin.elapsed());
+        }
+        done
+    }
+
+    /// The same for a write, which is counted by [`Server::traffic`] when it is done.
+    pub fn run_uncounted<T>(
+        &self,
+        id: u64,
+        act: impl FnOnce(&Tree) -> Result<T, FsError>,
+    ) -> Result<T, FsError> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         guarded(&self.tree, id, act)
     }
@@ -114,7 +143,13 @@ impl Server {
         answer: impl FnOnce(Result<T, FsError>) + Send + 'static,
     ) {
         match self.run(id, &act) {
-            Err(FsError::Key(KeyError::Absent(..))) => self.wait(id, act, answer),
+            Err(FsError::Key(KeyError::Absent(..))) => {
+                let (traffic, begin) = (Arc::clone(&self.traffic), Instant::now());
+                self.wait(id, act, move |done| {
+                    traffic.others.note(begin.elapsed());
+                    answer(done);
+                });
+            }
             done => answer(done),
         }
     }
@@ -143,13 +178,19 @@ impl Server {
         }
         self.requests.fetch_add(1, Ordering::Relaxed);
         let patient = move |tree: &Tree| tree.with_keys_patiently(|| act(tree));
-        self.for_disk.hand(&self.tree, Box::new(move |tree| answer(guarded(tree, id, patient))));
+        let (traffic, begin) = (Arc::clone(&self.traffic), Instant::now());
+        let job = move |tree: &Tree| {
+            let done = guarded(tree, id, patient);
+            traffic.others.note(begin.elapsed());
+            answer(done);
+        };
+        self.for_disk.hand(&self.tree, Box::new(job));
     }
 
     /// Answers with `len` bytes from `offset` on, here or elsewhere by the rule of [`Server::answer_slowly`].
     pub fn read(&self, id: u64, offset: u64, len: usize, asker: Asker, reply: ReplyData) {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let read = Read { id, offset, len, asker };
+        let read = Read { id, offset, len, asker, begin: Instant::now(), traffic: Arc::clone(&self.traffic) };
         let Some(_turn) = self.disk_turn() else {
             return self.for_disk.hand(&self.tree, Box::new(move |tree| read.patiently(tree, reply)));
         };
@@ -179,23 +220,24 @@ thread_local! {
 }
 
 /// A read request.
-#[derive(Clone, Copy)]
 struct Read {
     id: u64,
     offset: u64,
     len: usize,
     asker: Asker,
+    begin: Instant,
+    traffic: Arc<Traffic>,
 }
 
 impl Read {
     /// Reads and answers; gives the reply back where a key is absent that must be waited for elsewhere.
-    fn now(self, tree: &Tree, reply: ReplyData) -> Option<ReplyData> {
+    fn now(&self, tree: &Tree, reply: ReplyData) -> Option<ReplyData> {
         let read =
             |tree: &Tree, buffer: &mut Vec<u8>| tree.read(self.id, self.offset, self.len, self.asker, buffer);
         self.with_buffer(tree, read, reply)
     }
 
-    fn patiently(self, tree: &Tree, reply: ReplyData) {
+    fn patiently(&self, tree: &Tree, reply: ReplyData) {
         let read = |tree: &Tree, buffer: &mut Vec<u8>| {
             tree.with_keys_patiently(|| {
                 buffer.clear();
@@ -208,7 +250,7 @@ impl Read {
     }
 
     fn with_buffer(
-        self,
+        &self,
         tree: &Tree,
         read: impl FnOnce(&Tree, &mut Vec<u8>) -> Result<(), FsError>,
         reply: ReplyData,
@@ -217,11 +259,13 @@ impl Read {
             buffer.clear();
             let absent = match guarded(tree, self.id, |tree| read(tree, buffer)) {
                 Ok(()) => {
+                    self.traffic.note_read(self.begin, buffer.len());
                     reply.data(buffer);
                     None
                 }
                 Err(FsError::Key(KeyError::Absent(..))) => Some(reply),
                 Err(e) => {
+                    self.traffic.note_read(self.begin, 0);
                     reply.error(report(self.id, &e));
                     None
                 }

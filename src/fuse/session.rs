@@ -13,6 +13,7 @@ use super::kernel_cache::KernelCache;
 use super::mount;
 use super::seeker::Seeker;
 use super::server::Server;
+use super::traffic::{Traffic, TrafficNow};
 use crate::tree::Tree;
 
 /// Bytes of one write request.
@@ -71,6 +72,7 @@ pub struct Session {
     tree: Arc<Tree>,
     mountpoint: PathBuf,
     requests: Arc<AtomicU64>,
+    traffic: Arc<Traffic>,
 }
 
 /// Acts on a mount from other threads.
@@ -79,6 +81,7 @@ pub struct SessionHandle {
     notifier: Notifier,
     mountpoint: PathBuf,
     requests: Arc<AtomicU64>,
+    traffic: Arc<Traffic>,
 }
 
 impl Session {
@@ -94,7 +97,7 @@ impl Session {
         config.n_threads = Some(threads);
         config.clone_fd = true;
         let server = Arc::new(Server::start(tree.clone())?);
-        let requests = server.requests();
+        let (requests, traffic) = (server.requests(), Arc::clone(server.traffic()));
         let kernel = KernelCache::default();
         let seeker = Seeker::start(server.clone(), kernel.clone())?;
         let adapter = Adapter::new(server, seeker, kernel.clone(), options);
@@ -108,7 +111,7 @@ impl Session {
             }
         };
         kernel.connect(inner.notifier());
-        Ok(Self { inner, tree, mountpoint, requests })
+        Ok(Self { inner, tree, mountpoint, requests, traffic })
     }
 
     /// For other threads.
@@ -117,6 +120,7 @@ impl Session {
             notifier: self.inner.notifier(),
             mountpoint: self.mountpoint.clone(),
             requests: self.requests.clone(),
+            traffic: self.traffic.clone(),
         }
     }
 
@@ -147,6 +151,11 @@ impl SessionHandle {
     /// Requests of the kernel so far. What it answers from its caches is not among them.
     pub fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
+    }
+
+    /// What was asked for so far, how long it took, and how many bytes went through.
+    pub fn traffic(&self) -> TrafficNow {
+        self.traffic.now()
     }
 
     /// Where the volume is mounted.

@@ -4,7 +4,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use clap::Subcommand;
@@ -13,7 +13,7 @@ use super::audit_chain::{Report, segment_path, segments, verify};
 use super::audit_head::signed_head;
 use super::audit_log::{self, AuditLog, AuditSync, MAX_LINE};
 use super::audit_retention::{MIB, Retention, accept_missing};
-use super::audit_search::{Query, search};
+use super::audit_search::{Query, search, timeline};
 use super::daemon;
 use super::failure::Failure;
 use super::seal_source::SealSource;
@@ -47,6 +47,8 @@ pub enum AuditCommand {
     },
     /// Print the records that fit, one JSON object a line
     Search(Query),
+    /// Tell who used what when: a line for each record that fits
+    Timeline(Query),
     /// Remove old segments, or accept that archived ones are gone (the daemon must be stopped)
     Prune {
         /// Remove segments whose last record is older
@@ -77,7 +79,8 @@ pub fn run(state: &StateDir, command: AuditCommand) -> Result<(), Failure> {
         AuditCommand::Tail { lines, follow } => {
             tail(state, lines as usize, follow).map_err(|e| Failure::System("the audit log".into(), e))
         }
-        AuditCommand::Search(query) => find(state, &query),
+        AuditCommand::Search(query) => find(state, &query, |dir, out| search(dir, &query, out)),
+        AuditCommand::Timeline(query) => find(state, &query, |dir, out| timeline(dir, &query, out)),
         AuditCommand::Prune { keep_days, keep_mib, accept_missing, seal } => {
             let keep = Retention { days: keep_days, bytes: keep_mib.map(|mib| mib * MIB) };
             prune(state, seal.as_ref(), keep, accept_missing)
@@ -107,10 +110,14 @@ fn check(state: &StateDir, seal: Option<&SealSource>, chain_only: bool) -> Resul
     Ok(())
 }
 
-fn find(state: &StateDir, query: &Query) -> Result<(), Failure> {
+fn find(
+    state: &StateDir,
+    query: &Query,
+    show: impl FnOnce(&Path, &mut io::BufWriter<io::StdoutLock<'_>>) -> io::Result<u64>,
+) -> Result<(), Failure> {
     let failed = |e| Failure::System("the audit log".into(), e);
     let mut out = io::BufWriter::new(io::stdout().lock());
-    let found = search(&state.audit_dir(), query, &mut out).map_err(failed)?;
+    let found = show(&state.audit_dir(), &mut out).map_err(failed)?;
     out.flush().map_err(failed)?;
     match query.unknown_error().filter(|_| found == 0) {
         Some(name) => Err(Failure::Usage(format!(

@@ -16,6 +16,10 @@ use super::audit_chain::{segment_path, segments};
 use super::audit_log::MAX_LINE;
 use super::iam::error::CODES;
 
+/// Pairs of the encryption context by which kmsfs names a file and its volume.
+const FILE_PAIR: &str = "kmsfs:file";
+const VOLUME_PAIR: &str = "kmsfs:volume";
+
 /// What to look for; all of it must fit.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Query {
@@ -31,6 +35,9 @@ pub struct Query {
     /// Name of the error, e.g. AccessDeniedException; "any" for every failed call
     #[arg(long)]
     error: Option<String>,
+    /// Id of a file of kmsfs, as 'kmsfs info' tells it
+    #[arg(long, value_name = "ID")]
+    file: Option<String>,
     /// Request id that a client was given
     #[arg(long)]
     request: Option<String>,
@@ -70,12 +77,18 @@ impl Query {
             && wanted(&self.since, &|since| time >= since)
             && wanted(&self.until, &|until| time < until)
             && wanted(&self.key, &|key| names_key(record, key))
+            && wanted(&self.file, &|file| file.eq_ignore_ascii_case(in_context(record, FILE_PAIR)))
     }
 }
 
 /// Whether `arn` is `name`, or ends with it as a whole part.
 fn is_end(arn: &str, name: &str) -> bool {
     arn.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with([':', '/']))
+}
+
+/// A value of the encryption context that the record tells.
+fn in_context<'a>(record: &'a Value, pair: &str) -> &'a str {
+    record["requestParameters"]["encryptionContext"][pair].as_str().unwrap_or_default()
 }
 
 fn names_key(record: &Value, key: &str) -> bool {
@@ -88,6 +101,34 @@ fn names_key(record: &Value, key: &str) -> bool {
 
 /// Writes the records that fit, one a line as they stand; returns how many.
 pub fn search(dir: &Path, query: &Query, out: &mut impl Write) -> io::Result<u64> {
+    each(dir, query, |line, _| out.write_all(line))
+}
+
+/// Writes one line for people for each record that fits: when, what, who, on which key, file or volume, and how it ended.
+pub fn timeline(dir: &Path, query: &Query, out: &mut impl Write) -> io::Result<u64> {
+    each(dir, query, |_, record| {
+        let text = |pointer: &str| record.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+        let service = text("/userIdentity/invokedBy");
+        let via = if service.is_empty() { String::new() } else { format!(" through {service}") };
+        let key = text("/resources/0/ARN");
+        let key = key.rsplit(":key/").next().unwrap_or(key);
+        let (file, volume) = (in_context(record, FILE_PAIR), in_context(record, VOLUME_PAIR));
+        let of = match (file, volume) {
+            ("", "") => String::new(),
+            ("", volume) => format!("  volume {volume}"),
+            (file, volume) => format!("  file {file} of volume {volume}"),
+        };
+        let outcome = match text("/errorCode") {
+            "" => "allowed",
+            "DryRunOperationException" => "allowed (only asked)",
+            error => error,
+        };
+        let (time, name, who) = (text("/eventTime"), text("/eventName"), text("/userIdentity/arn"));
+        writeln!(out, "{time}  {name}  {who}{via}  key {key}{of}  {outcome}")
+    })
+}
+
+fn each(dir: &Path, query: &Query, mut show: impl FnMut(&[u8], &Value) -> io::Result<()>) -> io::Result<u64> {
     let mut found = 0;
     for first in segments(dir).map_err(|error| io::Error::other(error.to_string()))? {
         let mut input = BufReader::with_capacity(1 << 20, File::open(segment_path(dir, first))?);
@@ -100,7 +141,7 @@ pub fn search(dir: &Path, query: &Query, out: &mut impl Write) -> io::Result<u64
             // A torn last line is no record.
             let Ok(record) = serde_json::from_slice::<Value>(&line) else { continue };
             if query.fits(&record) {
-                out.write_all(&line)?;
+                show(&line, &record)?;
                 found += 1;
             }
         }
@@ -145,7 +186,7 @@ mod tests {
         let record = json!({
             "eventTime": "2026-01-31T23:59:58Z", "eventName": "Decrypt", "errorCode": "AccessDeniedException",
             "userIdentity": {"arn": "arn:aws:iam::000000000000:user/alice"}, "requestID": "r-1",
-            "requestParameters": {"keyId": "alias/app"},
+            "requestParameters": {"keyId": "alias/app", "encryptionContext": {"kmsfs:file": "ab12"}},
             "resources": [{"ARN": "arn:aws:kms:local:000000000000:key/1234"}],
         });
         let some = |text: &str| Some(text.to_owned());
@@ -170,6 +211,7 @@ mod tests {
                 Query { error: some("any"), ..every.clone() },
                 Query { error: some("NotFoundException"), ..every.clone() },
             ),
+            (Query { file: some("AB12"), ..every.clone() }, Query { file: some("ab1"), ..every.clone() }),
             (Query { request: some("r-1"), ..every.clone() }, Query { request: some("r"), ..every.clone() }),
             (
                 Query { since: some("2026-01-31T23:59:58Z"), ..every.clone() },

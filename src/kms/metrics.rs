@@ -4,27 +4,22 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use crate::api::{ErrorCode, Operation};
+use crate::sys::figures::{Count, Timed, write_head};
 
 use super::iam::actions::{Action, Service};
-
-/// Upper bounds of the latency buckets, in microseconds; the last one is open.
-const BOUNDS_US: [u64; 12] = [25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 50_000, 250_000, 1_000_000];
 
 /// The text format's version, as scrapers want it announced.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 #[derive(Debug, Default)]
 struct PerOperation {
-    calls: AtomicU64,
-    micros: AtomicU64,
-    buckets: [AtomicU64; BOUNDS_US.len()],
-    errors: Vec<AtomicU64>,
+    calls: Timed,
+    errors: Vec<Count>,
 }
 
 /// All counters.
@@ -39,7 +34,7 @@ pub struct Metrics {
 /// The counters of an operation of IAM or STS.
 #[derive(Debug, Default)]
 struct PerAction {
-    counts: PerOperation,
+    counts: Timed,
     errors: BTreeMap<&'static str, u64>,
 }
 
@@ -59,7 +54,7 @@ pub struct Gauges {
 impl Default for Metrics {
     fn default() -> Self {
         let one = || PerOperation {
-            errors: ErrorCode::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
+            errors: ErrorCode::ALL.iter().map(|_| Count::default()).collect(),
             ..PerOperation::default()
         };
         let operations = (0..=Operation::ALL.len()).map(|_| one()).collect();
@@ -72,9 +67,9 @@ impl Metrics {
     pub fn count(&self, operation: Option<Operation>, error: Option<ErrorCode>, took: Duration) {
         let place = operation.map_or(Operation::ALL.len(), |operation| operation as usize);
         let entry = &self.operations[place];
-        entry.count(took);
+        entry.calls.note(took);
         if let Some(code) = error {
-            add(&entry.errors[code as usize], 1);
+            entry.errors[code as usize].add(1);
         }
     }
 
@@ -89,7 +84,7 @@ impl Metrics {
         );
         let mut identities = self.identities.lock();
         let entry = identities.entry(name).or_default();
-        entry.counts.count(took);
+        entry.counts.note(took);
         if let Some(code) = error {
             *entry.errors.entry(code).or_default() += 1;
         }
@@ -101,15 +96,16 @@ impl Metrics {
         write_gauges(&mut out, gauges);
         let names = Operation::ALL.iter().map(|operation| operation.name()).chain(["unknown"]);
         let used: Vec<(&str, &PerOperation)> =
-            names.zip(&self.operations).filter(|(_, entry)| read(&entry.calls) > 0).collect();
-        head(&mut out, "kmsd_errors_total", "counter", "Calls that failed, by operation and error.");
+            names.zip(&self.operations).filter(|(_, entry)| entry.calls.read().count > 0).collect();
+        write_head(&mut out, "kmsd_errors_total", "counter", "Calls that failed, by operation and error.");
         for (name, entry) in &used {
-            for (code, count) in ErrorCode::ALL.iter().zip(&entry.errors).filter(|(_, count)| read(count) > 0)
+            for (code, count) in
+                ErrorCode::ALL.iter().zip(&entry.errors).filter(|(_, count)| count.read() > 0)
             {
                 let _ = writeln!(
                     out,
                     "kmsd_errors_total{{operation=\"{name}\",error=\"{code}\"}} {}",
-                    read(count)
+                    count.read()
                 );
             }
         }
@@ -124,14 +120,14 @@ impl Metrics {
         self.write_total(&mut out, denied, ErrorCode::AccessDeniedException, of("AccessDenied"));
         let throttled = ("kmsd_throttled_total", "Calls beyond their quota.");
         self.write_total(&mut out, throttled, ErrorCode::ThrottlingException, of("Throttling"));
-        head(
+        write_head(
             &mut out,
             "kmsd_call_duration_seconds",
             "histogram",
             "Time from request to answer, the audit record included.",
         );
         for (name, entry) in &used {
-            write_histogram(&mut out, name, entry);
+            write_histogram(&mut out, name, &entry.calls);
         }
         for (name, entry) in &*identities {
             write_histogram(&mut out, name, &entry.counts);
@@ -140,20 +136,9 @@ impl Metrics {
     }
 
     fn write_total(&self, out: &mut String, (name, help): (&str, &str), code: ErrorCode, further: u64) {
-        let total: u64 = self.operations.iter().map(|entry| read(&entry.errors[code as usize])).sum();
-        head(out, name, "counter", help);
+        let total: u64 = self.operations.iter().map(|entry| entry.errors[code as usize].read()).sum();
+        write_head(out, name, "counter", help);
         let _ = writeln!(out, "{name} {}", total + further);
-    }
-}
-
-impl PerOperation {
-    fn count(&self, took: Duration) {
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        add(&self.calls, 1);
-        add(&self.micros, micros);
-        if let Some(bucket) = BOUNDS_US.iter().position(|bound| micros <= *bound) {
-            add(&self.buckets[bucket], 1);
-        }
     }
 }
 
@@ -168,37 +153,13 @@ fn write_gauges(out: &mut String, gauges: Gauges) {
             gauges.audit_up.into(),
         ),
     ] {
-        head(out, name, "gauge", help);
+        write_head(out, name, "gauge", help);
         let _ = writeln!(out, "{name} {value}");
     }
 }
 
-fn write_histogram(out: &mut String, name: &str, entry: &PerOperation) {
-    let mut sum = 0;
-    for (bound, bucket) in BOUNDS_US.iter().zip(&entry.buckets) {
-        sum += read(bucket);
-        let seconds = Duration::from_micros(*bound).as_secs_f64();
-        let _ =
-            writeln!(out, "kmsd_call_duration_seconds_bucket{{operation=\"{name}\",le=\"{seconds}\"}} {sum}");
-    }
-    // A call that is being counted at this moment may be in one number and not yet in the other.
-    let calls = read(&entry.calls).max(sum);
-    let total = Duration::from_micros(read(&entry.micros)).as_secs_f64();
-    let _ = writeln!(out, "kmsd_call_duration_seconds_bucket{{operation=\"{name}\",le=\"+Inf\"}} {calls}");
-    let _ = writeln!(out, "kmsd_call_duration_seconds_sum{{operation=\"{name}\"}} {total}");
-    let _ = writeln!(out, "kmsd_call_duration_seconds_count{{operation=\"{name}\"}} {calls}");
-}
-
-fn head(out: &mut String, name: &str, kind: &str, help: &str) {
-    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
-}
-
-fn add(counter: &AtomicU64, by: u64) {
-    counter.fetch_add(by, Ordering::Relaxed);
-}
-
-fn read(counter: &AtomicU64) -> u64 {
-    counter.load(Ordering::Relaxed)
+fn write_histogram(out: &mut String, operation: &str, calls: &Timed) {
+    calls.read().write_histogram(out, "kmsd_call_duration_seconds", &format!("operation=\"{operation}\""));
 }
 
 #[cfg(test)]

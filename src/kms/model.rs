@@ -53,6 +53,9 @@ pub struct KeyRecord {
     pub on_demand_rotations: u32,
     /// Versions of the material, oldest first; the last one that is not pending encrypts.
     pub materials: Vec<MaterialRecord>,
+    /// Ids of versions that were retired, so that it can be said of what is still under them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retired: Vec<String>,
     /// For a multi-Region key: the region of the primary key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub primary_region: Option<String>,

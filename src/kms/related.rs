@@ -121,6 +121,7 @@ impl Kms {
             state: KeyState::PendingDeletion,
             deletion_date: Some(now.plus_days(days)),
             pending_window_days: None,
+            retired: Vec::new(),
             ..primary.record.clone()
         };
         Some(primary.with_record(record))

@@ -6,6 +6,7 @@
 mod allocator;
 pub mod at;
 pub mod btrfs;
+pub mod figures;
 pub mod harden;
 mod memory;
 pub mod mount;

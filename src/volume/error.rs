@@ -25,6 +25,8 @@ pub enum VolumeError {
     GrantLeft(String, KeyError),
     /// The registry of volumes cannot do what it is asked.
     Registry(RegistryError),
+    /// Which keys are in use cannot be told, because of this path, and why.
+    Unread(PathBuf, String),
     /// Another call to the key service failed.
     Client(ClientError),
     /// The directory for a new volume holds something.
@@ -103,8 +105,7 @@ impl std::fmt::Display for VolumeError {
             // It says which endpoint, and what to do, already.
             Self::Key(_, KeyError::Unavailable(why)) => f.write_str(why),
             Self::Key(key, e) => write!(f, "the volume's key {key}: {e}"),
-            Self::NoGrant(key, e) => no_grant(f, key, e),
-            Self::GrantLeft(key, e) => write!(f, "the grant that an earlier mount left on {key} stays: {e}"),
+            Self::NoGrant(..) | Self::GrantLeft(..) | Self::Unread(..) => self.fmt_rest(f),
             Self::Registry(e) => write!(f, "{e}"),
             Self::Client(e) => write!(f, "{e}"),
             Self::NotEmpty(path) => {
@@ -152,15 +153,23 @@ impl std::fmt::Display for VolumeError {
     }
 }
 
-fn no_grant(f: &mut std::fmt::Formatter<'_>, key: &str, error: &KeyError) -> std::fmt::Result {
-    if let KeyError::Unavailable(why) = error {
-        return f.write_str(why);
+impl VolumeError {
+    /// What has a longer story.
+    fn fmt_rest(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NoGrant(_, KeyError::Unavailable(why)) => f.write_str(why),
+            Self::NoGrant(key, e) => write!(
+                f,
+                "no grant on {key} can be made for the mount: {e}; it takes kms:CreateGrant on the key, or attach with \
+                 --own-right, by which the mount uses what rights you have"
+            ),
+            Self::GrantLeft(key, e) => write!(f, "the grant that an earlier mount left on {key} stays: {e}"),
+            Self::Unread(path, why) => {
+                write!(f, "which keys are in use cannot be told: {}: {why}", path.display())
+            }
+            other => write!(f, "{other:?}"),
+        }
     }
-    write!(
-        f,
-        "no grant on {key} can be made for the mount: {error}; it takes kms:CreateGrant on the key, or attach with \
-         --own-right, by which the mount uses what rights you have"
-    )
 }
 
 impl std::error::Error for VolumeError {}

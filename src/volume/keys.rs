@@ -16,24 +16,20 @@ use super::context::{self, FILE};
 use super::customer::CustomerKeys;
 use super::pool::{Pool, Refill};
 use super::record_file::{self, Stamp};
+use super::refusal::{KeyCounts, KeyFigures, KeyInUse, unopened};
 use super::rights::{Holder, Rights, Use};
 use super::{VolumeError, key_error};
-use crate::api::{EncryptionContext, ErrorCode, NOT_TRUSTED, hex};
+use crate::api::{EncryptionContext, NOT_TRUSTED};
 use crate::client::{CacheLimits, ClientError, DekCache, GeneratedKey, Kms, Probe};
 use crate::crypto::{DataKey, random_array, sha256};
 use crate::format::record::{KEYS_MAX, VolumeSettings};
 use crate::format::{FileId, VolumeId, WrappedKey, customer};
-use crate::logging::RateLimit;
 use crate::tree::{FreshKey, KeyError, KeyNeed, KeySource, KeyUser};
 
 /// How long the refill thread sleeps at most before it looks whether the volume was closed.
 const REFILL_PATIENCE: Duration = Duration::from_secs(5);
-/// Digits by which a version of a key is named in messages.
-const SHOWN_VERSION: usize = 12;
 /// Keys made in one pipelined batch.
 const REFILL_BATCH: usize = 32;
-static UNAVAILABLE: RateLimit = RateLimit::new();
-static REFUSED: RateLimit = RateLimit::new();
 
 /// The keys of one open volume.
 pub struct VolumeKeys {
@@ -51,6 +47,7 @@ pub struct VolumeKeys {
     rights: Rights,
     locked: RwLock<Locked>,
     grants: OnceLock<Arc<MountGrants>>,
+    counts: KeyCounts,
     pub(super) customers: CustomerKeys,
 }
 
@@ -66,6 +63,8 @@ struct Locked {
 pub(super) struct Sample {
     pub blob: Vec<u8>,
     pub context: EncryptionContext,
+    /// Data keys unwrapped and made under it.
+    pub uses: u64,
     /// Whether the last word on the key was no.
     pub refused: bool,
 }
@@ -93,6 +92,7 @@ impl VolumeKeys {
             rights: Rights::default(),
             locked: RwLock::default(),
             grants: OnceLock::new(),
+            counts: KeyCounts::default(),
             customers: CustomerKeys::default(),
         }
     }
@@ -142,6 +142,17 @@ impl VolumeKeys {
     /// Data keys held now, cached and fresh.
     pub fn held(&self) -> (usize, usize) {
         (self.cache.len(), self.pool.len())
+    }
+
+    /// How often keys were to be had, and why not.
+    pub fn figures(&self) -> KeyFigures {
+        let samples = self.samples.lock();
+        let in_use = |(arn, sample): (&String, &Sample)| KeyInUse {
+            key_arn: arn.clone(),
+            uses: sample.uses,
+            refused: sample.refused,
+        };
+        self.counts.read(samples.iter().map(in_use).collect(), &self.kms)
     }
 
     /// Drops and wipes every data key, or those under one master key. Returns how many were cached.
@@ -242,13 +253,14 @@ impl VolumeKeys {
     pub(super) fn note_use(&self, key_arn: &str, blob: &[u8], context: EncryptionContext) {
         let mut samples = self.samples.lock();
         if let Some(sample) = samples.get_mut(key_arn) {
-            sample.refused = false;
+            (sample.refused, sample.uses) = (false, sample.uses + 1);
             // The volume record's own is none that users are asked for.
             if sample.context.get(FILE).is_none() && context.get(FILE).is_some() {
                 (sample.blob, sample.context) = (blob.to_vec(), context);
             }
         } else if samples.len() < KEYS_MAX {
-            samples.insert(key_arn.to_owned(), Sample { blob: blob.to_vec(), context, refused: false });
+            let sample = Sample { blob: blob.to_vec(), context, uses: 1, refused: false };
+            samples.insert(key_arn.to_owned(), sample);
         }
     }
 
@@ -274,13 +286,14 @@ impl VolumeKeys {
         self.check_unlocked(&wrapped.key_arn)?;
         let context = context::file(self.volume_id, file_id);
         if customer::is_customer(&wrapped.key_arn) {
-            return self.customers.unwrap(wrapped, &context).map_err(log_refusal);
+            return self.customers.unwrap(wrapped, &context).map_err(|e| self.counts.refused(e));
         }
         let asked = self.rights.moment();
         let decrypted = self.kms.decrypt(&wrapped.blob, &wrapped.key_arn, &context, uid_of(user));
-        let decrypted = decrypted.map_err(|e| log_refusal(unopened(&e, wrapped)));
+        let decrypted = decrypted.map_err(|e| self.counts.refused(unopened(&e, wrapped)));
         self.note_said(user, &wrapped.key_arn, Use::Open, asked, decrypted.as_ref().err());
         let decrypted = decrypted?;
+        self.counts.unwraps.add(1);
         if decrypted.key_arn != wrapped.key_arn {
             return Err(KeyError::Invalid(format!("it is under {}", decrypted.key_arn)));
         }
@@ -328,7 +341,7 @@ impl VolumeKeys {
             Probe::Usable => Ok(()),
             Probe::Refused(e) => Err(key_error(&ClientError::Kms(e))),
             Probe::Unknown(_) if self.rights.prolong(uid, key_arn, wanted) => return Ok(()),
-            Probe::Unknown(e) => return Err(log_refusal(key_error(&e))),
+            Probe::Unknown(e) => return Err(self.counts.refused(key_error(&e))),
         };
         self.rights.note(uid, key_arn, wanted, asked, said.as_ref().copied());
         said
@@ -395,6 +408,7 @@ impl VolumeKeys {
         user: KeyUser,
     ) -> FreshKey {
         self.note_use(&generated.key_arn, &generated.blob, context);
+        self.counts.made.add(1);
         let GeneratedKey { data_key, blob, key_arn, material_id } = generated;
         FreshKey { user, file_id, data_key, wrapped: WrappedKey { key_arn, material_id, blob } }
     }
@@ -405,12 +419,13 @@ impl VolumeKeys {
         let context = context::file(self.volume_id, file_id);
         if customer::is_customer(key) {
             let data_key = DataKey::random();
-            let wrapped = self.customers.wrap(key, &data_key, &context).map_err(log_refusal)?;
+            let wrapped =
+                self.customers.wrap(key, &data_key, &context).map_err(|e| self.counts.refused(e))?;
             return Ok(FreshKey { user, file_id, data_key, wrapped });
         }
         let asked = self.rights.moment();
         let generated = self.kms.generate_data_key(key, &context, uid_of(user));
-        let generated = generated.map_err(|e| log_refusal(key_error(&e)));
+        let generated = generated.map_err(|e| self.counts.refused(key_error(&e)));
         self.note_said(user, key, Use::Make, asked, generated.as_ref().err());
         Ok(self.accept(file_id, generated?, context, user))
     }
@@ -430,7 +445,7 @@ impl VolumeKeys {
                 made.map(|((id, context), key)| self.accept(id, key, context, refill.user)).collect()
             }
             Err(e) => {
-                log_refusal(key_error(&e));
+                self.counts.refused(key_error(&e));
                 Vec::new()
             }
         }
@@ -515,6 +530,9 @@ impl KeySource for MountKeys {
         } else {
             None
         };
+        if held.is_some() {
+            self.0.counts.hits.add(1);
+        }
         held.ok_or_else(|| {
             KeyError::Absent(Box::new(KeyNeed::Unwrapped(file_id, wrapped.clone())), KeyUser::Mount)
         })
@@ -552,42 +570,10 @@ impl KeySource for MountKeys {
     }
 }
 
-/// Why a wrapped key is not to be had. A service that was put back to an older state says no more of a version that it
-/// does not know than of a forgery.
-fn unopened(error: &ClientError, wrapped: &WrappedKey) -> KeyError {
-    match (key_error(error), wrapped.material_id) {
-        (KeyError::Invalid(why), Some(version))
-            if error.code() == Some(ErrorCode::InvalidCiphertextException) =>
-        {
-            let version: String = hex(&version).chars().take(SHOWN_VERSION).collect();
-            let key = &wrapped.key_arn;
-            KeyError::Invalid(format!(
-                "{why}: it was changed, or the key service does not know version {version} of {key}, as after it was \
-                 restored from an older backup"
-            ))
-        }
-        (error, _) => error,
-    }
-}
-
 /// As calls name a user: none where they are made in the mount's own name.
 const fn uid_of(user: KeyUser) -> Option<u32> {
     match user {
         KeyUser::Mount => None,
         KeyUser::User(uid) => Some(uid),
     }
-}
-
-/// Says once a second why files cannot be opened; the caller's own error is the same for each.
-fn log_refusal(error: KeyError) -> KeyError {
-    let limit = match error {
-        KeyError::Unavailable(_) => &UNAVAILABLE,
-        KeyError::Denied(_) | KeyError::Disabled(_) | KeyError::Invalid(_) => &REFUSED,
-        KeyError::Absent(..) => return error,
-    };
-    if let Some(held_back) = limit.admit() {
-        let more = if held_back > 0 { format!(" ({held_back} more like it)") } else { String::new() };
-        log::error!("{error}{more}");
-    }
-    error
 }

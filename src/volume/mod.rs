@@ -3,6 +3,7 @@
 //! Called by `fuse` and `cli`. Must never write a plaintext key anywhere, nor touch data pages of a lower file.
 
 mod attachment;
+mod census;
 mod check;
 mod check_file;
 pub mod context;
@@ -22,6 +23,7 @@ mod pace;
 mod plain_path;
 mod pool;
 mod record_file;
+mod refusal;
 pub mod registry;
 mod repair;
 mod report;
@@ -36,6 +38,7 @@ mod watch;
 
 pub use crate::tree::{Durability, Integrity, KEY_ATTRIBUTE, KeyError, Moment};
 pub use attachment::{MountGrants, collect as collect_grants};
+pub use census::versions_in_use;
 pub use check::{CheckOptions, CheckReport, Class, Finding, check};
 pub use copy::{CopyOptions, CopyReport, copy, purge};
 pub use count::count_files;
@@ -48,6 +51,7 @@ pub use keys::VolumeKeys;
 pub use lower_dir::{change_limit, limit_lower, prepare_lower, remove_lower};
 pub use mounted::MountedTree;
 pub use open::{MountLock, Volume, peek};
+pub use refusal::{KeyFigures, KeyInUse};
 pub use report::{Failure, Progress, Version};
 pub use rewrap::{RewrapOptions, RewrapReport, admit_key, rewrap};
 pub use walk::MAX_JOBS;

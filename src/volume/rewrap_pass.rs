@@ -121,11 +121,12 @@ impl<'a> Pass<'a> {
             other => other.map_err(|e| e.to_string())?,
         };
         let stat = fstat(&file).map_err(|e| e.to_string())?;
-        let mut seen = self.seen.lock();
-        if (seen.len() < SEEN_MAX || stat.st_nlink > 1) && !seen.insert(stat.st_ino) {
-            return Ok(Found::Nothing);
+        if stat.st_nlink > 1 {
+            let mut seen = self.seen.lock();
+            if seen.len() < SEEN_MAX && !seen.insert(stat.st_ino) {
+                return Ok(Found::Nothing);
+            }
         }
-        drop(seen);
         let Some(bytes) = lower_file::read_slots(file.as_fd()).map_err(|e| e.to_string())? else {
             return Ok(Found::NoHeader);
         };

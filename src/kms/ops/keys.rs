@@ -74,6 +74,7 @@ impl NewKey {
             materials: Vec::new(),
             primary_region: self.id.multi_region.then(|| home.region.to_owned()),
             pending_window_days: None,
+            retired: Vec::new(),
             settles: None,
         }
     }

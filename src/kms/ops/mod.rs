@@ -20,6 +20,7 @@ mod page;
 mod policies;
 mod public_key;
 mod replicas;
+mod retire;
 mod rotation;
 mod sealing;
 mod signing;
@@ -120,6 +121,7 @@ pub(super) fn dispatch(
             ReplicateKey: ReplicateKeyRequest, UpdatePrimaryRegion: UpdatePrimaryRegionRequest,
             Explain: ExplainRequest,
             AdvanceMark: AdvanceMarkRequest,
+            RetireVersion: RetireVersionRequest,
         }
         not_yet {
             ConnectCustomKeyStore, CreateCustomKeyStore, DeleteCustomKeyStore, DescribeCustomKeyStores,

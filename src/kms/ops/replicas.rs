@@ -96,6 +96,7 @@ fn replica_record(call: &Call<'_>, primary: &KeyRecord, home: Home<'_>) -> KeyRe
         settles: Some(Settles { at, to: first_state(primary.origin) }),
         deletion_date: None,
         pending_window_days: None,
+        retired: Vec::new(),
         rotation: None,
         on_demand_rotations: 0,
         materials: materials_of_replica(primary),

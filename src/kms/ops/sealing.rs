@@ -198,6 +198,12 @@ impl Seal<'_> {
         let version = if self.algorithm == EncryptionAlgorithm::SymmetricDefault {
             let header = header_of(ciphertext, notes)?;
             self.key.version(&header.material).ok_or_else(|| {
+                let prefix = crate::api::hex(&header.material);
+                if self.key.record.retired.iter().any(|id| id.starts_with(&prefix)) {
+                    notes.reason = Some("the version was retired".into());
+                    let message = format!("Version {prefix} of {} was retired.", self.key.record.arn);
+                    return KmsError::new(ErrorCode::InvalidCiphertextException, message);
+                }
                 notes.reason = Some("the key has no such material".into());
                 invalid_ciphertext()
             })?
