@@ -58,12 +58,21 @@ fn program_path(name: &str) -> Option<PathBuf> {
 
 /// Runs a system program and gives its output.
 fn run(name: &str, configure: impl FnOnce(&mut Command)) -> Result<String, CliError> {
+    run_unless(name, |code| code != 0, configure)
+}
+
+/// The same for a program of whose exit codes more than 0 are good.
+fn run_unless(
+    name: &str,
+    is_bad: impl FnOnce(i32) -> bool,
+    configure: impl FnOnce(&mut Command),
+) -> Result<String, CliError> {
     let program = program_path(name).unwrap_or_else(|| name.into());
     let mut command = Command::new(program);
     configure(&mut command);
     let failed = |why: String| CliError::failed(format!("{name}: {why}"));
     let output = command.stdin(Stdio::null()).output().map_err(|e| failed(e.to_string()))?;
-    if output.status.success() {
+    if output.status.code().is_some_and(|code| !is_bad(code)) {
         return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
     }
     Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
@@ -247,8 +256,8 @@ pub fn detach(entry: &Entry, lazy: bool) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Makes the attached device and the filesystem on it larger.
-pub fn grow(entry: &Entry, bytes: u64) -> Result<(), CliError> {
+/// Makes the device and the filesystem on it larger, attached or not.
+pub fn grow(entry: &Entry, bytes: u64, kms: Option<&str>, verbose: u8) -> Result<(), CliError> {
     let Some(block) = &entry.block else { return Ok(()) };
     if bytes < block.bytes {
         let text = "a block volume cannot be made smaller: its filesystem may use the end";
@@ -256,25 +265,93 @@ pub fn grow(entry: &Entry, bytes: u64) -> Result<(), CliError> {
     }
     let attached = mounted_place(entry).and_then(|place| Some((device_of(&place)?, place)));
     let Some((device, place)) = attached else {
-        let text = format!("volume {0} is not attached; 'kmsfs volume attach {0} MNT' first", entry.name);
-        return Err(CliError::failed(text));
+        return grow_detached(entry, block, bytes, kms, verbose);
     };
-    let path = place.join(IMAGE);
-    let failed = |e: std::io::Error| CliError::failed(format!("cannot grow {}: {e}", path.display()));
-    let image = File::options().write(true).open(&path).map_err(failed)?;
-    image.set_len(whole_sectors(bytes)).and_then(|()| image.sync_all()).map_err(failed)?;
+    grow_image(&place, bytes)?;
     run("losetup", |c| {
         c.args(["--set-capacity", &device]);
     })?;
     match (block.filesystem.as_str(), mountpoint_of(&device)) {
-        ("ext4", _) => run("resize2fs", |c| {
-            c.arg(&device);
-        })
-        .map(drop),
-        ("xfs", Some(mountpoint)) => run("xfs_growfs", |c| {
-            c.arg(mountpoint);
-        })
-        .map(drop),
+        ("ext4", mounted) => resize_ext4(&device).map_err(|e| {
+            let hint = "growing ext4 while it is mounted needs CAP_SYS_RESOURCE, which this process may lack; detach the \
+                        volume, and the same command grows it";
+            if mounted.is_some() { e.with_hint(hint) } else { e }
+        }),
+        ("xfs", Some(mountpoint)) => grow_xfs(&mountpoint),
         _ => Ok(()),
     }
+}
+
+/// The same for a volume that is not attached: it is mounted at its private place for as long as that takes.
+fn grow_detached(
+    entry: &Entry,
+    block: &Block,
+    bytes: u64,
+    kms: Option<&str>,
+    verbose: u8,
+) -> Result<(), CliError> {
+    check_tools(BlockFilesystem::None)?;
+    let place = mount_volume(entry, MountArgs::default(), kms.or(entry.kms.as_deref()), verbose)?;
+    let grown = grow_image(&place, bytes).and_then(|()| grow_filesystem(&place, &block.filesystem));
+    let ended = mounts::unmount(&place, false);
+    let _ = std::fs::remove_dir(&place);
+    grown.and(ended)
+}
+
+fn grow_filesystem(place: &Path, filesystem: &str) -> Result<(), CliError> {
+    if filesystem == "none" {
+        return Ok(());
+    }
+    let device = set_up_loop(place, false)?;
+    let grown = if filesystem == "ext4" {
+        // resize2fs wants it checked; 1 is "errors were corrected".
+        let checked = run_unless(
+            "e2fsck",
+            |code| code > 1,
+            |c| {
+                c.args(["-f", "-p", &device]);
+            },
+        );
+        checked.and_then(|_| resize_ext4(&device))
+    } else {
+        grow_xfs_of(&device, place)
+    };
+    grown.and(release(&device, place))
+}
+
+/// XFS grows only where it is mounted: beside the volume, for a moment.
+fn grow_xfs_of(device: &str, place: &Path) -> Result<(), CliError> {
+    let beside = place.with_extension("grow");
+    let failed = |e: std::io::Error| CliError::failed(format!("cannot make {}: {e}", beside.display()));
+    std::fs::DirBuilder::new().mode(0o700).recursive(true).create(&beside).map_err(failed)?;
+    run("mount", |c| {
+        c.args(["-t", "xfs", device]).arg(&beside);
+    })?;
+    let grown = grow_xfs(&beside);
+    let ended = run("umount", |c| {
+        c.arg(&beside);
+    });
+    let _ = std::fs::remove_dir(&beside);
+    grown.and(ended.map(drop))
+}
+
+fn grow_image(place: &Path, bytes: u64) -> Result<(), CliError> {
+    let path = place.join(IMAGE);
+    let failed = |e: std::io::Error| CliError::failed(format!("cannot grow {}: {e}", path.display()));
+    let image = File::options().write(true).open(&path).map_err(failed)?;
+    image.set_len(whole_sectors(bytes)).and_then(|()| image.sync_all()).map_err(failed)
+}
+
+fn resize_ext4(device: &str) -> Result<(), CliError> {
+    run("resize2fs", |c| {
+        c.arg(device);
+    })
+    .map(drop)
+}
+
+fn grow_xfs(mountpoint: &Path) -> Result<(), CliError> {
+    run("xfs_growfs", |c| {
+        c.arg(mountpoint);
+    })
+    .map(drop)
 }

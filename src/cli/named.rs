@@ -30,7 +30,7 @@ pub fn run(command: &VolumeCommand, kms: Option<&str>, verbose: u8) -> Result<()
         VolumeCommand::Detach(args) => detach(args),
         VolumeCommand::List(args) => list(args),
         VolumeCommand::Describe(args) => describe(args),
-        VolumeCommand::Resize(args) => resize(args),
+        VolumeCommand::Resize(args) => resize(args, kms, verbose),
         VolumeCommand::Delete(args) => delete(args),
         VolumeCommand::Add(args) => add(args, kms),
         VolumeCommand::Forget(args) => forget(args),
@@ -269,13 +269,13 @@ fn describe(args: &DescribeArgs) -> Result<(), CliError> {
     ])
 }
 
-fn resize(args: &ResizeArgs) -> Result<(), CliError> {
+fn resize(args: &ResizeArgs, kms: Option<&str>, verbose: u8) -> Result<(), CliError> {
     let registry = registry();
     let changing = registry.change()?;
     let mut entry = registry.find(&args.name)?;
     if let Some(block) = &entry.block {
         let old = block.bytes;
-        block::grow(&entry, args.size)?;
+        block::grow(&entry, args.size, kms, verbose)?;
         entry.block = entry.block.map(|block| Block { bytes: args.size, ..block });
         changing.put(&entry)?;
         return line(&format!("{}: {} instead of {}", entry.name, size(args.size), size(old)));

@@ -20,7 +20,7 @@ pub enum VolumeCommand {
     List(ListArgs),
     /// Everything about a volume
     Describe(DescribeArgs),
-    /// Make a block volume larger while it is attached, or set another quota
+    /// Make a block volume larger, attached or not, or set another quota
     Resize(ResizeArgs),
     /// Remove a volume and all its data
     Delete(DeleteArgs),
