@@ -402,6 +402,9 @@ fn stories() -> Vec<Vec<Op>> {
         // Somebody punches and overwrites what a sync is about to make durable.
         vec![w(2, 2, 0), Op::SyncWhile(Box::new(Op::Punch(8_192, 4_096)))],
         vec![w(0, 2, 0), Op::SyncWhile(Box::new(w(1, 1, 1)))],
+        vec![w(1, 1, 0), Op::SyncWhile(Box::new(Op::Truncate(4_097)))],
+        // A file that was closed is synced before anybody looks at it, and cut.
+        vec![w(2, 1, 0), Op::Remount, Op::Sync, Op::Truncate(8_193)],
         // A file that was closed is synced, and overwritten.
         vec![Op::Write(1, 4_096, 0), Op::Seal, Op::Sync, w(0, 1, 1)],
         // The log alone knows of a cut whose end goes to the header page, and of what came after it.

@@ -9,7 +9,7 @@
 //! held is void: of the records that count none is missing that came after one of them. Locks: a file's own before the
 //! log's, never the other way round.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -65,8 +65,6 @@ struct Half {
     pending: usize,
     /// Files with records in it that were not synced since.
     files: HashMap<usize, Arc<Lower>>,
-    /// Whom its records are about.
-    ids: HashSet<FileId>,
     /// Its records have this number or a higher one.
     from: u64,
 }
@@ -227,13 +225,7 @@ impl TagLog {
         state.written += 1;
         state.halves[half].pending += 1;
         state.halves[half].files.insert(Arc::as_ptr(lower) as usize, Arc::clone(lower));
-        state.halves[half].ids.insert(file_id);
         Ok(Ticket { log: self, half, number: state.written })
-    }
-
-    /// Whether records that count are about `file_id`.
-    pub(super) fn speaks_of(&self, file_id: FileId) -> bool {
-        self.state.lock().halves.iter().any(|half| half.ids.contains(&file_id))
     }
 
     /// Waits until the current half has room for `len` bytes, turning to the other half where it has not.

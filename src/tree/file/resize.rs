@@ -117,8 +117,9 @@ impl FileIo {
         self.finish_cut(body, edge_page)
     }
 
-    /// Notes the cut in the log, with the shortened last block, where something durable or that block's old state goes, or
-    /// what the log speaks of: holes that follow would otherwise pass for what was there before its records.
+    /// Notes the cut in the log, with the shortened last block, where that block's old state goes or something that may be
+    /// durable: what was there when the file was opened, or a sync began. The log may have records of such blocks, and
+    /// the holes that follow would pass for what was there before them.
     fn announce_cut(
         &self,
         body: &mut Body,
@@ -127,9 +128,7 @@ impl FileIo {
         size: u64,
     ) -> Result<Option<Ticket<'_>>, FsError> {
         let replaces = change.is_some() && !layout::tail_is_inline(size);
-        let told_of = || self.context.log.as_ref().is_some_and(|log| log.speaks_of(body.superblock.file_id));
-        let takes = size < body.firm || (size < body.guarded && told_of());
-        if !takes && !replaces && !self.must_announce(body) {
+        if size >= body.guarded && !replaces && !self.must_announce(body) {
             return Ok(None);
         }
         let block = size / BLOCK;
