@@ -15,6 +15,9 @@ use crate::volume::MountLock;
 /// How long `umount` waits for the mount to write everything and end.
 const UNMOUNT_PATIENCE: Duration = Duration::from_mins(2);
 const UNMOUNT_POLL: Duration = Duration::from_millis(20);
+/// How often a busy mount is tried, so far apart: whoever merely looks at it (a `df`, a monitor) is gone by then.
+const BUSY_TRIES: u32 = 25;
+const BUSY_PAUSE: Duration = Duration::from_millis(40);
 
 /// `kmsfs status`
 pub fn status(args: &StatusArgs) -> Result<(), CliError> {
@@ -139,8 +142,23 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Takes the mount away: by fusermount3, which any user may call, else by umount.
+/// Takes the mount away, also when somebody is just looking at it.
 fn detach(mountpoint: &Path, lazy: bool) -> Result<(), CliError> {
+    while_busy(|| detach_once(mountpoint, lazy), || std::thread::sleep(BUSY_PAUSE))
+}
+
+fn while_busy(mut attempt: impl FnMut() -> Result<(), CliError>, pause: impl Fn()) -> Result<(), CliError> {
+    for _ in 1..BUSY_TRIES {
+        match attempt() {
+            Err(e) if e.exit == Exit::Busy => pause(),
+            done => return done,
+        }
+    }
+    attempt()
+}
+
+/// Takes the mount away: by fusermount3, which any user may call, else by umount.
+fn detach_once(mountpoint: &Path, lazy: bool) -> Result<(), CliError> {
     let mut complaint = String::new();
     for (program, unmount, lazily) in [("fusermount3", "-u", "-uz"), ("umount", "--", "-l")] {
         let flag = if lazy { lazily } else { unmount };
@@ -158,4 +176,29 @@ fn detach(mountpoint: &Path, lazy: bool) -> Result<(), CliError> {
     let exit = if busy { Exit::Busy } else { Exit::Failed };
     let hint = if busy { "; close what is open there, or use --lazy" } else { "" };
     Err(CliError::new(exit, format!("cannot unmount {}: {complaint}{hint}", mountpoint.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn a_mount_that_is_busy_for_a_moment_is_tried_again_and_no_other_failure() {
+        let (tries, pauses) = (Cell::new(0), Cell::new(0));
+        let run = |exit: Exit, failures: u32| {
+            tries.set(0);
+            pauses.set(0);
+            let attempt = || {
+                tries.set(tries.get() + 1);
+                if tries.get() > failures { Ok(()) } else { Err(CliError::new(exit, "no".to_owned())) }
+            };
+            let done = while_busy(attempt, || pauses.set(pauses.get() + 1));
+            (done.is_ok(), tries.get(), pauses.get())
+        };
+        assert_eq!(run(Exit::Busy, 2), (true, 3, 2));
+        assert_eq!(run(Exit::Failed, 2), (false, 1, 0));
+        assert_eq!(run(Exit::Busy, u32::MAX), (false, BUSY_TRIES, BUSY_TRIES - 1));
+    }
 }
