@@ -130,7 +130,8 @@ impl Files {
         let released = self.server.run(id.0, |tree| {
             if let Some(descriptor) = self.descriptors.remove(handle.0) {
                 tree.release_file(id.0, descriptor.write);
-                if !tree.is_open(id.0) && self.refusals.end(id.0) {
+                // Nearly always there are none: they are asked first.
+                if self.refusals.has(id.0) && !tree.is_open(id.0) && self.refusals.end(id.0) {
                     tree.note_resized(id.0);
                 }
             }

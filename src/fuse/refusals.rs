@@ -30,6 +30,11 @@ impl Refusals {
         self.0.lock().get_mut(&id)?.take()
     }
 
+    /// Whether it did since the file was opened first.
+    pub fn has(&self, id: u64) -> bool {
+        self.0.lock().contains_key(&id)
+    }
+
     /// The file is closed; whether it lost writes, so that the kernel may take it for longer than it is.
     pub fn end(&self, id: u64) -> bool {
         self.0.lock().remove(&id).is_some()
