@@ -38,13 +38,9 @@ impl Drop for SmallDisk {
     }
 }
 
-fn sh(words: &[&str]) {
-    assert!(Command::new(words[0]).args(&words[1..]).status().unwrap().success(), "{words:?}");
-}
-
-#[test]
-fn a_full_disk_is_told_costs_nothing_and_work_goes_on_after_it() {
-    let desk = Desk::new("full");
+/// A mounted volume on a small disk.
+fn on_small_disk(label: &str) -> (Desk, SmallDisk, PathBuf) {
+    let desk = Desk::new(label);
     desk.key("k");
     let disk = SmallDisk::mount(&desk);
     let mnt = desk.path("mnt");
@@ -52,6 +48,16 @@ fn a_full_disk_is_told_costs_nothing_and_work_goes_on_after_it() {
     desk.kmsfs("init {disk}/v --key alias/k").ok();
     desk.kmsfs("mount {disk}/v {mnt}").ok();
     desk.adopt(mnt.clone());
+    (desk, disk, mnt)
+}
+
+fn sh(words: &[&str]) {
+    assert!(Command::new(words[0]).args(&words[1..]).status().unwrap().success(), "{words:?}");
+}
+
+#[test]
+fn a_full_disk_is_told_costs_nothing_and_work_goes_on_after_it() {
+    let (desk, disk, mnt) = on_small_disk("full");
     fs::write(mnt.join("old"), "kept").unwrap();
     File::open(mnt.join("old")).unwrap().sync_all().unwrap();
     let mut big = File::create(mnt.join("big")).unwrap();
@@ -103,14 +109,7 @@ fn fill_directly(path: &Path) -> Vec<u8> {
 
 #[test]
 fn what_a_full_disk_takes_is_told_to_the_byte_and_it_can_be_mounted_and_emptied() {
-    let desk = Desk::new("exact");
-    desk.key("k");
-    let disk = SmallDisk::mount(&desk);
-    let mnt = desk.path("mnt");
-    fs::create_dir(&mnt).unwrap();
-    desk.kmsfs("init {disk}/v --key alias/k").ok();
-    desk.kmsfs("mount {disk}/v {mnt}").ok();
-    desk.adopt(mnt.clone());
+    let (desk, disk, mnt) = on_small_disk("exact");
     let taken = fill_directly(&mnt.join("direct"));
     // Whoever writes for ever is told, although the kernel collects what is written.
     let mut endless = File::create(mnt.join("endless")).unwrap();
