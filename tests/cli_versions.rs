@@ -4,6 +4,7 @@
 mod programs;
 
 use std::fs;
+use std::io::Write;
 
 use programs::{Desk, Said, run};
 use serde_json::Value;
@@ -83,4 +84,54 @@ fn what_was_left_under_a_retired_version_says_so() {
         .fails(6, "is in use by");
     kmsfs(&desk, &format!("key retire-version alias/k {old} --yes")).ok();
     desk.kmsfs("mount {lower} {mnt}").fails(4, "was retired");
+}
+
+#[test]
+fn a_mount_fetches_new_keys_before_an_old_version_ends() {
+    let desk = Desk::with_volume("versions-live");
+    let mnt = desk.mount();
+    // Its key is there already; its header, which would tell the version, is not.
+    let mut empty = fs::File::create(mnt.join("empty")).unwrap();
+    fs::write(mnt.join("warm"), "warm").unwrap();
+    let mut warm = fs::File::options().append(true).open(mnt.join("warm")).unwrap();
+    let old = versions(&desk, "current").remove(0).0;
+    desk.kmsfs("key rotate alias/k").ok();
+    desk.kmsfs("rewrap {lower}").ok();
+    kmsfs(&desk, &format!("key retire-version alias/k {old} --yes")).ok();
+
+    empty.write_all(b"late").unwrap();
+    warm.write_all(b" still").unwrap();
+    fs::write(mnt.join("new"), "new").unwrap();
+    drop((empty, warm));
+    desk.umount();
+    let mnt = desk.mount();
+    for (name, expected) in [("empty", "late"), ("warm", "warm still"), ("new", "new")] {
+        assert_eq!(fs::read_to_string(mnt.join(name)).unwrap(), expected);
+    }
+}
+
+#[test]
+fn a_version_is_kept_where_a_mount_or_a_snapshot_cannot_be_looked_at() {
+    let desk = Desk::with_volume("versions-mute");
+    let mnt = desk.mount();
+    let old = versions(&desk, "current").remove(0).0;
+    desk.kmsfs("key rotate alias/k").ok();
+    desk.kmsfs("rewrap {lower}").ok();
+    let retire = format!("key retire-version alias/k {old} --yes");
+
+    let status = desk.kmsfs("status {mnt} --json").json();
+    let socket = std::path::PathBuf::from(status["socket"].as_str().unwrap());
+    let aside = desk.path("aside");
+    fs::rename(&socket, &aside).unwrap();
+    let said = kmsfs(&desk, &retire);
+    fs::rename(&aside, &socket).unwrap();
+    said.fails(3, "does not answer");
+
+    // What may be a snapshot, and does not say so.
+    let snapshots = desk.path("lower/.kmsfs.snapshots/odd");
+    fs::create_dir_all(&snapshots).unwrap();
+    kmsfs(&desk, &retire).fails(3, "odd");
+    fs::remove_dir_all(snapshots.parent().unwrap()).unwrap();
+    kmsfs(&desk, &retire).ok();
+    assert!(mnt.is_dir());
 }

@@ -303,6 +303,15 @@ pub fn mounts() -> Vec<Status> {
     answering().into_iter().map(|(_, status)| status).collect()
 }
 
+/// Asks every mount that answers the same. Those that did.
+pub fn ask_all(request: &Request) -> Vec<Status> {
+    let asked = answering().into_iter().filter_map(|(socket, status)| match ask_socket(&socket, request) {
+        Ok(Answer::Failed(_)) | Err(_) => None,
+        Ok(_) => Some(status),
+    });
+    asked.collect()
+}
+
 /// The mount that holds `path`, and the rest of the path below its mount point.
 pub fn holding(path: &Path) -> Option<(Status, PathBuf)> {
     let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());

@@ -206,14 +206,19 @@ fn is_dead(error: &std::io::Error) -> bool {
 
 /// Whether a kmsfs is mounted at `path`.
 pub fn is_mounted(path: &Path) -> bool {
+    mount_table().iter().any(|(mountpoint, _)| mountpoint == path)
+}
+
+/// Mount points of kmsfs that this process sees, each with its lower directory, alive or not. Asks no daemon.
+pub fn mount_table() -> Vec<(PathBuf, PathBuf)> {
     let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-    let is_here = |line: &[u8]| {
+    let ours = |line: &[u8]| {
         let fields: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
-        let dash = fields.iter().position(|field| *field == b"-");
-        let kind = dash.and_then(|at| fields.get(at + 1));
-        kind == Some(&b"fuse.kmsfs".as_slice()) && fields.get(4).is_some_and(|at| unescape(at) == path)
+        let dash = fields.iter().position(|field| *field == b"-")?;
+        let is_ours = *fields.get(dash + 1)? == b"fuse.kmsfs";
+        is_ours.then_some((unescape(fields.get(4)?), unescape(fields.get(dash + 2)?)))
     };
-    table.split(|b| *b == b'\n').any(is_here)
+    table.split(|b| *b == b'\n').filter_map(ours).collect()
 }
 
 /// A path of the mount table, where blanks and backslashes are `\ooo`.

@@ -9,16 +9,16 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::control;
+use super::control::{self, Request, Status};
 use super::error::{CliError, Exit};
 use super::key_args::{RetireArgs, VersionsArgs};
+use super::mount_plan::mount_table;
 use super::named::registry;
 use super::output::{json as print_json, line, table, text, time};
 use super::volumes::DEFAULT_JOBS;
 use crate::api::Operation;
 use crate::client::Kms;
-use crate::volume::snapshot;
-use crate::volume::versions_in_use;
+use crate::volume::{Version, is_mounted, snapshot, versions_in_use};
 
 /// Most versions that are listed; a key has fewer.
 const LISTED: usize = 1000;
@@ -48,7 +48,7 @@ struct VersionUse {
 /// `kmsfs key versions`
 pub fn versions(kms: &Kms, args: &VersionsArgs) -> Result<(), CliError> {
     let (key_arn, mut known) = listed(kms, &args.key)?;
-    let unread = count(&mut known, &key_arn, &places(kms, &args.also));
+    let unread = count(&mut known, &key_arn, &places(kms, &args.also, &control::mounts()));
     if args.json {
         return print_json(&json!({ "key": key_arn, "versions": known, "unread": unread }));
     }
@@ -89,7 +89,10 @@ pub fn retire(kms: &Kms, args: &RetireArgs) -> Result<(), CliError> {
         Err(e) if e.code() != Some(crate::api::ErrorCode::DryRunOperationException) => return Err(e.into()),
         _ => {}
     }
-    let unread = count(&mut known, &key_arn, &places(kms, &args.also));
+    let renewed = renew(&key_arn);
+    let places = places(kms, &args.also, &renewed);
+    check_renewed(&key_arn, &places, &renewed)?;
+    let unread = count(&mut known, &key_arn, &places);
     if let Some(why) = unread.first() {
         let text = format!("{why}; nothing was destroyed (a volume that is gone: 'kmsfs volume forget')");
         return Err(CliError::new(Exit::Volume, text));
@@ -130,8 +133,37 @@ fn listed(kms: &Kms, key: &str) -> Result<(String, Vec<VersionUse>), CliError> {
     Ok((facts.arn, entries.filter_map(version).collect()))
 }
 
+/// Has each mount drop its keys under `key_arn`, so that what it writes from now on is under the current version: keys are
+/// fetched ahead of need, and that of a file that is empty still is in no header. The mounts that did.
+fn renew(key_arn: &str) -> Vec<Status> {
+    control::ask_all(&Request::Lock { key: Some(key_arn.to_owned()), once: true })
+}
+
+/// Refuses where a place is mounted, has something under the key, and its mount is none of those that did as they were asked.
+fn check_renewed(
+    key_arn: &str,
+    places: &[Result<Place, String>],
+    renewed: &[Status],
+) -> Result<(), CliError> {
+    let renewed: Vec<PathBuf> = renewed.iter().map(|status| canonical(&status.lower)).collect();
+    let is_under = |used: Vec<Version>| used.iter().any(|version| version.key_arn == key_arn);
+    for place in places.iter().flatten().filter(|place| !renewed.contains(&place.lower)) {
+        if is_mounted(&place.lower).unwrap_or(false)
+            && versions_in_use(&place.lower, DEFAULT_JOBS).is_ok_and(is_under)
+        {
+            let text = format!("the mount of {} does not answer; nothing was destroyed", place.name);
+            return Err(CliError::new(Exit::Volume, text));
+        }
+    }
+    Ok(())
+}
+
+fn canonical(path: &Path) -> PathBuf {
+    std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}
+
 /// Every lower tree that this host knows of: volumes by name, mounts, their snapshots, and those named.
-fn places(kms: &Kms, also: &[PathBuf]) -> Vec<Result<Place, String>> {
+fn places(kms: &Kms, also: &[PathBuf], answering: &[Status]) -> Vec<Result<Place, String>> {
     let mut found: Vec<Result<Place, String>> = Vec::new();
     let entries = match registry().list() {
         Ok(entries) => entries,
@@ -145,15 +177,20 @@ fn places(kms: &Kms, also: &[PathBuf]) -> Vec<Result<Place, String>> {
     }
     let shown = |path: &Path| path.display().to_string();
     let own = kms.endpoint().to_string();
-    let mounts = control::mounts().into_iter();
-    let mounted = mounts.map(|status| Place {
+    let mounted = answering.iter().map(|status| Place {
         name: shown(&status.mountpoint),
         matters: status.kms == own,
-        lower: status.lower,
+        lower: status.lower.clone(),
     });
     let named = also.iter().map(|lower| Place { name: shown(lower), lower: lower.clone(), matters: true });
-    for place in mounted.chain(named) {
-        let lower = std::fs::canonicalize(&place.lower).unwrap_or_else(|_| place.lower.clone());
+    // Mounts that do not answer, and so do not tell their key service.
+    let mute = mount_table().into_iter().map(|(mountpoint, lower)| Place {
+        name: shown(&mountpoint),
+        matters: false,
+        lower,
+    });
+    for place in mounted.chain(named).chain(mute) {
+        let lower = canonical(&place.lower);
         if !found.iter().flatten().any(|known| known.lower == lower) {
             found.push(Ok(Place { lower, ..place }));
         }
@@ -164,10 +201,13 @@ fn places(kms: &Kms, also: &[PathBuf]) -> Vec<Result<Place, String>> {
         .map(|place| (place.name.clone(), place.lower.clone(), place.matters))
         .collect();
     for (name, lower, matters) in volumes {
-        for snapshot in snapshot::list(&lower).unwrap_or_default() {
-            let label = format!("{name}@{}", snapshot.name);
-            let place = snapshot::path_of(&lower, &snapshot.name).map_err(|e| e.to_string());
-            found.push(place.map(|lower| Place { name: label, lower, matters }));
+        match snapshot::paths(&lower) {
+            Ok(paths) => {
+                let place = |(snapshot, lower)| Place { name: format!("{name}@{snapshot}"), lower, matters };
+                found.extend(paths.into_iter().map(|path| Ok(place(path))));
+            }
+            Err(e) if matters => found.push(Err(format!("the snapshots of {name} cannot be looked at: {e}"))),
+            Err(_) => {}
         }
     }
     found

@@ -50,7 +50,7 @@ pub use init::{InitOptions, Made, SERVICE_KEY, init, restore};
 pub use keys::VolumeKeys;
 pub use lower_dir::{change_limit, limit_lower, prepare_lower, remove_lower};
 pub use mounted::MountedTree;
-pub use open::{MountLock, Volume, peek};
+pub use open::{MountLock, Volume, is_mounted, peek};
 pub use refusal::{KeyFigures, KeyInUse};
 pub use report::{Failure, Progress, Version};
 pub use rewrap::{RewrapOptions, RewrapReport, admit_key, rewrap};

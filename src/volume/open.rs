@@ -123,7 +123,7 @@ impl MountLock {
 }
 
 /// Whether a mount that may write holds `lower`.
-pub(super) fn is_mounted(lower: &Path) -> Result<bool, VolumeError> {
+pub fn is_mounted(lower: &Path) -> Result<bool, VolumeError> {
     try_lock(&open_lower(lower)?, lower).map(|free| !free)
 }
 

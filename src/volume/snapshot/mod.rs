@@ -11,7 +11,7 @@ mod record;
 mod restore;
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Dir, OFlags, mkdirat};
 use rustix::io::Errno;
@@ -63,6 +63,20 @@ fn remove_leftovers(snapshots: &OwnedFd) -> Result<(), Errno> {
 
 /// The snapshots of the volume in `lower`, the oldest first. What is told is not authenticated: it takes no key.
 pub fn list(lower: &Path) -> Result<Vec<SnapshotRecord>, VolumeError> {
+    let mut found = Vec::new();
+    for (name, path) in paths(lower)?.into_iter().take(SNAPSHOTS_MAX) {
+        if let Ok(dir) = open_lower(&path)
+            && let Some(record) = record::read(&dir)
+        {
+            found.push(SnapshotRecord { name, ..record });
+        }
+    }
+    found.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
+    Ok(found)
+}
+
+/// Every directory in the place of a snapshot of the volume in `lower`, with its name, whether it tells of itself or not.
+pub fn paths(lower: &Path) -> Result<Vec<(String, PathBuf)>, VolumeError> {
     let root = open_lower(lower)?;
     let failed = |e: Errno| VolumeError::io("read", &lower.join(SNAPSHOTS), e);
     let snapshots = match open_snapshots(&root) {
@@ -70,22 +84,18 @@ pub fn list(lower: &Path) -> Result<Vec<SnapshotRecord>, VolumeError> {
         other => other.map_err(failed)?,
     };
     let mut found = Vec::new();
-    for entry in Dir::read_from(&snapshots).map_err(failed)?.take(SNAPSHOTS_MAX) {
+    for entry in Dir::read_from(&snapshots).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        let name = entry.file_name().to_str().unwrap_or_default();
-        if check_name(name).is_ok()
-            && let Ok(dir) = at::open_dir(&snapshots, name.as_bytes())
-            && let Some(record) = record::read(&dir)
-        {
-            found.push(SnapshotRecord { name: name.to_owned(), ..record });
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if check_name(&name).is_ok() {
+            found.push((name.clone(), lower.join(SNAPSHOTS).join(name)));
         }
     }
-    found.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
     Ok(found)
 }
 
 /// The lower directory of the snapshot `name`.
-pub fn path_of(lower: &Path, name: &str) -> Result<std::path::PathBuf, VolumeError> {
+pub fn path_of(lower: &Path, name: &str) -> Result<PathBuf, VolumeError> {
     check_name(name).map_err(|e| named(lower, &e.to_string()))?;
     let path = lower.join(SNAPSHOTS).join(name);
     if path.join(SNAPSHOT_RECORD).exists() {
