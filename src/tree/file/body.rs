@@ -60,6 +60,15 @@ impl Misses {
     }
 }
 
+/// What may become of that which a cut took, after a power cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CutOff {
+    /// The lower length is durable.
+    Gone,
+    /// It is there again, tags and all, unless the newest seal says that the file is cut.
+    MayShow,
+}
+
 /// The state of a file that has a header.
 pub(super) struct Body {
     pub(super) superblock: Superblock,
@@ -78,6 +87,7 @@ pub(super) struct Body {
     pub(super) unsynced: bool,
     /// Counts cuts, for the same reason.
     pub(super) cuts: u64,
+    pub(super) cut_off: CutOff,
     /// Counts changes of the lower file, to tell whether one came during a sync.
     pub(super) changes: u64,
     /// Blocks of a repair that may not be stored.
@@ -301,6 +311,7 @@ impl Body {
 
     /// Writes a seal alone.
     pub(super) fn write_seal(&mut self, lower: &Lower, state: State, size: u64) -> Result<(), FsError> {
+        self.leave_cut(lower, state)?;
         self.touched();
         let keys = self.keys()?;
         let seal = self.next_seal(state, size);
@@ -317,6 +328,19 @@ impl Body {
         self.note_seal(seal, bytes);
         self.seal_stored = false;
         bytes
+    }
+
+    /// Before a seal that says `state`: where it supersedes that of a cut, the length that the cut left must be durable.
+    pub(super) fn leave_cut(&mut self, lower: &Lower, state: State) -> Result<(), FsError> {
+        if self.cut_off == CutOff::Gone || state == State::Cutting {
+            return Ok(());
+        }
+        if self.length_unsaved {
+            self.set_lower_len(lower)?;
+        }
+        lower.sync_behind()?;
+        self.cut_off = CutOff::Gone;
+        Ok(())
     }
 
     /// Writes the newest seal into the header page, where only the log has it.
@@ -343,6 +367,7 @@ impl Body {
 
     /// Writes the mount's part of the header page (seals, head tags, inline tail) in one call.
     pub(super) fn write_hot(&mut self, lower: &Lower, state: State, size: u64) -> Result<(), FsError> {
+        self.leave_cut(lower, state)?;
         self.touched();
         let keys = self.keys()?;
         let seal = self.next_seal(state, size);
@@ -469,6 +494,7 @@ impl Body {
             // What grew again after a cut was not synced.
             return;
         }
+        self.cut_off = CutOff::Gone;
         self.firm = self.firm.max(size).min(self.stored);
         self.guarded = self.guarded.max(size).min(self.size);
     }

@@ -422,6 +422,19 @@ fn stories() -> Vec<Vec<Op>> {
     ]
 }
 
+/// A file with tags in more pages than the header is replaced in place.
+fn story_of_a_replaced_file() -> Vec<Op> {
+    vec![
+        w(97, 2, 1),
+        w(0, 1, 2),
+        Op::Sync,
+        w(97, 1, 3),
+        Op::SyncWhile(Box::new(Op::Write(1, 12_288, 4))),
+        Op::Truncate(0),
+        w(0, 1, 5),
+    ]
+}
+
 /// The log goes round, and a record in it outlives one that came after it.
 fn story_of_a_stale_record() -> Vec<Op> {
     vec![
@@ -455,6 +468,27 @@ fn every_state_that_a_cut_may_leave_is_legal() {
 #[test]
 fn a_record_that_outlives_a_later_one_is_void() {
     Run::new(&story_of_a_stale_record()).check_all(3, 1);
+}
+
+#[test]
+fn a_file_that_is_replaced_in_place_is_old_or_new() {
+    Run::new(&story_of_a_replaced_file()).check_all(12, 1);
+}
+
+/// The header page of a file that was replaced has reached the disk, and the length has not.
+#[test]
+fn a_small_file_that_is_replaced_in_place_does_not_get_its_old_length_back() {
+    let bench = Bench::new();
+    let file = bench.mount();
+    file.write(0, &pattern(0, 40_960, 1)).unwrap();
+    file.sync(true).unwrap();
+    let mut left = bench.bytes();
+    file.truncate(0).unwrap();
+    file.write(0, &pattern(0, 8_192, 2)).unwrap();
+    drop(file);
+    left[..3 * PAGE].copy_from_slice(&bench.bytes());
+    std::fs::write(bench.path(), left).unwrap();
+    assert!(contents(&bench.mount()) == pattern(0, 8_192, 2));
 }
 
 /// A file that one mount repaired is not repaired again in the next, by the same log that another file still needs.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use super::body::{Body, CachedPage, Misses};
+use super::body::{Body, CachedPage, CutOff, Misses};
 use super::lower::Lower;
 use super::record::Record;
 use super::recover::Evidence;
@@ -178,6 +178,7 @@ impl FileIo {
             unsynced: true,
             changes: 0,
             cuts: 0,
+            cut_off: CutOff::Gone,
             session: sealed.session,
             place: sealed.place,
             staged: BTreeMap::new(),
@@ -306,6 +307,7 @@ impl FileIo {
             unsynced: true,
             changes: 0,
             cuts: 0,
+            cut_off: CutOff::Gone,
             session,
             place,
             staged: BTreeMap::new(),

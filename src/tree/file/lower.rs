@@ -124,12 +124,12 @@ impl Lower {
         self.sync_now(data_only)
     }
 
-    /// The same, for somebody who cannot tell the file's users of an error: their next sync will.
-    pub(super) fn sync_behind(&self) {
-        if let Err(e) = self.sync_now(true) {
+    /// The same, of our own accord: the next sync of the file's users tells them of an error too.
+    pub(super) fn sync_behind(&self) -> Result<(), Errno> {
+        self.sync_now(true).inspect_err(|e| {
             log::error!("a lower file cannot be synced: {e}");
-            *self.failed.lock() = Some(e);
-        }
+            *self.failed.lock() = Some(*e);
+        })
     }
 
     fn sync_now(&self, data_only: bool) -> Result<(), Errno> {

@@ -83,7 +83,6 @@ impl FileIo {
             // Cut short, the repair begins anew: with the same seal, or one that says the same.
             let state = if evidence.seal.state == State::Cutting { State::Cutting } else { State::Dirty };
             body.write_hot(&self.lower, state, body.size)?;
-            body.unsaved.remove(&0);
             body.length_unsaved = true;
             body.save_pages(&self.lower)
         })?;
@@ -235,8 +234,11 @@ impl Repair<'_> {
         if reached < firm {
             self.check_not_cut(body, firm, reached)?;
         }
-        let target = reached.max(firm);
-        self.settle_blocks(body, seal, target, None)
+        // A seal is one with the tags in its page: where those are all of them, it knows of every block, and the length
+        // may be from before a cut that the seal came after.
+        let in_head = layout::tag_page_count(reached) == 1;
+        let target = if in_head { reached.min(seal.size) } else { reached };
+        self.settle_blocks(body, seal, target.max(firm), None)
     }
 
     /// Makes holes of the blocks from `firm` of the seal on that do not verify in a file of `target` bytes; `inline` is
@@ -367,7 +369,6 @@ impl Repair<'_> {
         let mut page = old.page.clone();
         page.set(layout::entry_index(block), entry);
         body.replace_page(page_no, &old, CachedPage::new(self.keys, page_no, page));
-        body.unsaved.insert(page_no);
         Ok(())
     }
 }

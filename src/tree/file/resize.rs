@@ -2,12 +2,12 @@
 
 use rustix::io::Errno;
 
-use super::body::{Body, CachedPage, xor};
+use super::body::{Body, CachedPage, CutOff, xor};
 use super::log::Ticket;
 use super::record::Logged;
 use super::stage::goes;
 use super::write::Change;
-use super::{FileIo, Inner};
+use super::{FileIo, Inner, TagLog};
 use crate::crypto::FileKeys;
 use crate::format::layout::{self, BLOCK, BLOCK_LEN, MAX_SIZE};
 use crate::format::seal::State;
@@ -108,6 +108,12 @@ impl FileIo {
             return Err(e);
         }
         body.root = root;
+        // The header page's own tags go with the seal.
+        let tags_elsewhere = layout::tag_page_count(body.size) > 1;
+        let logged = self.context.log.as_ref().is_some_and(TagLog::is_strict);
+        if logged && tags_elsewhere && size < body.guarded {
+            body.cut_off = CutOff::MayShow;
+        }
         body.replace_page(edge_page, &old, CachedPage::new(keys, edge_page, page));
         body.drop_pages_behind(edge_page);
         body.unsaved.retain(|no| *no <= edge_page);

@@ -229,6 +229,7 @@ impl FileIo {
         let (size, before) = (flight_size(body), (body.sealed, body.seal_bytes, body.seal_stored));
         let mut seal = None;
         if body.sealed.state == State::Clean || size != body.sealed.size {
+            body.leave_cut(&self.lower, State::Dirty)?;
             let mut next = body.next_seal(State::Dirty, size);
             if manner == Manner::Data && !body.unsynced {
                 next.firm = size;
@@ -322,6 +323,7 @@ impl FileIo {
         size: u64,
     ) -> Result<Option<Ticket<'_>>, FsError> {
         let Some(log) = &self.context.log else { return Ok(None) };
+        body.leave_cut(&self.lower, state)?;
         let (keys, id) = (body.keys()?, body.superblock.file_id);
         let before = (body.sealed, body.seal_bytes, body.seal_stored);
         let seal = Some(body.note_next(&keys, body.next_seal(state, size)));

@@ -354,9 +354,8 @@ impl FileIo {
         change.short = true;
         let after = pages_after(keys, change, &before);
         for ((page_no, old), new) in before.into_iter().zip(after) {
+            // Unsaved again: the image may have carried the page with tags of blocks that were not written.
             body.replace_page(page_no, &old, new);
-            // The image may have carried the page with tags of blocks that were not written.
-            body.unsaved.insert(page_no);
         }
         let size = if whole == 0 { body.size } else { body.size.max((change.last() + 1) * BLOCK) };
         if size > body.size {
@@ -381,7 +380,9 @@ impl FileIo {
         let grown = new_size != body.size;
         // Otherwise the lower file has its length from the last block's data, or got it first.
         let sets_len = tail.is_some();
-        let head = touches_head(change) || tail.is_some() || (grown && !body.tail.is_empty());
+        // Where all tags are in the header page, a recovery takes the size from its seal.
+        let sizes_head = grown && (!body.tail.is_empty() || layout::tag_page_count(new_size) == 1);
+        let head = touches_head(change) || tail.is_some() || sizes_head;
         let in_image: Vec<u64> = before.iter().skip(1).map(|(no, _)| *no).collect();
         let first_page = before.first().map(|(no, _)| *no);
         for ((page_no, old), new) in before.into_iter().zip(after) {
