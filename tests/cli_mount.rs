@@ -157,8 +157,7 @@ fn a_stopped_service_stops_cold_files_only_and_for_a_short_time() {
     desk.umount();
     desk.mount();
     assert_eq!(fs::read_to_string(mnt.join("cached")).unwrap(), "cached");
-    let pid = desk.kmsd_pid();
-    run(Command::new("kill").arg("-STOP").arg(&pid)).ok();
+    let frozen = desk.freeze_kmsd();
     let readers: Vec<_> = (0..40)
         .map(|n| {
             let path = mnt.join(format!("cold{n}"));
@@ -173,7 +172,7 @@ fn a_stopped_service_stops_cold_files_only_and_for_a_short_time() {
     for reader in readers {
         assert_eq!(reader.join().unwrap(), Err(Some(host_down)));
     }
-    run(Command::new("kill").arg("-CONT").arg(&pid)).ok();
+    drop(frozen);
     eventually("the files open again", || {
         (0..40).all(|n| fs::read_to_string(mnt.join(format!("cold{n}"))).is_ok_and(|text| text == "cold"))
     });

@@ -31,9 +31,39 @@ pub(super) struct Gate {
     names: RwLock<()>,
 }
 
+/// Counts the changes under way on a thread, in debug builds, to find whoever waits within one.
+pub(super) struct Passage(());
+
+#[cfg(debug_assertions)]
+thread_local! {
+    static UNDER_WAY: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+}
+
+impl Passage {
+    fn begin() -> Self {
+        #[cfg(debug_assertions)]
+        UNDER_WAY.set(UNDER_WAY.get() + 1);
+        Self(())
+    }
+
+    /// To be called before a wait for a key.
+    pub(super) fn check_none() {
+        #[cfg(debug_assertions)]
+        assert_eq!(UNDER_WAY.get(), 0, "a key is waited for within a change");
+    }
+}
+
+impl Drop for Passage {
+    fn drop(&mut self) {
+        #[cfg(debug_assertions)]
+        UNDER_WAY.set(UNDER_WAY.get() - 1);
+    }
+}
+
 /// A change under way.
 pub(super) struct Change<'a> {
     tree: &'a Tree,
+    _passage: Passage,
     current: RwLockReadGuard<'a, Option<Arc<Moment>>>,
     _names: Option<RwLockReadGuard<'a, ()>>,
 }
@@ -48,14 +78,15 @@ pub struct Frozen {
 impl Tree {
     /// Begins a change of data or attributes.
     pub(super) fn change(&self) -> Change<'_> {
-        Change { tree: self, current: self.gate.current.read(), _names: None }
+        let current = self.gate.current.read();
+        Change { tree: self, _passage: Passage::begin(), current, _names: None }
     }
 
     /// Begins a change of names.
     pub(super) fn change_names(&self) -> Change<'_> {
         let current = self.gate.current.read();
         let names = current.is_some().then(|| self.gate.names.read());
-        Change { tree: self, current, _names: names }
+        Change { tree: self, _passage: Passage::begin(), current, _names: names }
     }
 
     /// Stops all changes, at most after `patience`, with every file sealed on the lower file system; does `act` and goes

@@ -173,6 +173,8 @@ impl Tree {
             linked.map_err(|e| if let FsError::Os(e) = e { e } else { Errno::IO })
         })?;
         change.made(&dir, &lower);
+        // A file that an unclean stop left is repaired when it is looked up, which may wait for its key.
+        drop(change);
         self.look_up_entry(&dir, &lower.entry)
     }
 

@@ -80,11 +80,13 @@ impl Tree {
                 drop(self.with_keys(asker.user(), fresh)?);
                 let dir = self.dir(node.id)?;
                 let sealed = codec::seal_value(&dir.keys.xattr, &dir.id, NAME, value);
+                let change = self.change();
+                change.of_node(node)?;
                 at::set_xattr(&dir.fd, self.lower_key_attribute()?.as_bytes(), &sealed, XattrFlags::empty())?;
                 dir.forget_default_key();
                 Ok(())
             }
-            Kind::File => self.with_file(node, true, Asker::Mount, |file| file.io.begin_under(fresh)),
+            Kind::File => self.with_changed_file(node, Asker::Mount, |file| file.io.begin_under(fresh)),
             _ => Err(FsError::Os(Errno::OPNOTSUPP)),
         }
     }
@@ -107,6 +109,8 @@ impl Tree {
             return Err(FsError::Os(Errno::PERM));
         }
         let dir = self.dir(node.id)?;
+        let change = self.change();
+        change.of_node(node)?;
         at::remove_xattr(&dir.fd, self.lower_key_attribute()?.as_bytes())?;
         dir.forget_default_key();
         Ok(())

@@ -137,6 +137,16 @@ impl Tree {
         done
     }
 
+    /// Runs `action` on the file of `node`, on which a handle counts, for writing and in the mount's own right. Does not
+    /// wait for its key.
+    pub(super) fn with_held_file<R>(
+        &self,
+        node: &Arc<Node>,
+        action: impl Fn(&OpenFile) -> Result<R, FsError>,
+    ) -> Result<R, FsError> {
+        self.on_open_file(node, true, &Cell::new(false), action)
+    }
+
     fn on_open_file<R>(
         &self,
         node: &Arc<Node>,

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use rustix::fs;
 use rustix::io::Errno;
 
+use super::FsError;
 use super::attr::Kind;
 use super::dir::Dir;
 use super::dir_record;
 use super::namespace::Tree;
 use super::node::Node;
 use super::rename::End;
-use super::{Asker, FsError};
 use crate::crypto::{Place, random_array};
 use crate::format::{link, name};
 use crate::sys::at;
@@ -59,7 +59,8 @@ impl Tree {
         }
     }
 
-    /// Does `go`, which moves each first end to its second, with what moves bound to where it goes.
+    /// Does `go`, which moves each first end to its second, with what moves bound to where it goes. Waits for no key: one
+    /// that is not at hand is the error [`super::KeyError::Absent`], and nothing has moved then.
     pub(super) fn binding(
         &self,
         moves: &[(&End, &End)],
@@ -97,7 +98,7 @@ impl Tree {
                 // Held open, so that nobody opens it meanwhile for the place that it is about to leave.
                 node.file.write().handles += 1;
                 let moving = Moving::File(Arc::clone(&node), old);
-                let bound = self.with_file(&node, true, Asker::Mount, |file| file.io.bind(new));
+                let bound = self.with_held_file(&node, |file| file.io.bind(new));
                 bound.inspect_err(|_| self.release(&node, false)).map(|()| moving)
             }
             Some(Kind::Dir) => {
@@ -114,7 +115,7 @@ impl Tree {
     fn end_move(&self, moving: Moving, moved: bool) {
         let ended = match moving {
             Moving::File(node, old) => {
-                let back = || self.with_file(&node, true, Asker::Mount, |file| file.io.bind(old));
+                let back = || self.with_held_file(&node, |file| file.io.bind(old));
                 let ended = if moved { Ok(()) } else { back() };
                 self.release(&node, false);
                 ended

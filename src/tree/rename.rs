@@ -5,12 +5,12 @@ use std::sync::Arc;
 use rustix::fs::{self, RenameFlags, Stat};
 use rustix::io::Errno;
 
-use super::FsError;
 use super::attr::Kind;
 use super::dir::Dir;
 use super::namespace::Tree;
 use super::node::Node;
 use super::remove::{check_empty, drop_sidecar};
+use super::{FsError, KeyUser};
 use crate::format::name::LowerName;
 
 /// What a rename does with an existing target, and leaves at the source.
@@ -62,6 +62,16 @@ impl Tree {
         mode: RenameMode,
     ) -> Result<(), FsError> {
         self.check_writable()?;
+        // What is bound to its place moves with its key, and that is waited for outside of the gate.
+        self.with_keys(KeyUser::Mount, || self.rename_at_once((parent, name), (new_parent, new_name), mode))
+    }
+
+    fn rename_at_once(
+        &self,
+        (parent, name): (u64, &[u8]),
+        (new_parent, new_name): (u64, &[u8]),
+        mode: RenameMode,
+    ) -> Result<(), FsError> {
         let change = self.change_names();
         let from = self.end(parent, name)?;
         let to = self.end(new_parent, new_name)?;

@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::changes::Passage;
 use super::namespace::Tree;
 use super::{FsError, KeyError, KeyNeed, KeyUser};
 
@@ -62,7 +63,10 @@ fn retry<R>(
 ) -> Result<R, FsError> {
     for _ in 0..TRIES {
         match action() {
-            Err(FsError::Key(KeyError::Absent(need, user))) => obtain(need, user)?,
+            Err(FsError::Key(KeyError::Absent(need, user))) => {
+                Passage::check_none();
+                obtain(need, user)?;
+            }
             other => return other,
         }
     }

@@ -127,11 +127,20 @@ pub struct Volume {
 impl Volume {
     /// An empty volume.
     pub fn new(label: &str) -> Self {
+        Self::made(label, VolumeKey::new(Secret::random()))
+    }
+
+    /// The same, of those that bind names.
+    pub fn binding_names(label: &str) -> Self {
+        Self::made(label, VolumeKey::new(Secret::random()).binding_names(true))
+    }
+
+    fn made(label: &str, volume_key: VolumeKey) -> Self {
         let root = TempDir::new(label);
         fs::create_dir(root.join("lower")).unwrap();
         fs::create_dir(root.join("mnt")).unwrap();
-        let volume_key = Arc::new(VolumeKey::new(Secret::random()));
-        let record = kmsfs::format::dir::seal(&volume_key, &random_array(), None);
+        let volume_key = Arc::new(volume_key);
+        let record = kmsfs::format::dir::seal(&volume_key, &random_array(), volume_key.root_place().as_ref());
         std::os::unix::fs::symlink(record, root.join("lower").join(kmsfs::format::dir::DIR_RECORD)).unwrap();
         Self { keys: Arc::default(), secret: volume_key, id: VolumeId(random_array()), root }
     }

@@ -108,6 +108,16 @@ impl Desk {
         found.file_name().unwrap().to_str().unwrap().to_owned()
     }
 
+    /// Stops the key daemon in its tracks, which comes back once no thread of it runs any more: the signal itself is only
+    /// on its way when it has been sent.
+    pub fn freeze_kmsd(&self) -> Frozen {
+        let pid = self.kmsd_pid();
+        run(Command::new("kill").arg("-STOP").arg(&pid)).ok();
+        let frozen = Frozen { pid };
+        eventually("the key daemon stands still", || frozen.stands_still());
+        frozen
+    }
+
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(KMSFS);
         command.args(args).env("HOME", self.path("home")).env_remove("XDG_DATA_HOME");
@@ -179,6 +189,27 @@ impl Desk {
         walk(&self.path("lower"), &mut found);
         found.sort();
         found
+    }
+}
+
+/// A key daemon that stands still, until this is dropped.
+pub struct Frozen {
+    pid: String,
+}
+
+impl Frozen {
+    fn stands_still(&self) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid)).unwrap();
+        // The state comes behind the name, which stands in brackets.
+        threads.map(|thread| fs::read_to_string(thread.unwrap().path().join("stat"))).all(|stat| {
+            stat.is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
+        })
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = run(Command::new("kill").arg("-CONT").arg(&self.pid));
     }
 }
 
