@@ -410,7 +410,9 @@ impl TagLog {
             }
             self.file.set_len(BLOCK)?;
             let header = Header { clean: true, session: self.session, unclean };
-            self.file.write_at(&header.encode(key)[..], 0).map_err(|(_, e)| e)
+            self.file.write_at(&header.encode(key)[..], 0).map_err(|(_, e)| e)?;
+            // Once the end is known outside, a log that does not tell of it is no longer believed.
+            self.file.sync(true)
         });
         match closed {
             Ok(()) => self.closed.store(true, Ordering::Release),

@@ -6,6 +6,8 @@
 mod body;
 #[cfg(test)]
 mod cut_tests;
+#[cfg(test)]
+mod end_tests;
 mod first;
 #[cfg(test)]
 mod limit_tests;

@@ -80,7 +80,12 @@ impl Bench {
 
     /// A new mount's view: what the last one did not close is found as it was left.
     pub(super) fn mount(&self) -> Arc<FileIo> {
-        self.mount_as(false)
+        self.mount_as(false, LastEnd::Unknown)
+    }
+
+    /// The same, where the key service tells that the last mount ended well.
+    pub(super) fn mount_after_end(&self) -> Arc<FileIo> {
+        self.mount_as(false, LastEnd::Well)
     }
 
     /// Another file of the mount of `file`.
@@ -90,12 +95,12 @@ impl Bench {
         FileIo::new(fd, file.context.clone(), None)
     }
 
-    fn mount_as(&self, read_only: bool) -> Arc<FileIo> {
+    fn mount_as(&self, read_only: bool, last: LastEnd) -> Arc<FileIo> {
         let root = rustix::fs::open(&self.dir, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
         let log = if read_only {
-            TagLog::open_read_only(&root, &self.volume, LastEnd::Unknown)
+            TagLog::open_read_only(&root, &self.volume, last)
         } else {
-            TagLog::open(&root, &self.volume, Durability::Strict, LastEnd::Unknown)
+            TagLog::open(&root, &self.volume, Durability::Strict, last)
         };
         let keys: Arc<dyn KeySource> = self.keys.clone();
         let log = Some(log.unwrap());
@@ -117,7 +122,7 @@ impl Bench {
     /// Whether a fresh view of the file as `bytes` refuses to give out all of it.
     fn detects(&self, bytes: &[u8]) -> bool {
         std::fs::write(self.path(), bytes).unwrap();
-        let file = self.mount_as(true);
+        let file = self.mount_as(true, LastEnd::Unknown);
         let mut out = Vec::new();
         let read = file.read(0, 1 << 26, &mut out);
         matches!(read, Err(FsError::Corrupt(_) | FsError::Key(KeyError::Invalid(_))))
@@ -426,7 +431,7 @@ fn a_read_only_view_changes_nothing() {
     file.write(0, &[1; 10_000]).unwrap();
     drop(file);
     let before = bench.bytes();
-    let file = bench.mount_as(true);
+    let file = bench.mount_as(true, LastEnd::Unknown);
     assert_eq!(contents(&file), [1; 10_000]);
     assert!(matches!(file.write(0, b"x"), Err(FsError::Os(rustix::io::Errno::ROFS))));
     file.seal().unwrap();
