@@ -53,6 +53,8 @@ pub enum Command {
     Info(InfoArgs),
     /// Bring every header to the current version of its key, or under another key
     Rewrap(RewrapArgs),
+    /// Give a file or a tree new data keys and encrypt it anew, after a data key has leaked
+    Reencrypt(ReencryptArgs),
     /// Check records, names, headers and data; with --repair, put right what can be
     Fsck(FsckArgs),
     /// Drop the data keys of a mount, and fetch none until it is unlocked
@@ -236,6 +238,32 @@ pub struct RewrapArgs {
     /// Stay, and do it again after each rotation, which is looked for this often (60s, 10m)
     #[arg(long, value_name = "TIME", value_parser = parse_duration, conflicts_with_all = ["dry_run", "to_key"])]
     pub watch: Option<Duration>,
+    /// JSON output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `reencrypt`.
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
+#[derive(Debug, Args)]
+pub struct ReencryptArgs {
+    /// A file or directory in a mount, a volume (name, mount point or lower directory), or a path in a lower directory
+    pub path: PathBuf,
+    /// Go under this master key: alias/NAME, id or ARN. Default: each file stays under its own
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
+    /// Only say what would be done
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do again what an interrupted run has done
+    #[arg(long, conflicts_with = "dry_run")]
+    pub restart: bool,
+    /// Files a second at most
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub rate: Option<u32>,
+    /// Let everything else go first, for processor and disk
+    #[arg(long)]
+    pub background: bool,
     /// JSON output
     #[arg(long)]
     pub json: bool,

@@ -13,8 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{CliError, Exit};
 use super::figures::{self, Figures};
+use super::reencrypt_job::ReencryptState;
 use super::runtime_dir;
 use super::snapshot_job::SnapshotState;
+use crate::volume::ReencryptOptions;
 
 /// Longest line taken.
 const MAX_LINE: u64 = 64 * 1024;
@@ -55,6 +57,12 @@ pub enum Request {
     SnapshotState,
     /// End the snapshot that is being made.
     SnapshotCancel,
+    /// Begin a re-encryption.
+    Reencrypt(ReencryptOptions),
+    /// How far the re-encryption is.
+    ReencryptState,
+    /// End the re-encryption that is under way.
+    ReencryptCancel,
     /// How far some work is, for whoever asks the mount.
     Working(Work),
     /// Where the lower file of this plaintext path is.
@@ -78,6 +86,8 @@ pub enum Answer {
     Reloaded(bool),
     /// To `Snapshot`, `SnapshotState` and `SnapshotCancel`.
     Snapshot(Box<SnapshotState>),
+    /// To `Reencrypt`, `ReencryptState` and `ReencryptCancel`.
+    Reencrypt(Box<ReencryptState>),
     /// To `Working`.
     Noted,
     /// To `Locate`: relative to the lower directory.

@@ -117,6 +117,7 @@ impl From<VolumeError> for CliError {
             }
             VolumeError::Client(_)
             | VolumeError::NotEmpty(_)
+            | VolumeError::Unfinished(_)
             | VolumeError::Unread(..)
             | VolumeError::NamesNotBound(_)
             | VolumeError::Io(..)

@@ -18,6 +18,8 @@ mod mounts;
 mod named;
 mod output;
 mod progress;
+mod reencrypt;
+mod reencrypt_job;
 mod runtime_dir;
 mod serve;
 mod service;
@@ -59,6 +61,7 @@ pub fn run() -> ExitCode {
     let outcome = match cli.command {
         Command::Fsck(args) => return volumes::fsck(&args, kms),
         Command::Rewrap(args) => volumes::rewrap(&args, kms),
+        Command::Reencrypt(args) => reencrypt::reencrypt(&args, kms),
         Command::Init(args) => volumes::init(&args, kms).map(done),
         Command::Info(args) => volumes::info(&args).map(done),
         Command::Key(command) => keys::run(command, kms).map(done),

@@ -16,6 +16,7 @@ use super::figures::Figures;
 use super::mount::{FAILED, READY};
 use super::mount_plan::MountPlan;
 use super::named;
+use super::reencrypt_job::ReencryptJob;
 use super::runtime_dir;
 use super::service::{self, Behalf};
 use super::snapshot_job::SnapshotJob;
@@ -133,6 +134,11 @@ fn serve(plan: &MountPlan, ready: impl FnOnce() -> std::io::Result<()>) -> Resul
         epoch.advance();
     }
     let last = epoch.as_ref().map(Epoch::last).unwrap_or_default();
+    if read_only {
+        volume.check_no_reencryption()?;
+    } else {
+        volume.finish_reencryption()?;
+    }
     let tree = volume.tree((!read_only).then_some(plan.durability), plan.integrity, last)?;
     let session =
         Session::mount(tree.for_session(), &mount_options(plan, read_only, per_caller), &plan.mountpoint)
@@ -142,8 +148,10 @@ fn serve(plan: &MountPlan, ready: impl FnOnce() -> std::io::Result<()>) -> Resul
     let handle = session.handle();
     let (ended, end) = channel();
     let served = spawn_session(session, ended)?;
-    let mounted = Mounted { volume, tree, handle, read_only, per_caller, epoch };
+    let renewing = ReencryptJob::new(Arc::clone(&volume), tree.clone());
+    let mounted = Mounted { volume, tree, handle, renewing, read_only, per_caller, epoch };
     let outcome = run_beside(plan, &mounted, is_unix, &end, ready);
+    mounted.renewing.end();
     let served =
         served.join().map_err(|_| CliError::new(Exit::Mount, "the mount's session ended by a panic"))?;
     mounted.end_epoch();
@@ -178,6 +186,7 @@ struct Mounted {
     volume: Arc<Volume>,
     tree: MountedTree,
     handle: SessionHandle,
+    renewing: ReencryptJob,
     read_only: bool,
     per_caller: bool,
     epoch: Option<Epoch>,
@@ -406,6 +415,7 @@ fn control_handler(plan: &MountPlan, mounted: &Mounted) -> impl Fn(Request) -> A
     let (tree, handle) = (mounted.tree.clone(), mounted.handle.clone());
     let status = first_status(plan, mounted);
     let job = SnapshotJob::new(Arc::clone(&mounted.volume), mounted.tree.clone(), plan.mountpoint.clone());
+    let renewing = mounted.renewing.clone();
     let work = LastWork::default();
     move |request| match request {
         Request::Status => {
@@ -443,6 +453,15 @@ fn control_handler(plan: &MountPlan, mounted: &Mounted) -> impl Fn(Request) -> A
         Request::SnapshotCancel => {
             job.cancel();
             Answer::Snapshot(Box::new(job.state()))
+        }
+        Request::Reencrypt(options) => match renewing.begin(options) {
+            Ok(()) => Answer::Reencrypt(Box::new(renewing.state())),
+            Err(why) => Answer::Failed(why),
+        },
+        Request::ReencryptState => Answer::Reencrypt(Box::new(renewing.state())),
+        Request::ReencryptCancel => {
+            renewing.cancel();
+            Answer::Reencrypt(Box::new(renewing.state()))
         }
         Request::Locate { path } => match tree.lower_path(&path) {
             Ok(lower) => Answer::Located(lower),

@@ -22,7 +22,7 @@ use crate::volume::{
 /// Threads where none are named: the key service works beside them.
 pub(super) const DEFAULT_JOBS: usize = 4;
 /// Failures and findings printed for people; JSON has all that were listed.
-const MAX_PRINTED: usize = 20;
+pub(super) const MAX_PRINTED: usize = 20;
 /// As e2fsck(8) has them.
 const FSCK_REPAIRED: u8 = 1;
 const FSCK_ERRORS: u8 = 4;
@@ -156,13 +156,13 @@ fn watch_rotations(
 }
 
 /// The mount of `lower`, if it has one that we may ask.
-fn mount_of(lower: &Path) -> Option<Status> {
+pub(super) fn mount_of(lower: &Path) -> Option<Status> {
     let lower = std::fs::canonicalize(lower).ok()?;
     control::mounts().into_iter().find(|status| status.lower == lower)
 }
 
 /// Has the mount of `lower` read the volume record again. `false` where none is found or it did not.
-fn tell_mount_of(lower: &Path) -> bool {
+pub(super) fn tell_mount_of(lower: &Path) -> bool {
     let told = mount_of(lower).map(|status| control::ask(&status.mountpoint, &Request::Reload));
     matches!(told, Some(Ok(Answer::Reloaded(_))))
 }

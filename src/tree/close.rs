@@ -60,7 +60,7 @@ impl Tree {
         Ok(())
     }
 
-    fn drop_open(&self, node: &Node, slot: &mut FileSlot) {
+    pub(super) fn drop_open(&self, node: &Node, slot: &mut FileSlot) {
         self.kept.take(slot);
         slot.queued = false; // Should its id still wait there, it finds the file closed.
         slot.open = None;

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use super::FsError;
 use super::attr::{Attr, Kind};
 use super::changes::Gate;
-use super::dir::{Dir, DirCache};
+use super::dir::{Dir, DirCache, PlainName};
 use super::dir_record;
 use super::file::FileContext;
 use super::kept::Kept;
@@ -199,6 +199,21 @@ impl Tree {
                 Err(e)
             }
         }
+    }
+
+    /// Counts a lookup of the lower entry `entry` of `parent`, and tells its plain name too.
+    pub fn look_up_lower(&self, parent: u64, entry: &str) -> Result<(Attr, std::ffi::OsString), FsError> {
+        let dir = self.dir(parent)?;
+        let PlainName::Name(name) = dir.plain_name(entry.as_bytes()) else {
+            return Err(FsError::Os(Errno::NOENT));
+        };
+        let (attr, _) = self.look_up_entry(&dir, entry)?;
+        Ok((attr, std::os::unix::ffi::OsStringExt::from_vec(name)))
+    }
+
+    /// Counts one more lookup of a node that is known.
+    pub fn look_up_again(&self, id: u64) -> Result<(), FsError> {
+        if self.nodes.hold(id) { Ok(()) } else { Err(FsError::Os(Errno::STALE)) }
     }
 
     /// The kernel dropped `count` lookups of the node `id`.

@@ -19,10 +19,14 @@ use super::walk::{self, Directory, Entry, Visitor};
 use super::{VolumeError, lower_file};
 use crate::format::header::Slots;
 use crate::format::name::{Kind, classify};
+use crate::tree::is_unfinished;
 
 /// The versions that headers and the record of the volume in `lower` are under. [`Version::current`] is not told.
 pub fn versions_in_use(lower: &Path, jobs: usize) -> Result<Vec<Version>, VolumeError> {
     let record = peek(lower)?;
+    if is_unfinished(open_lower(lower)?) {
+        return Err(VolumeError::Unfinished(lower.to_owned()));
+    }
     let look = Look::default();
     walk::walk(open_lower(lower)?, jobs, &look);
     if let Some((path, why)) = look.unread.into_inner() {

@@ -30,6 +30,7 @@ use crate::format::link;
 use crate::format::name::{self, Kind, TEMPORARY_PREFIX, classify};
 use crate::format::record::{VOLUME_RECORD, VOLUME_RECORD_COPY};
 use crate::tree::file::{Durability, FileContext, Integrity, LOG_NAME, LastEnd};
+use crate::tree::{RENEWALS, is_unfinished};
 
 /// Files whose identities are compared with each other: 128 MiB of memory.
 const IDS_MAX: usize = 4_000_000;
@@ -152,6 +153,12 @@ pub fn check(
     let repairs = volume.filter(|_| options.repair);
     let _changes = repairs.map(|_| ChangeLock::take(root.as_fd(), lower)).transpose()?;
     let _lock = if repairs.is_some() { Ok(lock?) } else { lock };
+    match volume {
+        _ if live => {}
+        Some(volume) if options.repair => volume.finish_reencryption()?,
+        _ if is_unfinished(&root) => return Err(VolumeError::Unfinished(lower.to_owned())),
+        _ => {}
+    }
     let (context, epoch) = volume.map(|v| files_of(v, repairs.is_some())).transpose()?.unzip();
     let repair =
         repairs.zip(context.clone()).map(|(volume, files)| Repair::new(volume, files)).transpose()?;
@@ -294,7 +301,7 @@ impl Check<'_> {
 
     fn check_record(&self, report: &mut CheckReport, dir: &Directory, name: &CStr) {
         let ours = name.to_bytes();
-        let of_root = [VOLUME_RECORD, VOLUME_RECORD_COPY, LOCK_FILE, EPOCH_FILE];
+        let of_root = [VOLUME_RECORD, VOLUME_RECORD_COPY, LOCK_FILE, EPOCH_FILE, RENEWALS];
         let known = of_root.iter().any(|n| n.as_bytes() == ours) || ours.starts_with(LOG_NAME.as_bytes());
         let known = (known || ours == QUARANTINE.as_bytes()) && dir.parent().is_none();
         if ours.starts_with(TEMPORARY_PREFIX.as_bytes()) {

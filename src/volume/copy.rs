@@ -23,7 +23,7 @@ use super::{Volume, VolumeError, key_error, record_file};
 use crate::client::{CacheLimits, Kms};
 use crate::format::header::{SLOT_LEN, SLOT_OFFSETS, SlotWrite, Slots};
 use crate::format::name::{Kind, classify};
-use crate::tree::Moment;
+use crate::tree::{Moment, is_unfinished};
 
 /// What the directory of an unfinished copy is called, after the name that was asked for.
 const PARTIAL: &str = ".kmsfs-partial";
@@ -60,6 +60,9 @@ pub fn copy(
 ) -> Result<CopyReport, VolumeError> {
     let io = |e: Errno| VolumeError::io("copy to", to, e);
     check_key(source, options.key.as_deref(), kms)?;
+    if is_unfinished(open_lower(source)?) {
+        return Err(VolumeError::Unfinished(source.to_owned()));
+    }
     if std::fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(VolumeError::NotEmpty(to.to_owned()));
     }

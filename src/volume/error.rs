@@ -31,6 +31,8 @@ pub enum VolumeError {
     Client(ClientError),
     /// The directory for a new volume holds something.
     NotEmpty(PathBuf),
+    /// A re-encryption was interrupted, and files may be a mixture until it is ended.
+    Unfinished(PathBuf),
     /// Another mount or another rewrap uses the lower directory.
     InUse(PathBuf, &'static str),
     /// The lower tree is an older state of the volume.
@@ -105,7 +107,9 @@ impl std::fmt::Display for VolumeError {
             // It says which endpoint, and what to do, already.
             Self::Key(_, KeyError::Unavailable(why)) => f.write_str(why),
             Self::Key(key, e) => write!(f, "the volume's key {key}: {e}"),
-            Self::NoGrant(..) | Self::GrantLeft(..) | Self::Unread(..) => self.fmt_rest(f),
+            Self::NoGrant(..) | Self::GrantLeft(..) | Self::Unread(..) | Self::Unfinished(_) => {
+                self.fmt_rest(f)
+            }
             Self::Registry(e) => write!(f, "{e}"),
             Self::Client(e) => write!(f, "{e}"),
             Self::NotEmpty(path) => {
@@ -167,6 +171,11 @@ impl VolumeError {
             Self::Unread(path, why) => {
                 write!(f, "which keys are in use cannot be told: {}: {why}", path.display())
             }
+            Self::Unfinished(path) => write!(
+                f,
+                "a re-encryption of {} was interrupted: mount it for writing, or run 'kmsfs reencrypt' again, which ends it",
+                path.display()
+            ),
             other => write!(f, "{other:?}"),
         }
     }

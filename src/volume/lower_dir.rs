@@ -4,14 +4,25 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, FileType, unlinkat};
 use rustix::io::Errno;
 
 use super::VolumeError;
 use super::walk::{open_dir, open_root};
+use crate::format::record::VOLUME_RECORD;
 use crate::sys::{at, btrfs, quota};
+
+/// The lower directory that `path` is, or lies in, and the rest. What is no volume at all stays whole.
+pub fn split_lower(path: &Path) -> (PathBuf, PathBuf) {
+    let split = || {
+        let full = std::fs::canonicalize(path).ok()?;
+        let root = full.ancestors().find(|above| above.join(VOLUME_RECORD).exists())?;
+        Some((root.to_owned(), full.strip_prefix(root).ok()?.to_owned()))
+    };
+    split().unwrap_or_else(|| (path.to_owned(), PathBuf::new()))
+}
 
 /// Makes `lower` where it is missing: on btrfs a subvolume, so that a snapshot of it is one step. Returns whether it was
 /// made.

@@ -1,6 +1,6 @@
-//! A volume as a whole: making and opening it, its keys, rewrap, check.
+//! A volume as a whole: making and opening it, its keys, rewrap, re-encryption, check.
 //!
-//! Called by `fuse` and `cli`. Must never write a plaintext key anywhere, nor touch data pages of a lower file.
+//! Called by `fuse` and `cli`. Must never write a plaintext key anywhere, nor touch data pages of a lower file itself.
 
 mod attachment;
 mod census;
@@ -23,6 +23,7 @@ mod pace;
 mod plain_path;
 mod pool;
 mod record_file;
+mod reencrypt;
 mod refusal;
 pub mod registry;
 mod repair;
@@ -48,9 +49,10 @@ pub use error::{VolumeError, key_error};
 pub use info::{FileInfo, SlotInfo, file_info};
 pub use init::{InitOptions, Made, SERVICE_KEY, init, restore};
 pub use keys::VolumeKeys;
-pub use lower_dir::{change_limit, limit_lower, prepare_lower, remove_lower};
+pub use lower_dir::{change_limit, limit_lower, prepare_lower, remove_lower, split_lower};
 pub use mounted::MountedTree;
 pub use open::{MountLock, Volume, is_mounted, peek};
+pub use reencrypt::{ReencryptOptions, ReencryptReport, reencrypt, reencrypt_offline};
 pub use refusal::{KeyFigures, KeyInUse};
 pub use report::{Failure, Progress, Version};
 pub use rewrap::{RewrapOptions, RewrapReport, admit_key, rewrap};

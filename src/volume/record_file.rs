@@ -123,7 +123,12 @@ impl ChangeLock {
             let fd = open_lock(root).map_err(|e| VolumeError::io("open", &place, e))?;
             match flock(fd.as_fd(), FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => return Err(VolumeError::InUse(path.to_owned(), "another rewrap")),
+                Err(Errno::WOULDBLOCK) => {
+                    return Err(VolumeError::InUse(
+                        path.to_owned(),
+                        "another rewrap, a snapshot or a re-encryption",
+                    ));
+                }
                 Err(e) => return Err(VolumeError::io("lock", &place, e)),
             }
             let same =

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::api::hex;
 
@@ -29,15 +29,20 @@ impl Progress {
 }
 
 /// One file that could not be dealt with.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Failure {
-    /// Lower path, relative to the lower directory.
+    /// Lower path, relative to the lower directory, where it is known.
+    #[serde(default, skip_serializing_if = "is_unknown")]
     pub lower_path: PathBuf,
     /// Plaintext path, where it is known.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
     /// Why.
     pub why: String,
+}
+
+fn is_unknown(path: &std::path::Path) -> bool {
+    path.as_os_str().is_empty()
 }
 
 /// One version of a master key, and how many headers are under it.

@@ -113,6 +113,7 @@ pub fn rewrap(
 ) -> Result<RewrapReport, VolumeError> {
     let start = Instant::now();
     let root = volume.root()?;
+    volume.finish_reencryption_if_free()?;
     let lock = if options.dry_run { None } else { Some(ChangeLock::take(root.as_fd(), volume.path())?) };
     let to = options.to_key.as_deref().map(|key| fit_target(volume, key)).transpose()?;
     if let (Some(to), Some(_)) = (&to, &lock) {

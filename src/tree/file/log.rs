@@ -286,6 +286,33 @@ impl TagLog {
         if self.is_strict() { self.file.sync(true) } else { Ok(()) }
     }
 
+    /// Overwrites the records that are superfluous with zeros, after making all of them so that were written before.
+    pub fn wipe(&self) -> Result<(), Errno> {
+        if self.key.is_none() {
+            return Ok(());
+        }
+        for _ in 0..2 {
+            let mut state = self.state.lock();
+            while state.changing {
+                self.changed.wait(&mut state);
+            }
+            state.changing = true;
+            let mut turned;
+            (state, turned) = self.turn(state);
+            if turned.is_ok() {
+                // Nothing is in it yet, and nobody puts anything there meanwhile.
+                let at = BLOCK + state.current as u64 * HALF;
+                let zeros = vec![0; mark::AT as usize];
+                turned = self.file.write_at(&zeros, at).map_err(|(_, e)| e);
+            }
+            state.changing = false;
+            drop(state);
+            self.changed.notify_all();
+            turned?;
+        }
+        self.file.sync(true)
+    }
+
     /// The next record goes to the other half.
     #[cfg(test)]
     pub(super) fn leave_half(&self) {

@@ -1,6 +1,6 @@
 //! Copies of single lower inodes with all their attributes: by reference where the file system can, else byte by byte.
 //!
-//! Called by `moment`. Must leave holes holes: what takes no space in the lower file takes none in the copy.
+//! Called by `moment` and `renew`. Must leave holes holes: what takes no space in the lower file takes none in the copy.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use crate::sys::at;
 const CHUNK: u64 = 4 << 20;
 
 /// How files are copied.
-pub(super) struct Copier<'a> {
+pub(in crate::tree) struct Copier<'a> {
     /// Cleared when the file system turns out to have no reflinks.
     pub reflink: &'a AtomicBool,
     /// Counts bytes that were copied.
@@ -95,7 +95,13 @@ fn clone(copier: &Copier<'_>, from: impl AsFd, made: &OwnedFd) -> Result<bool, E
     }
 }
 
-fn bytes(copier: &Copier<'_>, from: impl AsFd, len: u64, made: &OwnedFd) -> Result<(), Errno> {
+/// Copies `len` bytes, less the holes, and gives `made` that length.
+pub(in crate::tree) fn bytes(
+    copier: &Copier<'_>,
+    from: impl AsFd,
+    len: u64,
+    made: impl AsFd,
+) -> Result<(), Errno> {
     let mut at = 0;
     while at < len {
         let data = match fs::seek(&from, SeekFrom::Data(at)) {
@@ -110,14 +116,14 @@ fn bytes(copier: &Copier<'_>, from: impl AsFd, len: u64, made: &OwnedFd) -> Resu
                 return Err(Errno::CANCELED);
             }
             let wanted = (end - source).min(CHUNK) as usize;
-            let moved = fs::copy_file_range(&from, Some(&mut source), made, Some(&mut target), wanted);
+            let moved = fs::copy_file_range(&from, Some(&mut source), &made, Some(&mut target), wanted);
             match moved {
                 Ok(0) => return Err(Errno::IO),
                 Ok(n) => {
                     copier.copied_bytes.fetch_add(n as u64, Ordering::Relaxed);
                 }
                 Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => {
-                    by_hand(copier, &from, &mut source, end, made)?;
+                    by_hand(copier, &from, &mut source, end, &made)?;
                     target = source;
                 }
                 Err(Errno::INTR) => {}
@@ -135,7 +141,7 @@ fn by_hand(
     from: impl AsFd,
     source: &mut u64,
     end: u64,
-    made: &OwnedFd,
+    made: impl AsFd,
 ) -> Result<(), Errno> {
     let mut buffer = vec![0; (end - *source).min(1 << 20) as usize];
     let read = rustix::io::pread(&from, &mut buffer, *source)?;
@@ -144,7 +150,7 @@ fn by_hand(
     }
     let mut written = 0;
     while written < read {
-        written += rustix::io::pwrite(made, &buffer[written..read], *source + written as u64)?;
+        written += rustix::io::pwrite(&made, &buffer[written..read], *source + written as u64)?;
     }
     *source += read as u64;
     copier.copied_bytes.fetch_add(read as u64, Ordering::Relaxed);

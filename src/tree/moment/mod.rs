@@ -12,7 +12,7 @@
 //! be copied fails the moment alone.
 
 mod assemble;
-mod copy;
+pub(super) mod copy;
 mod inodes;
 mod walk;
 

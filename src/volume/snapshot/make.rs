@@ -13,7 +13,7 @@ use super::{SNAPSHOTS, remove_leftovers};
 use crate::crypto::random_array;
 use crate::format::name::temporary;
 use crate::sys::{at, btrfs};
-use crate::tree::{FsError, LOG_NAME, Moment, Tree, ended_cleanly};
+use crate::tree::{FsError, LOG_NAME, Moment, RENEWALS, Tree, ended_cleanly};
 use crate::volume::epoch::EPOCH_FILE;
 use crate::volume::lower_dir::remove_tree;
 use crate::volume::record_file::{ChangeLock, LOCK_FILE};
@@ -91,7 +91,7 @@ impl<'a> Making<'a> {
         if let Some(tree) = tree {
             tree.copy_logs(&made, true).map_err(VolumeError::Tree)?;
         }
-        for own in [EPOCH_FILE, LOCK_FILE, SNAPSHOTS] {
+        for own in [EPOCH_FILE, LOCK_FILE, SNAPSHOTS, RENEWALS] {
             remove_tree(&made, own.as_bytes()).map_err(|e| self.io(e))?;
         }
         let record = self.record(created, tree.is_some(), held, None);
@@ -185,6 +185,7 @@ pub fn make_offline(
     moment: &Mutex<Option<Arc<Moment>>>,
 ) -> Result<SnapshotRecord, VolumeError> {
     let _unmounted = MountLock::take(volume.path())?;
+    volume.finish_reencryption()?;
     let making = Making::prepare(volume, name, moment)?;
     let root = volume.root()?;
     // Its log would be one that was put back, once the volume has gone on.

@@ -72,6 +72,7 @@ pub fn restore(
     let lower = volume.path();
     let io = |e: Errno| VolumeError::io("restore", lower, e);
     let _unmounted = MountLock::take(lower)?;
+    volume.finish_reencryption()?;
     let root = volume.root()?;
     let note = if let Some(note) = read_note(&root) {
         if note.name != name {
