@@ -217,7 +217,6 @@ impl Filesystem for Floor {
             | InitFlags::FUSE_DO_READDIRPLUS
             | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_HANDLE_KILLPRIV_V2
-            | InitFlags::FUSE_ATOMIC_O_TRUNC
             | InitFlags::FUSE_WRITEBACK_CACHE;
         let _ = config.add_capabilities(wanted & config.capabilities());
         let _ = config.set_max_write(MAX_WRITE);

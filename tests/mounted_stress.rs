@@ -4,9 +4,9 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -64,6 +64,38 @@ fn many_threads_write_read_rename_and_remove() {
     mount.unmount();
     let mount = volume.mount();
     check(&mount.path);
+    mount.unmount();
+}
+
+/// The kernel keeps sizes on its own while it collects writes; where it takes two cuts for made in another order than they
+/// were, it shows a size that the file does not have, for as long as it knows the file.
+#[test]
+fn truncating_opens_and_truncations_at_once_leave_one_size() {
+    let volume = Volume::new("one-size");
+    let mount = volume.mount();
+    let path = mount.join("file");
+    fs::write(&path, "some").unwrap();
+    let file = OpenOptions::new().append(true).open(&path).unwrap();
+    for round in 0..50 {
+        let start = std::sync::Barrier::new(3);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                start.wait();
+                OpenOptions::new().write(true).truncate(true).open(&path).unwrap();
+            });
+            scope.spawn(|| {
+                start.wait();
+                file.set_len(300_000).unwrap();
+            });
+            start.wait();
+            (&file).write_all(b"+").unwrap();
+        });
+        file.sync_all().unwrap();
+        let shown = file.metadata().unwrap();
+        let held = mount.tree().attr(shown.ino()).unwrap().size;
+        assert_eq!(shown.len(), held, "shown and held in round {round}");
+    }
+    drop(file);
     mount.unmount();
 }
 

@@ -214,7 +214,7 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, request: &Request, id: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.files.open(id, flags, loses_set_id(request), self.asker(request), reply);
+        self.files.open(id, flags, self.asker(request), reply);
     }
 
     fn read(

@@ -72,11 +72,10 @@ impl Files {
         }
     }
 
-    /// Opens a file.
-    pub fn open(&self, id: INodeNo, flags: OpenFlags, clear_set_id: bool, asker: Asker, reply: ReplyOpen) {
-        let manner = open_manner(flags.0, clear_set_id);
+    /// Opens a file. To empty it, the kernel asks next ([`super::session::negotiate`]).
+    pub fn open(&self, id: INodeNo, flags: OpenFlags, asker: Asker, reply: ReplyOpen) {
+        let manner = open_manner(flags.0, false);
         let descriptors = self.descriptors.clone();
-        let kernel = (manner.truncate && clear_set_id).then(|| self.kernel.clone());
         self.server.answer(
             id.0,
             move |tree| {
@@ -84,11 +83,7 @@ impl Files {
                 described(tree, &descriptors, id.0, manner.write, asker)
             },
             move |opened| match opened {
-                Ok(handle) => {
-                    // It takes the mode for unchanged.
-                    kernel.inspect(|kernel| kernel.forget_attributes(id));
-                    reply.opened(handle, open_flags(flags.0));
-                }
+                Ok(handle) => reply.opened(handle, open_flags(flags.0)),
                 Err(e) => reply.error(report(id.0, &e)),
             },
         );

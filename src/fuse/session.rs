@@ -164,7 +164,9 @@ impl SessionHandle {
     }
 }
 
-/// What the kernel is asked for. Locks are its own: one mount at a time uses the lower tree.
+/// What the kernel is asked for. Locks are its own: one mount at a time uses the lower tree. No `FUSE_ATOMIC_O_TRUNC`: with
+/// it the kernel sets the size to nothing once more after the open is answered, and a truncation by another process between
+/// the two is then in the file and not in the kernel's mind.
 pub fn negotiate(config: &mut KernelConfig, writeback: bool) {
     let mut wanted = InitFlags::FUSE_ASYNC_READ
         | InitFlags::FUSE_ASYNC_DIO
@@ -177,7 +179,6 @@ pub fn negotiate(config: &mut KernelConfig, writeback: bool) {
         | InitFlags::FUSE_POSIX_ACL
         | InitFlags::FUSE_DONT_MASK
         | InitFlags::FUSE_CACHE_SYMLINKS
-        | InitFlags::FUSE_ATOMIC_O_TRUNC
         | InitFlags::FUSE_EXPLICIT_INVAL_DATA
         | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
     wanted.set(InitFlags::FUSE_WRITEBACK_CACHE, writeback);
