@@ -196,13 +196,15 @@ fn run(args: &Args) -> Outcome<usize> {
             let (desk, seed) = (&desk, args.seed << 16 | number as u64);
             scope.spawn(move || work(load, desk, seed));
         }
-        let mut judge = Judge { args, wrong: 0, compared: 0, cuts: 0 };
+        let mut judge = Judge { args, wrong: 0, compared: 0, cuts: 0, in_full: 0 };
         let outcome = judge.run(&records, &desk);
         desk.stop.store(true, Ordering::Relaxed);
         outcome?;
-        let Judge { wrong, compared, cuts, .. } = judge;
+        let Judge { wrong, compared, cuts, in_full, .. } = judge;
         let steps = desk.steps.load(Ordering::Relaxed);
-        println!("{cuts} cuts, {wrong} with losses; {steps} operations, {compared} things compared");
+        let seldom = records.iter().any(|(_, rarely)| *rarely);
+        let seldom = if seldom { format!(" ({in_full} with PostgreSQL)") } else { String::new() };
+        println!("{cuts} cuts{seldom}, {wrong} with losses; {steps} operations, {compared} things compared");
         Ok(wrong)
     })
 }
@@ -212,6 +214,8 @@ struct Judge<'a> {
     wrong: usize,
     compared: u64,
     cuts: usize,
+    /// Those in which what is looked at rarely was looked at.
+    in_full: usize,
 }
 
 type Expected = BTreeMap<usize, Box<dyn Expectation>>;
@@ -220,6 +224,7 @@ type Expected = BTreeMap<usize, Box<dyn Expectation>>;
 struct Cut {
     image: PathBuf,
     expected: Expected,
+    in_full: bool,
 }
 
 impl Judge<'_> {
@@ -236,7 +241,9 @@ impl Judge<'_> {
             }
             for cut in cuts {
                 let again = random.once_in(AGAIN).then(|| Duration::from_millis(random.below(400) as u64));
+                let before = self.cuts;
                 self.look_at(&cut.image, &cut.expected, again)?;
+                self.in_full += if cut.in_full { self.cuts - before } else { 0 };
             }
             let (cuts, wrong, seconds) = (self.cuts, self.wrong, begin.elapsed().as_secs());
             eprintln!("{cuts} cuts, {wrong} with losses, {seconds} s");
@@ -257,7 +264,7 @@ impl Judge<'_> {
         let wanted = thawed.enumerate().filter(|(_, (_, rarely))| rare || !rarely);
         let expected = wanted.map(|(number, (expectation, _))| (number, expectation)).collect();
         cut?;
-        Ok(Cut { image, expected })
+        Ok(Cut { image, expected, in_full: rare })
     }
 
     /// Recovers the clone and compares; cuts it again meanwhile where that is asked for.
