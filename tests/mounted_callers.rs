@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use kmsd_support::Http;
-use programs::{Desk, KMSD, eventually, run};
-use serde_json::{Value, json};
+use programs::{Desk, eventually, run};
+use serde_json::json;
 
 /// May make and read files.
 const ALICE: u32 = 20_001;
@@ -88,16 +88,6 @@ impl Shared {
         let file = self.desk.path("policy.json");
         fs::write(&file, policy).unwrap();
         self.desk.kmsfs("key policy put alias/k {policy.json}").ok();
-    }
-
-    fn audit(&self, operation: &str) -> Vec<Value> {
-        let mut search = Command::new(KMSD);
-        search.args(["audit", "--dir"]).arg(self.desk.path("state")).args([
-            "search",
-            "--operation",
-            operation,
-        ]);
-        run(&mut search).ok().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 }
 
@@ -216,11 +206,11 @@ fn the_record_names_the_user_for_whom_it_was_decided() {
         goes(BOB, "cat \"$1\" > /dev/null", &file);
     }
     is_denied(CAROL, "cat \"$1\"", &file);
-    let made = shared.audit("GenerateDataKey");
+    let made = shared.desk.audit(&["--operation", "GenerateDataKey"]);
     assert!(
         made.iter().any(|r| r["userIdentity"]["arn"] == arn(ALICE).as_str() && r.get("errorCode").is_none())
     );
-    let asked = shared.audit("Decrypt");
+    let asked = shared.desk.audit(&["--operation", "Decrypt"]);
     let of =
         |uid: u32| asked.iter().filter(|r| r["userIdentity"]["arn"] == arn(uid).as_str()).collect::<Vec<_>>();
     assert_eq!(of(BOB).len(), 1, "decided once: {:?}", of(BOB));

@@ -13,23 +13,12 @@ fn refusal(path: &Path) -> Option<i32> {
     fs::read(path).err().and_then(|e| e.raw_os_error())
 }
 
-fn key_of(desk: &Desk, name: &str) -> String {
-    let info = desk.kmsfs(&format!("info {{mnt}}/{name} --json")).json();
-    let slots = info["slots"].as_array().unwrap();
-    slots.iter().find(|slot| slot["active"] == true).unwrap()["key_arn"].as_str().unwrap().to_owned()
-}
-
-fn arn(desk: &Desk, alias: &str) -> String {
-    let described = desk.kmsfs(&format!("key describe alias/{alias} --json")).json();
-    described["KeyMetadata"]["Arn"].as_str().unwrap().to_owned()
-}
-
 #[test]
 fn a_directory_s_choice_is_inherited_a_file_s_own_wins_and_moving_keeps_it() {
     let desk = Desk::with_volume("choice");
     desk.key("b");
     desk.key("c");
-    let (k, b, c) = (arn(&desk, "k"), arn(&desk, "b"), arn(&desk, "c"));
+    let (k, b, c) = (desk.arn("k"), desk.arn("b"), desk.arn("c"));
     let mnt = desk.mount();
     fs::create_dir_all(mnt.join("dir/old")).unwrap();
     assert_eq!(desk.kmsfs("default {mnt}/dir --json").json()["key_arn"], k.as_str());
@@ -39,7 +28,7 @@ fn a_directory_s_choice_is_inherited_a_file_s_own_wins_and_moving_keeps_it() {
     for name in ["top", "dir/file", "dir/new/file", "dir/old/file"] {
         fs::write(mnt.join(name), "text").unwrap();
     }
-    let keys = ["top", "dir/file", "dir/new/file", "dir/old/file"].map(|name| key_of(&desk, name));
+    let keys = ["top", "dir/file", "dir/new/file", "dir/old/file"].map(|name| desk.key_of(name));
     assert_eq!(keys, [k.clone(), b.clone(), b.clone(), k.clone()]);
     // Empty when it is made, and opened again to be written: the choice is the same.
     fs::write(mnt.join("dir/late"), "").unwrap();
@@ -49,7 +38,7 @@ fn a_directory_s_choice_is_inherited_a_file_s_own_wins_and_moving_keeps_it() {
     desk.kmsfs("cp --key alias/c {mnt}/moved {mnt}/dir/copy").ok();
     desk.kmsfs("cp {mnt}/moved {mnt}/dir/plain").ok();
     assert_eq!(fs::read_to_string(mnt.join("dir/copy")).unwrap(), "written anew");
-    let keys = ["dir/late", "moved", "dir/copy", "dir/plain"].map(|name| key_of(&desk, name));
+    let keys = ["dir/late", "moved", "dir/copy", "dir/plain"].map(|name| desk.key_of(name));
     assert_eq!(keys, [b.clone(), b.clone(), c.clone(), b.clone()]);
     desk.kmsfs("cp {mnt}/moved {mnt}/dir/copy").fails(1, "exists");
     let tree = desk.kmsfs("info -r {mnt} --json").json();
@@ -60,10 +49,10 @@ fn a_directory_s_choice_is_inherited_a_file_s_own_wins_and_moving_keeps_it() {
     desk.umount();
     desk.mount();
     fs::write(mnt.join("dir/after"), "text").unwrap();
-    assert_eq!(key_of(&desk, "dir/after"), b);
+    assert_eq!(desk.key_of("dir/after"), b);
     desk.kmsfs("default {mnt}/dir --none").ok();
     fs::write(mnt.join("dir/last"), "text").unwrap();
-    assert_eq!(key_of(&desk, "dir/last"), k);
+    assert_eq!(desk.key_of("dir/last"), k);
 }
 
 #[test]
@@ -79,7 +68,7 @@ fn a_choice_that_cannot_be_used_is_refused_and_changes_nothing() {
     desk.kmsfs("default {mnt}/dir --key alias/none").fails(4, "alias/none");
     desk.kmsfs("default {mnt}/dir --key alias/off").fails(4, "Disabled");
     desk.kmsfs("default {mnt}/dir --key alias/doomed").fails(4, "PendingDeletion");
-    let foreign = arn(&desk, "b").replace(":local:", ":elsewhere:");
+    let foreign = desk.arn("b").replace(":local:", ":elsewhere:");
     let said = desk.kmsfs(&format!("default {{mnt}}/dir --key {foreign}"));
     assert!(said.code != 0 && said.err.contains("elsewhere"), "{said:?}");
     desk.kmsfs("default {mnt}/dir --key alias/b --none").fails(2, "cannot be used with");
@@ -91,23 +80,23 @@ fn a_choice_that_cannot_be_used_is_refused_and_changes_nothing() {
         let flags = rustix::fs::XattrFlags::empty();
         rustix::fs::setxattr(mnt.join(name), "user.kmsfs.key", arn.as_bytes(), flags)
     };
-    assert_eq!(set("dir", &arn(&desk, "b")), Err(rustix::io::Errno::NOKEY));
-    assert_eq!(set("file", &arn(&desk, "k")), Err(rustix::io::Errno::NOTEMPTY));
+    assert_eq!(set("dir", &desk.arn("b")), Err(rustix::io::Errno::NOKEY));
+    assert_eq!(set("file", &desk.arn("k")), Err(rustix::io::Errno::NOTEMPTY));
     fs::write(mnt.join("dir/file"), "text").unwrap();
-    assert_eq!(key_of(&desk, "dir/file"), arn(&desk, "k"));
+    assert_eq!(desk.key_of("dir/file"), desk.arn("k"));
 }
 
 #[test]
 fn an_alias_that_moves_changes_nothing_for_a_mount() {
     let desk = Desk::with_volume("alias");
     let mnt = desk.mount();
-    let first = arn(&desk, "k");
+    let first = desk.arn("k");
     let other = desk.kmsfs("key create").ok();
     let other = other.split_whitespace().next().unwrap();
     fs::write(mnt.join("before"), "text").unwrap();
     desk.kmsfs(&format!("key alias update alias/k {other}")).ok();
     fs::write(mnt.join("after"), "text").unwrap();
-    assert_eq!((key_of(&desk, "before"), key_of(&desk, "after")), (first.clone(), first));
+    assert_eq!((desk.key_of("before"), desk.key_of("after")), (first.clone(), first));
     assert_eq!(fs::read_to_string(mnt.join("before")).unwrap(), "text");
 }
 
@@ -169,15 +158,6 @@ fn a_key_on_its_way_to_be_destroyed_takes_the_volume_with_it() {
     assert_eq!(byte, [7]);
 }
 
-fn mount_with(desk: &Desk, options: &str) -> programs::Said {
-    fs::create_dir_all(desk.path("mnt")).unwrap();
-    let said = desk.kmsfs(&format!("mount {{lower}} {{mnt}} {options}"));
-    if said.code == 0 {
-        desk.adopt(desk.path("mnt"));
-    }
-    said
-}
-
 #[test]
 fn a_key_that_is_brought_along_opens_its_files_and_no_service_is_asked() {
     let desk = Desk::with_volume("customer");
@@ -185,10 +165,10 @@ fn a_key_that_is_brought_along_opens_its_files_and_no_service_is_asked() {
     fs::write(desk.path("own.key"), [0x5a; 32]).unwrap();
     fs::write(desk.path("other.key"), "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=\n").unwrap();
     fs::write(desk.path("short.key"), "short").unwrap();
-    mount_with(&desk, "--customer-key own={short.key}").fails(1, "neither 32 bytes nor their base64");
-    mount_with(&desk, "--customer-key o/wn={own.key}").fails(4, "name has 1 to 32");
-    mount_with(&desk, "--customer-key own").fails(2, "NAME=FILE");
-    mount_with(&desk, "--customer-key own={own.key}").ok();
+    desk.try_mount("--customer-key own={short.key}").fails(1, "neither 32 bytes nor their base64");
+    desk.try_mount("--customer-key o/wn={own.key}").fails(4, "name has 1 to 32");
+    desk.try_mount("--customer-key own").fails(2, "NAME=FILE");
+    desk.try_mount("--customer-key own={own.key}").ok();
     fs::create_dir(mnt.join("dir")).unwrap();
     desk.kmsfs("default {mnt}/dir --customer-key own").ok();
     desk.kmsfs("default {mnt}/dir --customer-key none").fails(4, "no customer key 'none'");
@@ -197,17 +177,17 @@ fn a_key_that_is_brought_along_opens_its_files_and_no_service_is_asked() {
     fs::write(mnt.join("dir/file"), "secret").unwrap();
     desk.kmsfs("lock {mnt} --once").ok();
     assert_eq!(fs::read_to_string(mnt.join("dir/file")).unwrap(), "secret");
-    assert!(key_of(&desk, "dir/file").starts_with("customer-key/own/"));
+    assert!(desk.key_of("dir/file").starts_with("customer-key/own/"));
     desk.start_kmsd();
     desk.umount();
     // Without the key there are names and no contents; with another one there is no mount.
-    mount_with(&desk, "--idle 1h").ok();
+    desk.try_mount("--idle 1h").ok();
     assert_eq!(refusal(&mnt.join("dir/file")), Some(libc::ENOKEY));
     assert_eq!(fs::read_dir(mnt.join("dir")).unwrap().count(), 1);
     fs::write(mnt.join("beside"), "text").unwrap();
     desk.umount();
-    mount_with(&desk, "--customer-key own={other.key}").fails(4, "'own'");
-    mount_with(&desk, "--read-only --customer-key new={other.key}").fails(4, "'new'");
+    desk.try_mount("--customer-key own={other.key}").fails(4, "'own'");
+    desk.try_mount("--read-only --customer-key new={other.key}").fails(4, "'new'");
     // A rewrap has nothing to move there.
     let report = desk.kmsfs("rewrap {lower} --json").json();
     assert_eq!((&report["failed"], &report["current"]), (&0.into(), &2.into()), "{report}");

@@ -25,9 +25,10 @@ fsck has e2fsck's: 0 clean, 1 all repaired, 4 errors left, 8 could not check, 32
 #[derive(Debug, Parser)]
 #[command(name = "kmsfs", version, after_help = EXIT_CODES)]
 pub struct Cli {
-    /// Key service: unix:PATH, http://HOST:PORT or https://HOST. Default: the user's or the system's kmsd socket
-    #[arg(long, global = true, env = "KMSFS_KMS", value_name = "ENDPOINT")]
-    pub kms: Option<String>,
+    /// Key service: unix:PATH, http://HOST:PORT or https://HOST. Default: the user's or the system's kmsd socket. Given
+    /// again as ARN-BEGINNING=ENDPOINT: that of keys whose ARNs begin so
+    #[arg(long, global = true, env = super::service::VARIABLE, value_name = "ENDPOINT")]
+    pub kms: Vec<String>,
     /// Say more; twice for debugging
     #[arg(long, short, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,

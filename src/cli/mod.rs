@@ -57,7 +57,8 @@ pub fn run() -> ExitCode {
         1 => LevelFilter::Info,
         _ => LevelFilter::Debug,
     });
-    let kms = cli.kms.as_deref();
+    let kms = service::named(&cli.kms);
+    let kms = kms.as_deref();
     let outcome = match cli.command {
         Command::Fsck(args) => return volumes::fsck(&args, kms),
         Command::Rewrap(args) => volumes::rewrap(&args, kms),

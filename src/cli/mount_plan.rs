@@ -38,7 +38,7 @@ pub struct MountPlan {
     pub lower: PathBuf,
     /// Mount point, absolute.
     pub mountpoint: PathBuf,
-    /// Key service, as named.
+    /// Key services, as named.
     pub kms: Option<String>,
     /// Refuse every change.
     pub read_only: bool,
@@ -92,7 +92,10 @@ impl MountPlan {
             durability: Durability::default(),
             integrity: Integrity::default(),
         };
-        for option in args.options.iter().map(|option| option.trim()).filter(|option| !option.is_empty()) {
+        let options = || args.options.iter().map(|option| option.trim()).filter(|option| !option.is_empty());
+        // Services for some keys stand beside the first one, wherever that is named.
+        let is_beside = |option: &&str| option.starts_with("kms=arn:");
+        for option in options().filter(|option| !is_beside(option)).chain(options().filter(is_beside)) {
             plan.apply(option)?;
         }
         plan.check_places()?;
@@ -118,6 +121,9 @@ impl MountPlan {
                 "nonempty" => self.non_empty = true,
                 other => return Err(usage(format!("the mount option '{other}' is not known"))),
             },
+            Some(("kms", beside)) if beside.starts_with("arn:") => {
+                self.kms = Some(format!("{} {beside}", self.kms.as_deref().unwrap_or_default()));
+            }
             Some(("kms", endpoint)) => self.kms = Some(endpoint.to_owned()),
             Some(("idle", time)) => {
                 let time = parse_duration(time).map_err(|e| usage(format!("the mount option idle: {e}")))?;

@@ -32,7 +32,7 @@ struct Place {
 /// `kmsfs reencrypt`
 pub fn reencrypt(args: &ReencryptArgs, kms: Option<&str>) -> Result<ExitCode, CliError> {
     let place = place_of(&args.path)?;
-    let service = service::connect(kms.or(place.kms.as_deref()), Behalf::Filesystem)?;
+    let service = service::connect(service::for_volume(kms, place.kms.as_deref()), Behalf::Filesystem)?;
     let volume = Volume::open(&place.lower, service, CacheLimits::default())?;
     let progress = Arc::new(Progress::default());
     stop_on_signals(&progress)?;

@@ -110,7 +110,7 @@ fn serve(plan: &MountPlan, ready: impl FnOnce() -> std::io::Result<()>) -> Resul
     harden()?;
     let lock = MountLock::take(&plan.lower)?;
     let (kms, grants) = connect(plan)?;
-    let is_unix = kms.endpoint().is_unix();
+    let is_unix = kms.is_local();
     let per_caller = plan.decides_per_caller(is_unix)?;
     finish_restore_first(&plan.lower)?;
     let volume = Arc::new(Volume::open(&plan.lower, kms, CacheLimits::default())?);
@@ -373,7 +373,7 @@ fn first_status(plan: &MountPlan, mounted: &Mounted) -> Status {
         mountpoint: plan.mountpoint.clone(),
         lower: plan.lower.clone(),
         volume_id: mounted.volume.id.to_string(),
-        kms: mounted.volume.keys.kms().endpoint().to_string(),
+        kms: mounted.volume.keys.kms().services().to_string(),
         default_key: mounted.volume.keys.default_key(),
         pid: std::process::id(),
         read_only: mounted.read_only,

@@ -56,7 +56,7 @@ fn create(args: &CreateArgs, kms: Option<&str>) -> Result<(), CliError> {
     let shown = Shown::start(&progress, "snapshot", args.json);
     let made = match mount_of(&lower) {
         Some(status) => of_mount(&status.mountpoint, &args.name, &progress),
-        None => open(&lower, kms.or(volume_kms.as_deref())).and_then(|volume| {
+        None => open(&lower, service::for_volume(kms, volume_kms.as_deref())).and_then(|volume| {
             watched(&progress, |moment| Ok(snapshot::make_offline(&volume, &args.name, moment)?))
         }),
     };
@@ -143,12 +143,12 @@ fn mount_one(args: &MountArgs, kms: Option<&str>, verbose: u8) -> Result<(), Cli
         options: vec!["snapshot".to_owned()],
         ..args::MountArgs::of(place, args.mountpoint.clone())
     };
-    mount::mount(&plan, kms.or(volume_kms.as_deref()), verbose)
+    mount::mount(&plan, service::for_volume(kms, volume_kms.as_deref()), verbose)
 }
 
 fn diff(args: &DiffArgs, kms: Option<&str>) -> Result<(), CliError> {
     let (lower, volume_kms) = resolve(&args.volume)?;
-    let volume = open(&lower, kms.or(volume_kms.as_deref()))?;
+    let volume = open(&lower, service::for_volume(kms, volume_kms.as_deref()))?;
     let from = snapshot::path_of(&lower, &args.from)?;
     let to = args.to.as_ref().map_or(Ok(lower.clone()), |to| snapshot::path_of(&lower, to))?;
     let (found, total) = snapshot::diff(&volume, &from, &to)?;
@@ -177,7 +177,7 @@ fn restore(args: &RestoreArgs, kms: Option<&str>) -> Result<(), CliError> {
         let text = format!("the volume is mounted at {}; unmount it first", status.mountpoint.display());
         return Err(CliError::new(super::error::Exit::Busy, text));
     }
-    let volume = open(&lower, kms.or(volume_kms.as_deref()))?;
+    let volume = open(&lower, service::for_volume(kms, volume_kms.as_deref()))?;
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
     let kept = SnapshotRecord {
         name: format!("before-{}-{}", args.name.chars().take(30).collect::<String>(), created),
@@ -212,7 +212,7 @@ pub fn copy(args: &args::CopyArgs, kms: Option<&str>) -> Result<(), CliError> {
     let (source, volume_kms) = source_of(&args.source)?;
     volume::peek(&source)?;
     let to = std::path::absolute(&args.to).map_err(|e| CliError::failed(e.to_string()))?;
-    let kms = service::connect(kms.or(volume_kms.as_deref()), Behalf::Filesystem)?;
+    let kms = service::connect(service::for_volume(kms, volume_kms.as_deref()), Behalf::Filesystem)?;
     // Nobody changes the source meanwhile.
     let _unmounted = MountLock::take(&source).map_err(|e| {
         CliError::from(e).with_hint("a volume in use is copied from a snapshot: VOLUME@SNAPSHOT")

@@ -15,9 +15,10 @@ use super::key_args::{RetireArgs, VersionsArgs};
 use super::mount_plan::mount_table;
 use super::named::registry;
 use super::output::{json as print_json, line, table, text, time};
+use super::service::services;
 use super::volumes::DEFAULT_JOBS;
 use crate::api::Operation;
-use crate::client::Kms;
+use crate::client::{Endpoint, Kms};
 use crate::volume::{Version, is_mounted, snapshot, versions_in_use};
 
 /// Most versions that are listed; a key has fewer.
@@ -48,7 +49,8 @@ struct VersionUse {
 /// `kmsfs key versions`
 pub fn versions(kms: &Kms, args: &VersionsArgs) -> Result<(), CliError> {
     let (key_arn, mut known) = listed(kms, &args.key)?;
-    let unread = count(&mut known, &key_arn, &places(kms, &args.also, &control::mounts()));
+    let unread =
+        count(&mut known, &key_arn, &places(kms.endpoint_of(&key_arn), &args.also, &control::mounts()));
     if args.json {
         return print_json(&json!({ "key": key_arn, "versions": known, "unread": unread }));
     }
@@ -90,7 +92,7 @@ pub fn retire(kms: &Kms, args: &RetireArgs) -> Result<(), CliError> {
         _ => {}
     }
     let renewed = renew(&key_arn);
-    let places = places(kms, &args.also, &renewed);
+    let places = places(kms.endpoint_of(&key_arn), &args.also, &renewed);
     check_renewed(&key_arn, &places, &renewed)?;
     let unread = count(&mut known, &key_arn, &places);
     if let Some(why) = unread.first() {
@@ -162,8 +164,9 @@ fn canonical(path: &Path) -> PathBuf {
     std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// Every lower tree that this host knows of: volumes by name, mounts, their snapshots, and those named.
-fn places(kms: &Kms, also: &[PathBuf], answering: &[Status]) -> Vec<Result<Place, String>> {
+/// Every lower tree that this host knows of: volumes by name, mounts, their snapshots, and those named. Mounts that call no
+/// service at `own` do not matter.
+fn places(own: &Endpoint, also: &[PathBuf], answering: &[Status]) -> Vec<Result<Place, String>> {
     let mut found: Vec<Result<Place, String>> = Vec::new();
     let entries = match registry().list() {
         Ok(entries) => entries,
@@ -176,10 +179,9 @@ fn places(kms: &Kms, also: &[PathBuf], answering: &[Status]) -> Vec<Result<Place
         });
     }
     let shown = |path: &Path| path.display().to_string();
-    let own = kms.endpoint().to_string();
     let mounted = answering.iter().map(|status| Place {
         name: shown(&status.mountpoint),
-        matters: status.kms == own,
+        matters: services(Some(&status.kms)).map_or(true, |services| services.name(own)),
         lower: status.lower.clone(),
     });
     let named = also.iter().map(|lower| Place { name: shown(lower), lower: lower.clone(), matters: true });

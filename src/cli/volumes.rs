@@ -85,7 +85,7 @@ pub(super) fn stop_on_signals(progress: &Arc<Progress>) -> Result<(), CliError> 
 /// `kmsfs rewrap`
 pub fn rewrap(args: &RewrapArgs, kms: Option<&str>) -> Result<ExitCode, CliError> {
     let (lower, mount_kms) = resolve(&args.path)?;
-    let kms = service::connect(kms.or(mount_kms.as_deref()), Behalf::Filesystem)?;
+    let kms = service::connect(service::for_volume(kms, mount_kms.as_deref()), Behalf::Filesystem)?;
     let volume = Volume::open(&lower, kms, CacheLimits::default())?;
     let progress = Arc::new(Progress::default());
     stop_on_signals(&progress)?;
@@ -236,7 +236,7 @@ fn try_fsck(args: &FsckArgs, kms: Option<&str>) -> Result<CheckReport, CliError>
     let volume = if args.structure_only {
         None
     } else {
-        let kms = service::connect(kms.or(mount_kms.as_deref()), Behalf::Filesystem)?;
+        let kms = service::connect(service::for_volume(kms, mount_kms.as_deref()), Behalf::Filesystem)?;
         let opened = Volume::open(&lower, kms, CacheLimits::default());
         Some(opened.map_err(|e| {
             CliError::from(e).with_hint("--structure-only checks what can be checked without the key")

@@ -22,6 +22,8 @@ pub enum ClientError {
     Protocol(String),
     /// The service answered with an error.
     Kms(KmsError),
+    /// A wrapped key was to go from the service at the first endpoint to that at the second.
+    Apart(String, String),
     /// The service answered with an error this version has no name for: its name and message.
     Unknown(String, String),
 }
@@ -65,7 +67,7 @@ impl ClientError {
             | Self::Tls(_)
             | Self::Credentials(_) => true,
             Self::Kms(error) => is_transient(error.code),
-            Self::Endpoint(_) | Self::Unknown(..) => false,
+            Self::Endpoint(_) | Self::Apart(..) | Self::Unknown(..) => false,
         }
     }
 }
@@ -88,7 +90,13 @@ impl std::fmt::Display for ClientError {
         match self {
             Self::Endpoint(text) => write!(
                 f,
-                "'{text}' is not a key service endpoint; use unix:/PATH, http://HOST:PORT or https://HOST"
+                "'{text}' is not a key service endpoint; use unix:/PATH, http://HOST:PORT or https://HOST, and for keys that \
+                 another service has ARN-BEGINNING=ENDPOINT"
+            ),
+            Self::Apart(from, to) => write!(
+                f,
+                "the keys are of two key services, {from} and {to}, and a wrapped key does not go from one to the other; copy \
+                 the files to a directory under the other key ('kmsfs default', 'kmsfs cp --key')"
             ),
             Self::Credentials(why) => write!(f, "no AWS credentials for this endpoint: {why}"),
             Self::Tls(why) => write!(f, "TLS: {why}"),

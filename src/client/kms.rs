@@ -40,12 +40,14 @@ pub struct KmsConfig {
     pub mount_principal: Option<String>,
 }
 
-/// A key service.
+/// A key service, and perhaps others beside it that have some of the keys.
 pub struct Kms {
     transport: Transport,
     retry: RetryLimits,
     calls: Timed,
     throttled: Count,
+    /// By the beginning of the ARNs of their keys; none of them has others.
+    pub(super) others: Vec<(String, Kms)>,
 }
 
 /// A fresh data key, plain and wrapped.
@@ -186,17 +188,26 @@ impl Kms {
         let mut transport =
             Transport::new(config.endpoint, config.timeouts, config.credentials, config.via_service)?;
         transport.mount_principal = config.mount_principal;
-        Ok(Self { transport, retry: config.retry, calls: Timed::default(), throttled: Count::default() })
+        let (calls, throttled) = (Timed::default(), Count::default());
+        Ok(Self { transport, retry: config.retry, calls, throttled, others: Vec::new() })
     }
 
     /// Calls that were answered and how long they took, pipelined ones aside; and how many answers asked for patience.
     pub fn figures(&self) -> (Timing, u64) {
-        (self.calls.read(), self.throttled.read())
+        let one = |kms: &Self| (kms.calls.read(), kms.throttled.read());
+        self.others.iter().fold(one(self), |(calls, throttled), (_, other)| {
+            let (more, further) = one(other);
+            (calls.and(&more), throttled + further)
+        })
     }
 
-    /// A client of the same service for [`Self::await_change`], which outlasts the time-outs of other calls. `None` where
-    /// calls are signed: such services are asked now and then.
-    pub fn waiting(&self) -> Option<Self> {
+    /// A client of each service for [`Self::await_change`], which outlasts the time-outs of other calls. `None` for one
+    /// whose calls are signed: such services are asked now and then.
+    pub fn waiting(&self) -> Vec<Option<Self>> {
+        self.each().map(Self::waiting_here).collect()
+    }
+
+    fn waiting_here(&self) -> Option<Self> {
         let endpoint = self.endpoint().clone();
         let config = KmsConfig {
             timeouts: Timeouts { io: CHANGE_PATIENCE, ..Timeouts::default() },
@@ -209,7 +220,7 @@ impl Kms {
         if self.endpoint().is_unix() { Self::new(config).ok() } else { None }
     }
 
-    /// The endpoint called.
+    /// The endpoint called for keys that no other service has.
     pub fn endpoint(&self) -> &Endpoint {
         self.transport.endpoint()
     }
@@ -221,7 +232,7 @@ impl Kms {
         struct Described {
             key_metadata: KeyFacts,
         }
-        let answer = self.call(Operation::DescribeKey, &serde_json::json!({ "KeyId": key_id }))?;
+        let answer = self.of(key_id).call(Operation::DescribeKey, &serde_json::json!({ "KeyId": key_id }))?;
         let described: Described =
             serde_json::from_slice(&answer.body).map_err(|e| ClientError::Protocol(e.to_string()))?;
         Ok(described.key_metadata)
@@ -233,7 +244,8 @@ impl Kms {
         operation: Operation,
         request: &serde_json::Value,
     ) -> Result<serde_json::Value, ClientError> {
-        let answer = self.call(operation, request)?;
+        let key_id = request.get("KeyId").and_then(serde_json::Value::as_str).unwrap_or_default();
+        let answer = self.of(key_id).call(operation, request)?;
         if answer.body.is_empty() {
             return Ok(serde_json::Value::Object(serde_json::Map::new()));
         }
@@ -249,7 +261,7 @@ impl Kms {
         user: Option<u32>,
     ) -> Result<GeneratedKey, ClientError> {
         let request = GenerateDataKey { key_id, encryption_context: context, key_spec: "AES_256" };
-        generated(&self.with_retries(&encode_for(user, Operation::GenerateDataKey, &request))?)
+        generated(&self.of(key_id).with_retries(&encode_for(user, Operation::GenerateDataKey, &request))?)
     }
 
     /// As many fresh data keys as there are contexts, pipelined. Ends at the first error, which is returned when
@@ -266,7 +278,7 @@ impl Kms {
         };
         let calls: Vec<Call> = contexts.iter().map(encode_one).collect();
         let mut made = Vec::with_capacity(calls.len());
-        for answer in self.transport.exchange_many(&calls) {
+        for answer in self.of(key_id).transport.exchange_many(&calls) {
             match answer.and_then(check).and_then(|answer| generated(&answer)) {
                 Ok(key) => made.push(key),
                 Err(e) if made.is_empty() => return Err(e),
@@ -286,7 +298,7 @@ impl Kms {
     ) -> Result<Decrypted, ClientError> {
         let request =
             Decrypt { ciphertext_blob: Base64(blob), encryption_context: context, key_id, dry_run: false };
-        let answer = self.with_retries(&encode_for(user, Operation::Decrypt, &request))?;
+        let answer = self.of(key_id).with_retries(&encode_for(user, Operation::Decrypt, &request))?;
         let answer = parse_data(&answer)?;
         Ok(Decrypted { data_key: data_key(answer.plaintext)?, key_arn: answer.key_id.into_owned() })
     }
@@ -301,7 +313,7 @@ impl Kms {
     ) -> Probe {
         let request =
             Decrypt { ciphertext_blob: Base64(blob), encryption_context: context, key_id, dry_run: true };
-        self.probe(&encode_for(user, Operation::Decrypt, &request))
+        self.of(key_id).probe(&encode_for(user, Operation::Decrypt, &request))
     }
 
     fn probe(&self, dry_run: &Call) -> Probe {
@@ -321,7 +333,7 @@ impl Kms {
         let request = serde_json::json!(
             { "KeyId": key_id, "KeySpec": "AES_256", "EncryptionContext": context, "DryRun": true }
         );
-        self.probe(&encode_for(user, Operation::GenerateDataKey, &request))
+        self.of(key_id).probe(&encode_for(user, Operation::GenerateDataKey, &request))
     }
 
     /// Waits until something has changed by which an answer of the service may change, and that `since` does not stand
@@ -345,11 +357,13 @@ impl Kms {
         }
     }
 
-    /// Where the mark of the blob's owner stands, after raising it to `value`. Only kmsd has marks: `Ok(None)` where the
-    /// service does not know them. `accept_older` says, for its log, that an older state is used on purpose.
+    /// Where the mark of the blob's owner stands, after raising it to `value`; `key_id` wrapped the blob. Only kmsd has
+    /// marks: `Ok(None)` where the service does not know them. `accept_older` says, for its log, that an older state is used
+    /// on purpose.
     pub fn advance_mark(
         &self,
         blob: &[u8],
+        key_id: &str,
         context: &EncryptionContext,
         value: Option<u64>,
         accept_older: bool,
@@ -366,7 +380,7 @@ impl Kms {
         if accept_older {
             request["AcceptOlder"] = true.into();
         }
-        match self.call(Operation::AdvanceMark, &request) {
+        match self.of(key_id).call(Operation::AdvanceMark, &request) {
             Err(e) if is_unserved(&e) => Ok(None),
             Err(e) => Err(e),
             Ok(answer) => {
@@ -379,21 +393,27 @@ impl Kms {
 
     /// Moves many wrapped keys, pipelined. What was throttled or lost on the way is tried again one by one.
     pub fn re_encrypt_many(&self, items: &[ReEncryptItem<'_>]) -> Vec<Result<ReEncrypted, ClientError>> {
-        let calls: Vec<Call> = items
-            .iter()
-            .map(|item| {
-                let request = ReEncrypt {
-                    ciphertext_blob: Base64(item.blob),
-                    source_encryption_context: item.context,
-                    source_key_id: item.source_key,
-                    destination_key_id: item.destination_key,
-                    destination_encryption_context: item.context,
-                };
-                encode(Operation::ReEncrypt, &request)
-            })
-            .collect();
-        let answers = self.transport.exchange_many(&calls);
-        let outcomes = answers.into_iter().zip(&calls).map(|(answer, call)| {
+        let both = |item: &ReEncryptItem<'_>| self.check_both(item.source_key, item.destination_key);
+        let mut outcomes: Vec<Option<Result<ReEncrypted, ClientError>>> =
+            items.iter().map(|item| both(item).err().map(Err)).collect();
+        for service in self.each() {
+            let here = |place: &usize| {
+                outcomes[*place].is_none() && std::ptr::eq(self.of(items[*place].source_key), service)
+            };
+            let places: Vec<usize> = (0..items.len()).filter(here).collect();
+            let calls: Vec<Call> = places.iter().map(|place| re_encryption(&items[*place])).collect();
+            if !calls.is_empty() {
+                let moved = service.re_encrypt_here(&calls);
+                places.into_iter().zip(moved).for_each(|(place, moved)| outcomes[place] = Some(moved));
+            }
+        }
+        let unanswered = || Err(ClientError::Protocol("no answer".to_owned()));
+        outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(unanswered)).collect()
+    }
+
+    fn re_encrypt_here(&self, calls: &[Call]) -> Vec<Result<ReEncrypted, ClientError>> {
+        let answers = self.transport.exchange_many(calls);
+        let outcomes = answers.into_iter().zip(calls).map(|(answer, call)| {
             let first = answer.and_then(check);
             let settled = match first {
                 Err(e) if is_worth_retrying(&e) => {
@@ -440,7 +460,7 @@ impl Kms {
 
 impl std::fmt::Debug for Kms {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Kms({})", self.endpoint())
+        write!(f, "Kms({})", self.services())
     }
 }
 
@@ -453,6 +473,17 @@ fn is_worth_retrying(error: &ClientError) -> bool {
 fn is_unserved(error: &ClientError) -> bool {
     let unserved = [ErrorCode::UnknownOperationException, ErrorCode::UnsupportedOperationException];
     matches!(error, ClientError::Unknown(..)) || error.code().is_some_and(|code| unserved.contains(&code))
+}
+
+fn re_encryption(item: &ReEncryptItem<'_>) -> Call {
+    let request = ReEncrypt {
+        ciphertext_blob: Base64(item.blob),
+        source_encryption_context: item.context,
+        source_key_id: item.source_key,
+        destination_key_id: item.destination_key,
+        destination_encryption_context: item.context,
+    };
+    encode(Operation::ReEncrypt, &request)
 }
 
 fn encode(operation: Operation, request: &impl Serialize) -> Call {

@@ -52,7 +52,7 @@ impl MountGrants {
         own: Arc<Kms>,
         connect: Connect<'_>,
     ) -> Result<Option<Self>, VolumeError> {
-        if !own.endpoint().is_unix() {
+        if !own.is_local() {
             return Ok(None);
         }
         let entry = registry.find(name)?;
@@ -60,7 +60,7 @@ impl MountGrants {
         let record = open::peek(&entry.lower)?;
         let wrapped = &record.active().wrapped;
         let principal = principal_for(&wrapped.key_arn, record.volume_id);
-        let mount = connect(&own.endpoint().to_string(), Some(&principal))?;
+        let mount = connect(&own.services().to_string(), Some(&principal))?;
         let probe =
             mount.probe_decrypt(&wrapped.blob, &wrapped.key_arn, &context::record(record.volume_id), None);
         match probe {
@@ -133,7 +133,7 @@ impl MountGrants {
     /// Notes in the registry what is to be retired one day.
     fn note(&self, given: &[Given]) -> Result<(), VolumeError> {
         let attachment = (!given.is_empty()).then(|| Attachment {
-            kms: self.own.endpoint().to_string(),
+            kms: self.own.services().to_string(),
             principal: self.principal.clone(),
             grants: given.to_vec(),
         });

@@ -111,7 +111,7 @@ fn check_key(source: &Path, key: Option<&str>, kms: &Kms) -> Result<(), VolumeEr
             "the source is under it already; leave out --key, or name another one".to_owned(),
         ));
     }
-    Ok(())
+    Ok(kms.check_both(&record.active().wrapped.key_arn, &facts.arn)?)
 }
 
 fn lay_down(

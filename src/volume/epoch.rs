@@ -107,7 +107,7 @@ impl Epoch {
         let record = record_file::read(self.root.as_fd(), &self.path)?;
         let wrapped = &record.active().wrapped;
         let context = context::record(record.volume_id);
-        let mark = self.kms.advance_mark(&wrapped.blob, &context, value, accept_older);
+        let mark = self.kms.advance_mark(&wrapped.blob, &wrapped.key_arn, &context, value, accept_older);
         mark.map_err(|e| VolumeError::Key(wrapped.key_arn.clone(), key_error(&e)))
     }
 

@@ -106,10 +106,12 @@ impl std::fmt::Display for VolumeError {
             }
             // It says which endpoint, and what to do, already.
             Self::Key(_, KeyError::Unavailable(why)) => f.write_str(why),
-            Self::Key(key, e) => write!(f, "the volume's key {key}: {e}"),
-            Self::NoGrant(..) | Self::GrantLeft(..) | Self::Unread(..) | Self::Unfinished(_) => {
-                self.fmt_rest(f)
-            }
+            Self::Key(..)
+            | Self::NoGrant(..)
+            | Self::GrantLeft(..)
+            | Self::Unread(..)
+            | Self::Unfinished(_)
+            | Self::NamesNotBound(_) => self.fmt_rest(f),
             Self::Registry(e) => write!(f, "{e}"),
             Self::Client(e) => write!(f, "{e}"),
             Self::NotEmpty(path) => {
@@ -139,11 +141,6 @@ impl std::fmt::Display for VolumeError {
                  on another filesystem (ext4, XFS, btrfs, tmpfs)",
                 path.display()
             ),
-            Self::NamesNotBound(path) => write!(
-                f,
-                "--bind-names needs a lower filesystem with extended attributes, which {} has not",
-                path.display()
-            ),
             Self::UnfitKey(key, why) => write!(f, "the key {key} cannot be used for a volume: {why}"),
             Self::Io(what, path, e) => {
                 write!(f, "cannot {what} {}: {e}", path.display())?;
@@ -161,6 +158,15 @@ impl VolumeError {
     /// What has a longer story.
     fn fmt_rest(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Self::Key(key, e) => match advice(e) {
+                "" => write!(f, "the key {key}: {e}"),
+                advice => write!(f, "the key {key}: {}; {advice}", e.to_string().trim_end_matches('.')),
+            },
+            Self::NamesNotBound(path) => write!(
+                f,
+                "--bind-names needs a lower filesystem with extended attributes, which {} has not",
+                path.display()
+            ),
             Self::NoGrant(_, KeyError::Unavailable(why)) => f.write_str(why),
             Self::NoGrant(key, e) => write!(
                 f,
@@ -182,6 +188,24 @@ impl VolumeError {
 }
 
 impl std::error::Error for VolumeError {}
+
+/// What there is to be done about a refusal of kmsd or AWS, whose own words do not say it.
+fn advice(error: &KeyError) -> &'static str {
+    let (KeyError::Denied(text) | KeyError::Disabled(text)) = error else { return "" };
+    let known = [
+        ("is pending deletion", "until its time is over 'kmsfs key cancel-deletion' takes that back"),
+        ("is disabled", "'kmsfs key enable' lets it be used again"),
+        (
+            "Invalid arn",
+            "that service has no keys of this region, and --kms ARN-BEGINNING=ENDPOINT names one that has",
+        ),
+        (
+            "does not exist",
+            "it was destroyed, or another service has it, which --kms ARN-BEGINNING=ENDPOINT names",
+        ),
+    ];
+    known.iter().find(|(words, _)| text.contains(words)).map_or("", |(_, advice)| advice)
+}
 
 /// What a failed key call means to a file. The one table from service errors to key errors.
 pub fn key_error(error: &ClientError) -> KeyError {

@@ -8,7 +8,8 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use super::{VolumeError, VolumeKeys, context, key_error, record_file, walk};
+use super::refusal::unopened;
+use super::{VolumeError, VolumeKeys, context, record_file, walk};
 use crate::client::{CacheLimits, Decrypted, Kms};
 use crate::crypto::VolumeKey;
 use crate::format::VolumeId;
@@ -91,7 +92,7 @@ pub(super) fn open_lower(lower: &Path) -> Result<OwnedFd, VolumeError> {
 pub(super) fn unwrap_record(kms: &Kms, record: &VolumeRecord) -> Result<Decrypted, VolumeError> {
     let wrapped = &record.active().wrapped;
     kms.decrypt(&wrapped.blob, &wrapped.key_arn, &context::record(record.volume_id), None)
-        .map_err(|e| VolumeError::Key(wrapped.key_arn.clone(), key_error(&e)))
+        .map_err(|e| VolumeError::Key(wrapped.key_arn.clone(), unopened(&e, wrapped)))
 }
 
 /// Unwraps the record's key and opens its sealed part.

@@ -116,6 +116,9 @@ pub fn rewrap(
     volume.finish_reencryption_if_free()?;
     let lock = if options.dry_run { None } else { Some(ChangeLock::take(root.as_fd(), volume.path())?) };
     let to = options.to_key.as_deref().map(|key| fit_target(volume, key)).transpose()?;
+    if let Some(to) = &to {
+        check_one_service(volume, &to.key_arn)?;
+    }
     if let (Some(to), Some(_)) = (&to, &lock) {
         name_key_in_record(volume, &to.key_arn, true)?;
     }
@@ -149,6 +152,12 @@ pub fn rewrap(
     }
     report.seconds = start.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// The record, without which nothing opens, must be able to go along.
+fn check_one_service(volume: &Volume, to_key: &str) -> Result<(), VolumeError> {
+    let record = record_file::read(volume.root()?.as_fd(), volume.path())?;
+    Ok(volume.keys.kms().check_both(&record.active().wrapped.key_arn, to_key)?)
 }
 
 fn fit_target(volume: &Volume, key: &str) -> Result<Target, VolumeError> {

@@ -62,13 +62,16 @@ impl KeyWatch {
         act: impl Fn(KeyEvent<'_>) + Send + 'static,
     ) -> std::io::Result<Self> {
         let (signals, received) = channel();
-        let told = Arc::new(AtomicBool::new(false));
-        if let Some(service) = keys.kms().waiting() {
-            let (signals, told, of) = (signals.clone(), Arc::clone(&told), Arc::downgrade(&keys));
+        let mut told = Vec::new();
+        for service in keys.kms().waiting() {
+            let tells = Arc::new(AtomicBool::new(false));
+            told.push(Arc::clone(&tells));
+            let Some(service) = service else { continue };
+            let (signals, of) = (signals.clone(), Arc::downgrade(&keys));
             // Not waited for at the end: it may be in the middle of a wait.
             std::thread::Builder::new()
                 .name("key-changes".into())
-                .spawn(move || hear(&service, &of, &signals, &told))?;
+                .spawn(move || hear(&service, &of, &signals, &tells))?;
         }
         let watch = Watch { keys: Arc::clone(&keys), act: Box::new(act), told };
         let refiller = Arc::clone(&keys);
@@ -131,8 +134,8 @@ impl Drop for KeyWatch {
 struct Watch {
     keys: Arc<VolumeKeys>,
     act: Box<dyn Fn(KeyEvent<'_>) + Send>,
-    /// Whether the service tells of changes.
-    told: Arc<AtomicBool>,
+    /// Whether each service tells of changes.
+    told: Vec<Arc<AtomicBool>>,
 }
 
 impl Watch {
@@ -153,7 +156,8 @@ impl Watch {
             if changed {
                 self.keys.outdate();
             }
-            let every = if self.told.load(Ordering::Relaxed) { TOLD_EVERY } else { options.every };
+            let told = self.told.iter().all(|tells| tells.load(Ordering::Relaxed));
+            let every = if told { TOLD_EVERY } else { options.every };
             if changed || last_probe.elapsed() >= every {
                 last_probe = Instant::now();
                 self.probe_all();

@@ -65,12 +65,18 @@ pub struct Desk {
 
 impl Desk {
     pub fn new(label: &str) -> Self {
+        Self::made(label, &[])
+    }
+
+    /// With further arguments of `kmsd init`.
+    pub fn made(label: &str, how: &[&str]) -> Self {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("kmsfs-{label}-{}-{number}", std::process::id()));
         fs::create_dir_all(dir.join("home")).unwrap();
         let desk = Self { dir: dir.canonicalize().unwrap(), mounts: Vec::new().into() };
         let seal = format!("keyfile:{}", desk.path("root.key").display());
-        run(Command::new(KMSD).arg("init").arg("--dir").arg(desk.path("state")).arg("--seal").arg(seal)).ok();
+        let mut init = Command::new(KMSD);
+        run(init.arg("init").arg("--dir").arg(desk.path("state")).arg("--seal").arg(seal).args(how)).ok();
         desk.start_kmsd();
         desk
     }
@@ -171,6 +177,36 @@ impl Desk {
         self.kmsfs("mount {lower} {mnt}").ok();
         self.mounts.borrow_mut().push(mountpoint.clone());
         mountpoint
+    }
+
+    /// Mounts `lower` at `mnt` with further options; what that said.
+    pub fn try_mount(&self, options: &str) -> Said {
+        fs::create_dir_all(self.path("mnt")).unwrap();
+        let said = self.kmsfs(&format!("mount {{lower}} {{mnt}} {options}"));
+        if said.code == 0 {
+            self.adopt(self.path("mnt"));
+        }
+        said
+    }
+
+    /// The ARN of the key with that alias.
+    pub fn arn(&self, alias: &str) -> String {
+        let described = self.kmsfs(&format!("key describe alias/{alias} --json")).json();
+        described["KeyMetadata"]["Arn"].as_str().unwrap().to_owned()
+    }
+
+    /// The ARN of the key that the file `name` of the mount is under.
+    pub fn key_of(&self, name: &str) -> String {
+        let info = self.kmsfs(&format!("info {{mnt}}/{name} --json")).json();
+        let slots = info["slots"].as_array().unwrap();
+        slots.iter().find(|slot| slot["active"] == true).unwrap()["key_arn"].as_str().unwrap().to_owned()
+    }
+
+    /// The records of the audit log that a search finds.
+    pub fn audit(&self, search: &[&str]) -> Vec<serde_json::Value> {
+        let mut command = Command::new(KMSD);
+        command.args(["audit", "--dir"]).arg(self.path("state")).arg("search").args(search);
+        run(&mut command).ok().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     pub fn umount(&self) {
