@@ -6,8 +6,11 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
+
+#[cfg(test)]
+use super::steps;
 
 /// Largest value of an extended attribute (XATTR_SIZE_MAX of xattr(7)).
 pub const XATTR_SIZE_MAX: usize = 65536;
@@ -25,6 +28,10 @@ fn checked(name: &[u8]) -> Result<&[u8], Errno> {
 /// Opens `name` in `dir` with `flags`; a symbolic link is opened itself or refused.
 pub fn open(dir: impl AsFd, name: &[u8], flags: OFlags, mode: u32) -> Result<OwnedFd, Errno> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    #[cfg(test)]
+    if flags.contains(OFlags::CREATE) {
+        steps::admit("open")?;
+    }
     fs::openat(dir, checked(name)?, flags, Mode::from_raw_mode(mode))
 }
 
@@ -78,6 +85,10 @@ const IN_ORDER: [i64; 3] = [0xef53, 0x5846_5342, 0x0102_1994];
 
 /// Whether a power cut that leaves a name in the directory `fd` surely leaves the names that were made in it before.
 pub fn keeps_order_of_names(fd: impl AsFd) -> bool {
+    #[cfg(test)]
+    if steps::watched() {
+        return false;
+    }
     fs::fstatfs(fd).is_ok_and(|found| IN_ORDER.contains(&found.f_type))
 }
 
@@ -88,11 +99,15 @@ pub fn stat(dir: impl AsFd, name: &[u8]) -> Result<Stat, Errno> {
 
 /// Sets permission bits; works on `O_PATH`.
 pub fn set_mode(fd: impl AsFd, mode: u32) -> Result<(), Errno> {
+    #[cfg(test)]
+    steps::admit("set_mode")?;
     fs::chmod(proc_path(fd), Mode::from_raw_mode(mode))
 }
 
 /// Sets owner and group; works on `O_PATH`.
 pub fn set_owner(fd: impl AsFd, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
+    #[cfg(test)]
+    steps::admit("set_owner")?;
     let uid = uid.map(rustix::process::Uid::from_raw);
     let gid = gid.map(rustix::process::Gid::from_raw);
     fs::chownat(fd, "", uid, gid, AtFlags::EMPTY_PATH)
@@ -100,12 +115,16 @@ pub fn set_owner(fd: impl AsFd, uid: Option<u32>, gid: Option<u32>) -> Result<()
 
 /// Sets the times; works on `O_PATH`.
 pub fn set_times(fd: impl AsFd, times: &fs::Timestamps) -> Result<(), Errno> {
+    #[cfg(test)]
+    steps::admit("set_times")?;
     fs::utimensat(fd, "", times, AtFlags::EMPTY_PATH)
 }
 
 /// Sets the time of the last write of an open file.
 pub fn set_modified(fd: impl AsFd, time: fs::Timespec) -> Result<(), Errno> {
     let last_access = fs::Timespec { tv_sec: 0, tv_nsec: fs::UTIME_OMIT };
+    #[cfg(test)]
+    steps::admit("set_modified")?;
     fs::futimens(fd, &fs::Timestamps { last_access, last_modification: time })
 }
 
@@ -121,17 +140,77 @@ pub fn read_link_of(fd: impl AsFd) -> Result<Vec<u8>, Errno> {
 
 /// Removes the entry `name`, which is not a directory.
 pub fn unlink(dir: impl AsFd, name: &[u8]) -> Result<(), Errno> {
+    #[cfg(test)]
+    steps::admit("unlink")?;
     fs::unlinkat(dir, checked(name)?, AtFlags::empty())
 }
 
 /// Removes the empty directory `name`.
 pub fn rmdir(dir: impl AsFd, name: &[u8]) -> Result<(), Errno> {
+    #[cfg(test)]
+    steps::admit("rmdir")?;
     fs::unlinkat(dir, checked(name)?, AtFlags::REMOVEDIR)
 }
 
 /// Gives the inode of `fd` (`O_PATH` will do) another name.
 pub fn link(fd: impl AsFd, dir: impl AsFd, name: &[u8]) -> Result<(), Errno> {
+    #[cfg(test)]
+    steps::admit("link")?;
     fs::linkat(fs::CWD, proc_path(fd), dir, checked(name)?, AtFlags::SYMLINK_FOLLOW)
+}
+
+/// Gives the entry `from` another name, `to`.
+pub fn link_entry(from_dir: impl AsFd, from: &[u8], dir: impl AsFd, to: &[u8]) -> Result<(), Errno> {
+    #[cfg(test)]
+    steps::admit("link_entry")?;
+    fs::linkat(from_dir, checked(from)?, dir, checked(to)?, AtFlags::empty())
+}
+
+/// Makes a symbolic link.
+pub fn make_link(target: &[u8], dir: impl AsFd, name: &[u8]) -> Result<(), Errno> {
+    #[cfg(test)]
+    steps::admit("make_link")?;
+    fs::symlinkat(target, dir, checked(name)?)
+}
+
+/// Makes a directory.
+pub fn make_dir(dir: impl AsFd, name: &[u8], mode: u32) -> Result<(), Errno> {
+    #[cfg(test)]
+    steps::admit("make_dir")?;
+    fs::mkdirat(dir, checked(name)?, Mode::from_raw_mode(mode))
+}
+
+/// Makes a special file, or a plain one; `device` is major and minor number.
+pub fn make_node(
+    dir: impl AsFd,
+    name: &[u8],
+    kind: FileType,
+    mode: u32,
+    device: (u32, u32),
+) -> Result<(), Errno> {
+    #[cfg(test)]
+    steps::admit("make_node")?;
+    fs::mknodat(dir, checked(name)?, kind, Mode::from_raw_mode(mode), fs::makedev(device.0, device.1))
+}
+
+/// Renames `from`.
+pub fn rename(
+    from_dir: impl AsFd,
+    from: &[u8],
+    dir: impl AsFd,
+    to: &[u8],
+    flags: RenameFlags,
+) -> Result<(), Errno> {
+    #[cfg(test)]
+    steps::admit("rename")?;
+    fs::renameat_with(from_dir, checked(from)?, dir, checked(to)?, flags)
+}
+
+/// Makes the entries of the directory `fd`, opened for reading, durable.
+pub fn sync_dir(fd: impl AsFd) -> Result<(), Errno> {
+    #[cfg(test)]
+    steps::admit("sync_dir")?;
+    fs::fsync(fd)
 }
 
 /// The value of an attribute of the inode of `fd`; works on `O_PATH`.
@@ -149,11 +228,15 @@ pub fn xattr(fd: impl AsFd, name: &[u8]) -> Result<Vec<u8>, Errno> {
 
 /// Sets an attribute of the inode of `fd`; works on `O_PATH`.
 pub fn set_xattr(fd: impl AsFd, name: &[u8], value: &[u8], flags: fs::XattrFlags) -> Result<(), Errno> {
+    #[cfg(test)]
+    steps::admit("set_xattr")?;
     fs::setxattr(proc_path(fd), name, value, flags)
 }
 
 /// Removes an attribute of the inode of `fd`; works on `O_PATH`.
 pub fn remove_xattr(fd: impl AsFd, name: &[u8]) -> Result<(), Errno> {
+    #[cfg(test)]
+    steps::admit("remove_xattr")?;
     fs::removexattr(proc_path(fd), name)
 }
 

@@ -12,6 +12,8 @@ mod memory;
 pub mod mount;
 pub mod priority;
 pub mod quota;
+#[cfg(test)]
+pub mod steps;
 mod terminal;
 mod user;
 

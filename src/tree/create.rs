@@ -7,7 +7,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{self, FileType, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::attr::{Attr, Caller, Kind};
@@ -16,6 +16,7 @@ use super::dir_record;
 use super::file::FileIo;
 use super::namespace::Tree;
 use super::node::OpenFile;
+use super::remove::drop_sidecar;
 use super::{FsError, KeyUser};
 use crate::crypto::{Place, random_array};
 use crate::format::dir::{DIR_RECORD, DirId};
@@ -68,10 +69,11 @@ impl Tree {
         let change = self.change_names();
         change.of_dir(&dir);
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR;
-        let make = || at::open(&dir.fd, lower.entry.as_bytes(), flags, permissions);
+        let make =
+            || at::open(&dir.fd, lower.entry.as_bytes(), flags, self.first_permissions(new, permissions));
         let fd = self.with_sidecar(&dir, &lower, || self.spare_descriptors(make))?;
         change.made(&dir, &lower);
-        self.give_to_caller(&dir, &fd, permissions, new.caller)?;
+        self.hand_over(&dir, &lower, Some(&fd), permissions, new.caller)?;
         let attr = self.attr_of(&fs::fstat(&fd)?)?;
         let node = self.nodes.look_up(attr.node_id, attr.kind, parent, &lower.entry);
         node.note_new();
@@ -106,15 +108,14 @@ impl Tree {
             Kind::BlockDevice => FileType::BlockDevice,
             Kind::Dir | Kind::Symlink => return Err(FsError::Os(Errno::INVAL)),
         };
-        let device = fs::makedev(file.device.0, file.device.1);
         let change = self.change_names();
         change.of_dir(&dir);
         self.with_sidecar(&dir, &lower, || {
-            fs::mknodat(&dir.fd, &*lower.entry, file_type, Mode::from_raw_mode(permissions), device)
+            let first = self.first_permissions(new, permissions);
+            at::make_node(&dir.fd, lower.entry.as_bytes(), file_type, first, file.device)
         })?;
         change.made(&dir, &lower);
-        let fd = self.spare_descriptors(|| at::open_path(&dir.fd, lower.entry.as_bytes()))?;
-        self.give_to_caller(&dir, &fd, permissions, new.caller)?;
+        self.hand_over(&dir, &lower, None, permissions, new.caller)?;
         self.look_up_entry(&dir, &lower.entry)
     }
 
@@ -133,10 +134,11 @@ impl Tree {
         let sealed = link::seal(&self.volume_key, target, places).ok_or(FsError::Os(Errno::NAMETOOLONG))?;
         let change = self.change_names();
         change.of_dir(&dir);
-        self.with_sidecar(&dir, &lower, || fs::symlinkat(&*sealed, &dir.fd, &*lower.entry))?;
+        self.with_sidecar(&dir, &lower, || {
+            at::make_link(sealed.as_bytes(), &dir.fd, lower.entry.as_bytes())
+        })?;
         change.made(&dir, &lower);
-        let fd = self.spare_descriptors(|| at::open_path(&dir.fd, lower.entry.as_bytes()))?;
-        self.give_to_caller(&dir, &fd, 0, caller)?;
+        self.hand_over(&dir, &lower, None, 0, caller)?;
         self.look_up_entry(&dir, &lower.entry)
     }
 
@@ -168,7 +170,7 @@ impl Tree {
         self.with_sidecar(&dir, &lower, || {
             let linked = node.by_name(|known| {
                 let from = self.dir(known.parent)?;
-                Ok(fs::linkat(&from.fd, &*known.name, &dir.fd, &*lower.entry, AtFlags::empty())?)
+                Ok(at::link_entry(&from.fd, known.name.as_bytes(), &dir.fd, lower.entry.as_bytes())?)
             });
             linked.map_err(|e| if let FsError::Os(e) = e { e } else { Errno::IO })
         })?;
@@ -190,12 +192,13 @@ impl Tree {
         let permissions = effective_permissions(&dir, new);
         let change = self.change_names();
         change.of_dir(&dir);
-        fs::mkdirat(&dir.fd, &*temporary, Mode::from_raw_mode(permissions | OWNER_BITS))?;
+        at::make_dir(&dir.fd, temporary.as_bytes(), permissions | OWNER_BITS)?;
         let place = self.volume_key.place(&dir.id, lower.entry.as_bytes());
         let furnished = self.furnish_dir(&dir, &temporary, place.as_ref(), permissions, new.caller);
         let made = furnished.and_then(|furnished| {
             self.with_sidecar(&dir, &lower, || {
-                fs::renameat_with(&dir.fd, &*temporary, &dir.fd, &*lower.entry, RenameFlags::NOREPLACE)
+                let (from, to) = (temporary.as_bytes(), lower.entry.as_bytes());
+                at::rename(&dir.fd, from, &dir.fd, to, RenameFlags::NOREPLACE)
             })?;
             Ok(furnished)
         });
@@ -230,15 +233,50 @@ impl Tree {
         Ok((fd, id))
     }
 
+    /// Makes the caller own the new entry of `lower`, opened as `fd` or not at all; where that fails, the entry goes again.
+    fn hand_over(
+        &self,
+        dir: &Dir,
+        lower: &LowerName,
+        fd: Option<&OwnedFd>,
+        permissions: u32,
+        caller: Caller,
+    ) -> Result<(), FsError> {
+        let opened = || self.spare_descriptors(|| at::open_path(&dir.fd, lower.entry.as_bytes()));
+        let given = match fd {
+            Some(fd) => self.give_to_caller(dir, fd, permissions, caller),
+            None if !self.gives_to(caller) => Ok(()),
+            None => opened()
+                .map_err(FsError::Os)
+                .and_then(|fd| self.give_to_caller(dir, &fd, permissions, caller)),
+        };
+        given.inspect_err(|_| {
+            if let Err(e) = at::unlink(&dir.fd, lower.entry.as_bytes()) {
+                log::warn!("a new entry that could not be given to its owner is left: {e}");
+            }
+            drop_sidecar(dir, lower);
+        })
+    }
+
+    /// Whether a new object is not the caller's as it is made.
+    fn gives_to(&self, caller: Caller) -> bool {
+        self.can_chown && (caller.uid != 0 || caller.gid != 0)
+    }
+
+    /// The permissions to make an object with that has yet to be given to its owner: nothing that acts as another one.
+    fn first_permissions(&self, new: NewObject, permissions: u32) -> u32 {
+        if self.gives_to(new.caller) { permissions & !SET_ID_BITS } else { permissions }
+    }
+
     /// Makes the caller own the new object `fd`. A set-group-id parent has given its group already.
-    pub(super) fn give_to_caller(
+    fn give_to_caller(
         &self,
         parent: &Dir,
         fd: &OwnedFd,
         permissions: u32,
         caller: Caller,
     ) -> Result<(), FsError> {
-        if !self.can_chown || (caller.uid == 0 && caller.gid == 0) {
+        if !self.gives_to(caller) {
             return Ok(());
         }
         let inherits_group = fs::fstat(&parent.fd)?.st_mode & SET_GID != 0;
@@ -269,12 +307,12 @@ impl Tree {
     /// Makes the sidecar, so that a power cut which leaves the entry leaves it too: a filesystem that stores each synced
     /// file with its own name alone (btrfs) must have the sidecar on stable storage first.
     fn place_sidecar(&self, dir: &Dir, sidecar: &Sidecar) -> Result<(), FsError> {
-        match fs::symlinkat(&*sidecar.target, &dir.fd, &*sidecar.name) {
+        match at::make_link(sidecar.target.as_bytes(), &dir.fd, sidecar.name.as_bytes()) {
             Ok(()) if at::keeps_order_of_names(&dir.fd) => Ok(()),
             Ok(()) => match self.spare_descriptors(|| at::reopen_dir(&dir.fd)) {
                 // A directory that this mount may write and not read cannot be synced.
                 Err(Errno::ACCESS) => Ok(()),
-                opened => Ok(fs::fsync(opened?)?),
+                opened => Ok(at::sync_dir(opened?)?),
             },
             Err(Errno::EXIST) => {
                 // A leftover, or the entry's own; anything else under that name would hide the entry.

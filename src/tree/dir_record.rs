@@ -63,13 +63,13 @@ pub fn bind_copy(key: &VolumeKey, dir: &OwnedFd, id: &DirId, place: &Place) -> R
 /// After the directory `id` has moved to `place`: its record follows its copy.
 pub fn bind_record(key: &VolumeKey, dir: &OwnedFd, id: &DirId, place: &Place) -> Result<(), FsError> {
     let temporary = name::temporary(random_array());
-    fs::symlinkat(dir::seal(key, id, Some(place)), dir, &*temporary)?;
-    Ok(fs::renameat(dir, &*temporary, dir, DIR_RECORD)?)
+    at::make_link(dir::seal(key, id, Some(place)).as_bytes(), dir, temporary.as_bytes())?;
+    Ok(at::rename(dir, temporary.as_bytes(), dir, RECORD, fs::RenameFlags::empty())?)
 }
 
 /// Stores a record and its copy.
 pub fn store(dir: &OwnedFd, target: &[u8]) -> Result<(), Errno> {
-    fs::symlinkat(target, dir, DIR_RECORD)?;
+    at::make_link(target, dir, RECORD)?;
     copy(dir, target);
     Ok(())
 }
@@ -93,7 +93,7 @@ pub fn take_out(dir: &OwnedFd) -> Result<Option<Vec<u8>>, FsError> {
 
 /// Puts back what [`take_out`] took.
 pub fn put_back(dir: &OwnedFd, target: Option<&[u8]>) {
-    match target.map_or(Ok(()), |target| fs::symlinkat(target, dir, DIR_RECORD)) {
+    match target.map_or(Ok(()), |target| at::make_link(target, dir, RECORD)) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(e) => log::error!("the record of a directory could not be put back: {e}"),
     }

@@ -25,6 +25,8 @@ mod rename;
 mod renew;
 mod setattr;
 mod settle;
+#[cfg(test)]
+mod step_tests;
 mod wait;
 mod xattr;
 

@@ -391,7 +391,7 @@ impl Tree {
     pub fn sync_dir(&self, id: u64) -> Result<(), FsError> {
         let dir = self.dir(id)?;
         let fd = self.spare_descriptors(|| at::reopen_dir(&dir.fd))?;
-        Ok(fs::fsync(fd)?)
+        Ok(at::sync_dir(fd)?)
     }
 
     /// Open files whose data key is wrapped under the CMK `key_arn`, or all of them.

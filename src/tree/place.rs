@@ -140,10 +140,11 @@ impl Tree {
         let sealed = link::seal(&self.volume_key, &target, Some([new, old]));
         let sealed = sealed.ok_or(FsError::Os(Errno::NAMETOOLONG))?;
         let temporary = name::temporary(random_array());
-        fs::symlinkat(&*sealed, &from.dir.fd, &*temporary)?;
-        let replaced = self
-            .copy_attributes(&inode, &from.dir, &temporary)
-            .and_then(|()| Ok(fs::renameat(&from.dir.fd, &*temporary, &from.dir.fd, &*from.lower.entry)?));
+        at::make_link(sealed.as_bytes(), &from.dir.fd, temporary.as_bytes())?;
+        let take_its_place =
+            || at::rename(&from.dir.fd, temporary.as_bytes(), &from.dir.fd, entry, fs::RenameFlags::empty());
+        let replaced =
+            self.copy_attributes(&inode, &from.dir, &temporary).and_then(|()| Ok(take_its_place()?));
         replaced.inspect_err(|_| {
             let _ = at::unlink(&from.dir.fd, temporary.as_bytes());
         })

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rustix::fs::{self, RenameFlags, Stat};
+use rustix::fs::{RenameFlags, Stat};
 use rustix::io::Errno;
 
 use super::attr::Kind;
@@ -12,6 +12,7 @@ use super::node::Node;
 use super::remove::{check_empty, drop_sidecar};
 use super::{FsError, KeyUser};
 use crate::format::name::LowerName;
+use crate::sys::at;
 
 /// What a rename does with an existing target, and leaves at the source.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -138,8 +139,8 @@ impl Tree {
             return Err(FsError::Os(Errno::NOENT));
         }
         self.binding(&[(from, to), (to, from)], || {
-            let (first, second) = (&*from.lower.entry, &*to.lower.entry);
-            fs::renameat_with(&from.dir.fd, first, &to.dir.fd, second, RenameFlags::EXCHANGE)?;
+            let (first, second) = (from.lower.entry.as_bytes(), to.lower.entry.as_bytes());
+            at::rename(&from.dir.fd, first, &to.dir.fd, second, RenameFlags::EXCHANGE)?;
             for (end, other) in [(from, to), (to, from)] {
                 if let Some(node) = end.node(self) {
                     node.add_link(other.dir.node_id, &other.lower.entry);
@@ -172,7 +173,8 @@ impl Tree {
 
     fn rename_entry(&self, from: &End, to: &End, flags: RenameFlags) -> Result<(), FsError> {
         self.with_sidecar(&to.dir, &to.lower, || {
-            fs::renameat_with(&from.dir.fd, &*from.lower.entry, &to.dir.fd, &*to.lower.entry, flags)
+            let (first, second) = (from.lower.entry.as_bytes(), to.lower.entry.as_bytes());
+            at::rename(&from.dir.fd, first, &to.dir.fd, second, flags)
         })
     }
 }

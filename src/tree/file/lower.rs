@@ -7,6 +7,9 @@ use parking_lot::Mutex;
 use rustix::fs::{Advice, FallocateFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 
+#[cfg(test)]
+use crate::sys::steps;
+
 /// The lower file of one regular file.
 #[derive(Debug)]
 pub(super) struct Lower {
@@ -47,6 +50,8 @@ impl Lower {
 
     /// Writes all of `data` at `offset`; on an error tells also how many bytes were written before it.
     pub(super) fn write_at(&self, data: &[u8], offset: u64) -> Result<(), (usize, Errno)> {
+        #[cfg(test)]
+        steps::admit("write_at").map_err(|e| (0, e))?;
         #[cfg(test)]
         let (cut, failure) = fault::admit(data.len(), offset);
         #[cfg(test)]
@@ -92,10 +97,14 @@ impl Lower {
             last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
             last_modification: Timespec { tv_sec: seconds, tv_nsec: nanos.into() },
         };
+        #[cfg(test)]
+        steps::admit("set_modified")?;
         rustix::fs::futimens(&self.fd, &times)
     }
 
     pub(super) fn set_len(&self, len: u64) -> Result<(), Errno> {
+        #[cfg(test)]
+        steps::admit("set_len")?;
         #[cfg(test)]
         fault::admit(1, 0).1.map_or(Ok(()), Err)?;
         #[cfg(test)]
@@ -134,6 +143,8 @@ impl Lower {
 
     fn sync_now(&self, data_only: bool) -> Result<(), Errno> {
         #[cfg(test)]
+        steps::admit("sync_now")?;
+        #[cfg(test)]
         fault::admit_sync()?;
         #[cfg(test)]
         trace::note(&self.fd, || trace::Change::Sync);
@@ -148,6 +159,8 @@ impl Lower {
 
     /// Gives the space of a range back. A lower filesystem that cannot keeps it; the tags say hole all the same.
     pub(super) fn punch(&self, offset: u64, len: u64) -> Result<(), Errno> {
+        #[cfg(test)]
+        steps::admit("punch")?;
         #[cfg(test)]
         fault::admit(1, 0).1.map_or(Ok(()), Err)?;
         #[cfg(test)]

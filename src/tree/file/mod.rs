@@ -24,7 +24,7 @@ mod resize;
 mod seek;
 mod stage;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod verify;
 #[cfg(test)]
 mod whole_tests;

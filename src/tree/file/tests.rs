@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -22,7 +22,7 @@ use crate::tree::{FreshKey, FsError, KeyError, KeySource, KeyUser};
 
 /// Keys in a map; the blob is the file id.
 #[derive(Default)]
-struct MapKeys(Mutex<HashMap<FileId, DataKey>>);
+pub(in crate::tree) struct MapKeys(Mutex<HashMap<FileId, DataKey>>);
 
 impl KeySource for MapKeys {
     fn fresh(&self, _key: Option<&str>, user: KeyUser) -> Result<FreshKey, KeyError> {
@@ -50,13 +50,25 @@ pub(super) struct Bench {
 
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
+/// A new directory, in memory where that keeps attributes.
+pub(in crate::tree) fn new_dir() -> PathBuf {
+    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+    let make = |base: PathBuf| {
+        let dir = base.join(format!("kmsfs-tree-{}-{number}", std::process::id()));
+        std::fs::create_dir(&dir).map(|()| dir)
+    };
+    if let Ok(dir) = make("/dev/shm".into()) {
+        if rustix::fs::setxattr(&dir, "user.kmsfs", b"kept", rustix::fs::XattrFlags::empty()).is_ok() {
+            return dir;
+        }
+        std::fs::remove_dir(&dir).unwrap();
+    }
+    make(std::env::temp_dir()).unwrap()
+}
+
 impl Bench {
     pub(super) fn new() -> Self {
-        let n = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let base =
-            if Path::new("/dev/shm").is_dir() { PathBuf::from("/dev/shm") } else { std::env::temp_dir() };
-        let dir = base.join(format!("kmsfs-file-{}-{n}", std::process::id()));
-        std::fs::create_dir(&dir).unwrap();
+        let dir = new_dir();
         let volume = Arc::new(VolumeKey::new(Secret::random()));
         Self { dir, keys: Arc::default(), volume, integrity: Integrity::default() }
     }
