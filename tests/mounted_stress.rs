@@ -99,6 +99,56 @@ fn truncating_opens_and_truncations_at_once_leave_one_size() {
     mount.unmount();
 }
 
+/// A rename moves what is bound to its place in several steps, which nobody else may see half done; and the link that it
+/// puts in the place of another has an inode of its own, while the kernel still knows the other.
+#[test]
+fn bound_names_that_many_threads_move_still_open() {
+    let volume = Volume::binding_names("bound-threads");
+    let mount = volume.mount();
+    let seed = seed_of("bound");
+    let root = mount.path.clone();
+    let name = |random: &mut Random| {
+        let dir = ["", "d0/", "d1/"][random.below(3) as usize];
+        root.join(format!("{dir}n{}", random.below(6)))
+    };
+    for dir in ["d0", "d1"] {
+        fs::create_dir(mount.join(dir)).unwrap();
+    }
+    std::thread::scope(|scope| {
+        for worker in 0..4 {
+            let name = &name;
+            scope.spawn(move || {
+                let mut random = Random(seed.wrapping_add(worker * 2));
+                for _ in 0..400 {
+                    let (from, to) = (name(&mut random), name(&mut random));
+                    // Others take away what this one is about to use: most of these may fail.
+                    let done = match random.below(6) {
+                        0 => fs::write(&from, pattern(5000, 1)),
+                        1 => std::os::unix::fs::symlink("target", &from),
+                        2 => fs::rename(&from, &to),
+                        3 => exchange(&from, &to),
+                        4 => fs::read_link(&from).map(drop),
+                        _ => fs::remove_file(&from),
+                    };
+                    let damage =
+                        done.is_err_and(|e| e.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()));
+                    assert!(!damage, "{} {}", from.display(), to.display());
+                }
+            });
+        }
+    });
+    let before = snapshot(&mount.path);
+    mount.unmount();
+    let mount = volume.mount();
+    assert_eq!(snapshot(&mount.path), before);
+    mount.unmount();
+}
+
+fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, renameat_with};
+    Ok(renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?)
+}
+
 /// One thread's share, in its own directory and a shared one; what must be there at the end.
 fn work(root: &Path, worker: u64, mut random: Random) -> BTreeMap<String, (usize, u64)> {
     let own = root.join(format!("w{worker}"));

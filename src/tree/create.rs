@@ -148,6 +148,7 @@ impl Tree {
         if node.kind != Kind::Symlink {
             return Err(FsError::Os(Errno::INVAL));
         }
+        let _steady = self.steady_places();
         let place = self.place_of(&node)?;
         let fd = self.inode(&node)?;
         let sealed = at::read_link_of(&fd)?;

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, ReentrantMutex};
 use rustix::fs::{self, Stat};
 use rustix::io::Errno;
 
@@ -61,6 +61,8 @@ pub struct Tree {
     pub(super) waits: Waits,
     pub(super) gate: Gate,
     pub(super) read_only: bool,
+    /// Held where names are bound ([`Tree::steady_places`]); before the lock of any file, and before the next.
+    pub(super) places: ReentrantMutex<()>,
     /// Held while a directory is without its record, because it is about to go.
     pub(super) removals: Mutex<()>,
     /// Whether new objects can be given to their callers.
@@ -109,6 +111,7 @@ impl Tree {
             waits: Waits::default(),
             gate: Gate::default(),
             read_only: options.read_only,
+            places: ReentrantMutex::default(),
             removals: Mutex::default(),
             can_chown: rustix::process::geteuid().is_root(),
             device: stat.st_dev,
@@ -188,10 +191,12 @@ impl Tree {
 
     /// Counts a lookup of the lower entry `entry`.
     pub(super) fn look_up_entry(&self, dir: &Dir, entry: &str) -> Result<(Attr, u32), FsError> {
+        let steady = self.steady_places();
         let stat = self.stat_entry(dir, entry)?;
         let attr = self.attr_of(&stat)?;
         self.forget_if_moved(attr.node_id, dir, entry);
         let node = self.nodes.look_up(attr.node_id, attr.kind, dir.node_id, entry);
+        drop(steady); // What follows may wait for a key.
         match self.settle(&node, dir, entry, attr) {
             Ok(attr) => Ok((attr, node.generation())),
             Err(e) => {
@@ -260,6 +265,9 @@ impl Tree {
         {
             return Ok(InodeFd::Dir(dir));
         }
+        if self.is_replaced(node) {
+            return Err(FsError::Os(Errno::STALE));
+        }
         if let Some(pin) = node.pinned() {
             return Ok(InodeFd::Pinned(pin));
         }
@@ -276,6 +284,7 @@ impl Tree {
         if let Some(dir) = self.dirs.find(id) {
             return Ok(dir);
         }
+        let _steady = self.steady_places();
         for _ in 0..RENAME_RETRIES {
             match self.open_dir(id) {
                 Err(FsError::Os(Errno::NOENT | Errno::STALE | Errno::NOTDIR)) => std::thread::yield_now(),

@@ -126,6 +126,45 @@ struct Links {
     extra: Option<Box<Extra>>,
 }
 
+impl Links {
+    fn add(&mut self, kind: Kind, parent: u64, name: &str) {
+        if self.first.as_ref().is_some_and(|link| link.is(parent, name)) {
+            return;
+        }
+        let previous = self.first.replace(PackedLink::new(parent, name));
+        if kind == Kind::Dir {
+            return;
+        }
+        if let Some(previous) = previous {
+            let extra = self.extra.get_or_insert_default();
+            extra.links.retain(|link| !link.is(parent, name));
+            extra.links.push(previous);
+        }
+    }
+
+    /// Whether it was there.
+    fn remove(&mut self, parent: u64, name: &str) -> bool {
+        let is_it = |link: &PackedLink| link.is(parent, name);
+        let mut was_there = false;
+        if self.first.as_ref().is_some_and(is_it) {
+            self.first = None;
+            was_there = true;
+        }
+        if let Some(extra) = &mut self.extra {
+            let before = extra.links.len();
+            extra.links.retain(|link| !is_it(link));
+            was_there |= extra.links.len() < before;
+            if self.first.is_none() {
+                self.first = extra.links.pop();
+            }
+        }
+        if self.extra.as_ref().is_some_and(|e| e.links.is_empty() && e.pin.is_none()) {
+            self.extra = None;
+        }
+        was_there
+    }
+}
+
 /// One inode.
 pub struct Node {
     /// Node id.
@@ -226,41 +265,19 @@ impl Node {
 
     /// Remembers a name. A directory has one name only.
     pub fn add_link(&self, parent: u64, name: &str) {
-        let mut links = self.links.lock();
-        if links.first.as_ref().is_some_and(|link| link.is(parent, name)) {
-            return;
-        }
-        let previous = links.first.replace(PackedLink::new(parent, name));
-        if self.kind == Kind::Dir {
-            return;
-        }
-        if let Some(previous) = previous {
-            let extra = links.extra.get_or_insert_default();
-            extra.links.retain(|link| !link.is(parent, name));
-            extra.links.push(previous);
-        }
+        self.links.lock().add(self.kind, parent, name);
     }
 
     /// Forgets a name.
     pub fn remove_link(&self, parent: u64, name: &str) {
-        let is_it = |link: &PackedLink| link.is(parent, name);
+        self.links.lock().remove(parent, name);
+    }
+
+    /// Puts the second name in the place of the first, if it has that; nobody sees both, or none.
+    pub fn move_link(&self, (old_parent, old): (u64, &str), (parent, name): (u64, &str)) {
         let mut links = self.links.lock();
-        if links.first.as_ref().is_some_and(is_it) {
-            links.first = None;
-        }
-        if let Some(extra) = &mut links.extra {
-            extra.links.retain(|l| !is_it(l));
-            let next = if extra.links.is_empty() || links.first.is_some() {
-                None
-            } else {
-                links.extra.as_mut().and_then(|e| e.links.pop())
-            };
-            if next.is_some() {
-                links.first = next;
-            }
-        }
-        if links.extra.as_ref().is_some_and(|e| e.links.is_empty() && e.pin.is_none()) {
-            links.extra = None;
+        if links.remove(old_parent, old) {
+            links.add(self.kind, parent, name);
         }
     }
 

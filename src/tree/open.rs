@@ -175,6 +175,7 @@ impl Tree {
 
     /// Opens the lower file of `node`, or opens it anew for writing.
     fn open_slot(&self, node: &Arc<Node>, write: bool) -> Result<(), FsError> {
+        let _steady = self.steady_places();
         let mut slot = node.file.write();
         if slot.open.as_ref().is_some_and(|open| open.writable || !write) {
             return Ok(());

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use parking_lot::ReentrantMutexGuard;
 use rustix::fs;
 use rustix::io::Errno;
 
@@ -29,6 +30,12 @@ enum Moving {
 }
 
 impl Tree {
+    /// While this is held, what is bound to a place is there, and no rename has half moved it. `None` where names are not
+    /// bound. To be held from telling a place until what is there was opened by it; not while a key is waited for.
+    pub(super) fn steady_places(&self) -> Option<ReentrantMutexGuard<'_, ()>> {
+        self.volume_key.binds_names().then(|| self.places.lock())
+    }
+
     /// Where the one name of `node` is; `None` where names are not bound, or it has none.
     pub(super) fn place_of(&self, node: &Node) -> Result<Option<Place>, FsError> {
         if !self.volume_key.binds_names() {
@@ -41,7 +48,11 @@ impl Tree {
 
     /// Where names are bound, an inode that was found under two has been moved behind the mount's back.
     pub(super) fn check_one_name(&self, node: &Node) -> Result<(), FsError> {
-        if self.volume_key.binds_names() && node.known_links() > 1 {
+        if !self.volume_key.binds_names() || node.known_links() <= 1 {
+            return Ok(());
+        }
+        let _steady = self.steady_places();
+        if node.known_links() > 1 {
             let why = format!("inode {} was found under two names, of which one is not its own", node.id);
             return Err(FsError::Corrupt(why));
         }
@@ -145,9 +156,21 @@ impl Tree {
             || at::rename(&from.dir.fd, temporary.as_bytes(), &from.dir.fd, entry, fs::RenameFlags::empty());
         let replaced =
             self.copy_attributes(&inode, &from.dir, &temporary).and_then(|()| Ok(take_its_place()?));
-        replaced.inspect_err(|_| {
+        if let Err(e) = replaced {
             let _ = at::unlink(&from.dir.fd, temporary.as_bytes());
-        })
+            return Err(e);
+        }
+        if let Some(node) = from.node(self) {
+            // The kernel knows it until it forgets it: till then no other inode may have its number.
+            node.pin(inode);
+            node.remove_link(from.dir.node_id, &from.lower.entry);
+        }
+        Ok(())
+    }
+
+    /// Whether `node` is a link that a rename has replaced ([`Self::bind_link`]); the kernel is to look its name up again.
+    pub(super) fn is_replaced(&self, node: &Node) -> bool {
+        node.kind == Kind::Symlink && self.volume_key.binds_names() && node.known_links() == 0
     }
 
     /// Owner, times and attributes of the link `inode` for the one that takes its place.

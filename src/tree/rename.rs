@@ -74,6 +74,7 @@ impl Tree {
         mode: RenameMode,
     ) -> Result<(), FsError> {
         let change = self.change_names();
+        let _none_opens_by_its_place = self.steady_places();
         let from = self.end(parent, name)?;
         let to = self.end(new_parent, new_name)?;
         change.of_entry(&from.dir, &from.lower, true);
@@ -126,8 +127,7 @@ impl Tree {
     /// After `from` has become `to`: the node's name and the source's sidecar.
     fn moved(&self, from: &End, to: &End, mode: RenameMode) {
         if let Some(node) = from.node(self) {
-            node.add_link(to.dir.node_id, &to.lower.entry);
-            node.remove_link(from.dir.node_id, &from.lower.entry);
+            node.move_link((from.dir.node_id, &from.lower.entry), (to.dir.node_id, &to.lower.entry));
         }
         if !mode.whiteout {
             drop_sidecar(&from.dir, &from.lower);
@@ -143,8 +143,10 @@ impl Tree {
             at::rename(&from.dir.fd, first, &to.dir.fd, second, RenameFlags::EXCHANGE)?;
             for (end, other) in [(from, to), (to, from)] {
                 if let Some(node) = end.node(self) {
-                    node.add_link(other.dir.node_id, &other.lower.entry);
-                    node.remove_link(end.dir.node_id, &end.lower.entry);
+                    node.move_link(
+                        (end.dir.node_id, &end.lower.entry),
+                        (other.dir.node_id, &other.lower.entry),
+                    );
                 }
             }
             Ok(())
