@@ -10,33 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use programs::{Desk, eventually, run};
+use programs::{Desk, SmallDisk, eventually, run};
 
 /// How long the space of a removed file may take to come back.
 const SPACE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A small filesystem of its own below the desk, taken away on drop.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(desk: &Desk) -> Self {
-        let dir = desk.path("disk");
-        fs::create_dir(&dir).unwrap();
-        sh(&["mount", "-t", "tmpfs", "-o", "size=3m", "kmsfs-test", dir.to_str().unwrap()]);
-        Self(dir)
-    }
-
-    fn make_read_only(&self) {
-        sh(&["mount", "-o", "remount,ro", self.0.to_str().unwrap()]);
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Detached, it goes when the mount above it is gone too, also when the test fails.
-        let _ = Command::new("umount").args(["-l"]).arg(&self.0).status();
-    }
-}
 
 /// A mounted volume on a small disk.
 fn on_small_disk(label: &str) -> (Desk, SmallDisk, PathBuf) {
@@ -49,10 +26,6 @@ fn on_small_disk(label: &str) -> (Desk, SmallDisk, PathBuf) {
     desk.kmsfs("mount {disk}/v {mnt}").ok();
     desk.adopt(mnt.clone());
     (desk, disk, mnt)
-}
-
-fn sh(words: &[&str]) {
-    assert!(Command::new(words[0]).args(&words[1..]).status().unwrap().success(), "{words:?}");
 }
 
 #[test]

@@ -91,10 +91,24 @@ impl Desk {
 
     /// With further arguments of `serve`.
     pub fn start_kmsd_with(&self, arguments: &[&str]) {
+        run(self.serve().args(arguments)).ok();
+    }
+
+    fn serve(&self) -> Command {
         let mut command = Command::new(KMSD);
         command.arg("serve").arg("--dir").arg(self.path("state")).arg("--socket").arg(self.path("kmsd.sock"));
         let seal = format!("keyfile:{}", self.path("root.key").display());
-        run(command.arg("--seal").arg(seal).arg("--background").args(arguments)).ok();
+        command.arg("--seal").arg(seal).arg("--background");
+        command
+    }
+
+    /// With a clock that is so many seconds off.
+    pub fn start_kmsd_off(&self, seconds: i64) {
+        let (source, shift) = (self.path("shift.c"), self.path("shift.so"));
+        fs::write(&source, SHIFT).unwrap();
+        sh(&["cc", "-shared", "-fPIC", "-o", shift.to_str().unwrap(), source.to_str().unwrap()]);
+        let mut command = self.serve();
+        run(command.env("LD_PRELOAD", shift).env("CLOCK_SHIFT", seconds.to_string())).ok();
     }
 
     pub fn stop_kmsd(&self) {
@@ -182,7 +196,7 @@ impl Desk {
     /// Mounts `lower` at `mnt` with further options; what that said.
     pub fn try_mount(&self, options: &str) -> Said {
         fs::create_dir_all(self.path("mnt")).unwrap();
-        let said = self.kmsfs(&format!("mount {{lower}} {{mnt}} {options}"));
+        let said = self.kmsfs(format!("mount {{lower}} {{mnt}} {options}").trim_end());
         if said.code == 0 {
             self.adopt(self.path("mnt"));
         }
@@ -225,6 +239,53 @@ impl Desk {
         walk(&self.path("lower"), &mut found);
         found.sort();
         found
+    }
+}
+
+/// Loaded before the C library's own: the wall clock of a process, set off.
+const SHIFT: &str = r#"
+#define _GNU_SOURCE
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+int clock_gettime(clockid_t id, struct timespec *now) {
+    int failed = syscall(SYS_clock_gettime, id, now);
+    if (!failed && id == CLOCK_REALTIME) now->tv_sec += atol(getenv("CLOCK_SHIFT"));
+    return failed;
+}
+"#;
+
+/// Runs a program of the system that must succeed.
+pub fn sh(words: &[&str]) {
+    assert!(Command::new(words[0]).args(&words[1..]).status().unwrap().success(), "{words:?}");
+}
+
+/// A small filesystem of its own below the desk, taken away on drop. Needs root.
+pub struct SmallDisk(pub PathBuf);
+
+impl SmallDisk {
+    pub fn mount(desk: &Desk) -> Self {
+        let dir = desk.path("disk");
+        fs::create_dir(&dir).unwrap();
+        sh(&["mount", "-t", "tmpfs", "-o", "size=3m", "kmsfs-test", dir.to_str().unwrap()]);
+        Self(dir)
+    }
+
+    pub fn make_read_only(&self) {
+        sh(&["mount", "-o", "remount,ro", self.0.to_str().unwrap()]);
+    }
+
+    /// Gives it more space.
+    pub fn grow(&self) {
+        sh(&["mount", "-o", "remount,size=30m", self.0.to_str().unwrap()]);
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Detached, it goes when the mount above it is gone too, also when the test fails.
+        let _ = Command::new("umount").args(["-l"]).arg(&self.0).status();
     }
 }
 
