@@ -6,7 +6,7 @@ mod programs;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -21,6 +21,8 @@ const ALICE: u32 = 20_001;
 const BOB: u32 = 20_002;
 /// May nothing.
 const CAROL: u32 = 20_003;
+/// May make files, and read none.
+const DAVE: u32 = 20_004;
 const ROOT: u32 = 0;
 const ACCOUNT_ROOT: &str = "arn:aws:iam::000000000000:root";
 
@@ -253,6 +255,44 @@ fn a_file_that_was_empty_when_it_was_opened_is_decided_when_it_is_read() {
     shared.desk.kmsfs("lock {mnt} --once").ok();
     assert!(!carols.reads());
     assert!(bobs.reads());
+}
+
+/// A descriptor that user `uid` opens, for whoever it is handed to.
+fn open_as(uid: u32, how: &fs::OpenOptions, at: &Path) -> fs::File {
+    let (how, at) = (how.clone(), at.to_owned());
+    // The identity is that of a thread, which ends with it.
+    let opened = std::thread::spawn(move || {
+        let id = rustix::process::Uid::from_raw(uid);
+        rustix::thread::set_thread_res_uid(id, id, id).unwrap();
+        how.open(at).unwrap()
+    });
+    opened.join().unwrap()
+}
+
+#[test]
+fn a_copy_between_descriptors_takes_the_right_of_each_for_its_own_file() {
+    if !is_root() {
+        return;
+    }
+    let shared = Shared::new("handed", &[ALICE, DAVE], &[ALICE, BOB]);
+    let (file, out) = (shared.path("file"), shared.path("out"));
+    goes(ALICE, "umask 0; : > \"$1\"", &file);
+    let reading = fs::File::options().read(true).clone();
+    let writing = fs::File::options().write(true).create(true).mode(0o666).clone();
+    // Not decided yet, since there is nothing to decide on.
+    let carols = open_as(CAROL, &reading, &file);
+    goes(ALICE, "head -c 100000 /dev/zero > \"$1\"; sync \"$1\"", &file);
+    let (bobs, alices) = (open_as(BOB, &reading, &file), open_as(ALICE, &writing, &out));
+    let daves = open_as(DAVE, &writing, &shared.path("daves"));
+    let copy = |from: &fs::File, to: &fs::File| {
+        rustix::fs::copy_file_range(from, Some(&mut 0), to, Some(&mut 0), 100_000)
+    };
+    // Whom a descriptor for writing was handed to reads by it nothing that his own for reading does not give.
+    assert_eq!(copy(&carols, &alices), Err(rustix::io::Errno::ACCESS));
+    assert_eq!(alices.metadata().unwrap().len(), 0);
+    // And who may read copies to whoever may write.
+    assert_eq!(copy(&bobs, &alices), Ok(100_000));
+    assert_eq!(copy(&bobs, &daves), Ok(100_000));
 }
 
 #[test]

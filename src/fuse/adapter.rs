@@ -441,7 +441,7 @@ impl Filesystem for Adapter {
         &self,
         request: &Request,
         from: INodeNo,
-        _from_handle: FileHandle,
+        from_handle: FileHandle,
         from_offset: u64,
         to: INodeNo,
         to_handle: FileHandle,
@@ -451,6 +451,7 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let set_id = loses_set_id(request);
-        self.files.copy((from, from_offset), (to, to_offset), len, to_handle, set_id, reply);
+        let (from, to) = ((from, from_handle, from_offset), (to, to_handle, to_offset));
+        self.files.copy(from, to, len, set_id, reply);
     }
 }

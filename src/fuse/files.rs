@@ -245,22 +245,22 @@ impl Files {
         self.seeker.seek(SeekRequest { id: id.0, offset: offset as u64, what, reply });
     }
 
-    /// Copies from one file to another; each is an inode and an offset in it.
+    /// Copies from one file to another; each is an inode, a descriptor of it and an offset. What is read is read by the right
+    /// of the first descriptor, and written by that of the second.
     pub fn copy(
         &self,
-        from: (INodeNo, u64),
-        to: (INodeNo, u64),
+        from: (INodeNo, FileHandle, u64),
+        to: (INodeNo, FileHandle, u64),
         len: u64,
-        to_handle: FileHandle,
         clear_set_id: bool,
         reply: ReplyWrite,
     ) {
-        let asker = self.holder(to_handle);
+        let end = |(id, handle, offset): (INodeNo, FileHandle, u64)| (id.0, offset, self.holder(handle));
+        let (source, target) = (end(from), end(to));
         // The reply has 32 bits; the caller goes on from where the copy ended.
         let len = len.min(u64::from(u32::MAX) & !0xfff);
         let copy = move |tree: &Tree| {
-            tree.copy_range((from.0.0, from.1), (to.0.0, to.1), len, asker, clear_set_id)
-                .map(|copied| copied as usize)
+            tree.copy_range(source, target, len, clear_set_id).map(|copied| copied as usize)
         };
         let kernel = clear_set_id.then(|| self.kernel.clone());
         self.server.answer_slowly(from.0.0, copy, move |copied| {

@@ -328,14 +328,13 @@ impl Tree {
         self.with_file(&node, false, Asker::Mount, |file| file.io.seek(offset, what))
     }
 
-    /// Copies a range from one file to another, each with its offset there, and gives the number of bytes copied.
-    /// `clear_set_id` as in [`WriteManner`].
+    /// Copies a range from one file to another, each with its offset there and with whoever stands behind its use, and gives
+    /// the number of bytes copied. `clear_set_id` as in [`WriteManner`].
     pub fn copy_range(
         &self,
-        (from, at): (u64, u64),
-        (to, to_at): (u64, u64),
+        (from, at, reader): (u64, u64, Asker),
+        (to, to_at, writer): (u64, u64, Asker),
         len: u64,
-        asker: Asker,
         clear_set_id: bool,
     ) -> Result<u64, FsError> {
         self.check_writable()?;
@@ -345,8 +344,8 @@ impl Tree {
         while copied < len {
             let wanted = (len - copied).min(COPY_CHUNK) as usize;
             chunk.clear();
-            let step = self.read(from, at + copied, wanted, asker, &mut chunk).and_then(|()| {
-                if chunk.is_empty() { Ok(0) } else { self.write(to, to_at + copied, &chunk, manner, asker) }
+            let step = self.read(from, at + copied, wanted, reader, &mut chunk).and_then(|()| {
+                if chunk.is_empty() { Ok(0) } else { self.write(to, to_at + copied, &chunk, manner, writer) }
             });
             match step {
                 Ok(0) => break,
