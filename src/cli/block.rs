@@ -79,8 +79,13 @@ fn run_unless(
 }
 
 /// Where the volume of a block device is mounted, for us alone.
+fn place_of(entry: &Entry) -> Result<PathBuf, CliError> {
+    Ok(runtime_dir::make()?.join("block").join(&entry.volume_id))
+}
+
+/// The same, made where it is missing.
 fn place(entry: &Entry) -> Result<PathBuf, CliError> {
-    let dir = runtime_dir::make()?.join("block").join(&entry.volume_id);
+    let dir = place_of(entry)?;
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -100,6 +105,59 @@ fn device_of(place: &Path) -> Option<String> {
         c.args(["--associated"]).arg(image).args(["--noheadings", "--output", "NAME"]);
     });
     listed.ok()?.lines().next().map(|line| line.trim().to_owned()).filter(|name| !name.is_empty())
+}
+
+/// What a mount that was killed leaves: its place in the kernel's table, and the loop device of its image. Asks neither,
+/// as nobody answers any more.
+fn remains(place: &Path) -> (bool, Option<String>) {
+    let mounted = run("findmnt", |c| {
+        c.args(["--noheadings", "--output", "TARGET", "--mountpoint"]).arg(place);
+    });
+    let listed = run("losetup", |c| {
+        c.args(["--list", "--noheadings", "--raw", "--output", "NAME,BACK-FILE"]);
+    });
+    let image = place.join(IMAGE).display().to_string();
+    let listed = listed.unwrap_or_default();
+    let device =
+        listed.lines().filter_map(|line| line.split_once(' ')).find(|(_, file)| file.trim() == image);
+    (mounted.is_ok_and(|text| !text.is_empty()), device.map(|(name, _)| name.to_owned()))
+}
+
+/// Takes away what a killed mount left. The filesystem on it replays its journal when it is next attached.
+fn detach_remains(entry: &Entry, lazy: bool) -> Result<(), CliError> {
+    let place = place_of(entry)?;
+    let (mounted, device) = remains(&place);
+    if !mounted && device.is_none() {
+        return Err(CliError::failed(format!("volume {} is not attached", entry.name)));
+    }
+    if let Some(device) = device {
+        if let Some(mountpoint) = mountpoint_of(&device) {
+            unmount_device(&mountpoint, lazy)?;
+        }
+        // One whose filesystem just went lets go by itself, and its number may be somebody else's by now.
+        if remains(&place).1.as_deref() == Some(&*device) {
+            let _ = run("losetup", |c| {
+                c.args(["--detach", &device]);
+            });
+        }
+    }
+    if mounted {
+        mounts::unmount(&place, true)?;
+    }
+    let _ = std::fs::remove_dir(&place);
+    eprintln!(
+        "kmsfs: the mount of {} had ended without being detached; what it left is taken away",
+        entry.name
+    );
+    Ok(())
+}
+
+fn unmount_device(mountpoint: &Path, lazy: bool) -> Result<(), CliError> {
+    run("umount", |c| {
+        c.args(lazy.then_some("--lazy")).arg(mountpoint);
+    })
+    .map(drop)
+    .map_err(|e| CliError::new(Exit::Busy, e.message))
 }
 
 /// Where the filesystem on `device` is mounted, by the kernel's table.
@@ -201,6 +259,13 @@ pub fn attach(entry: &Entry, args: &AttachArgs, kms: Option<&str>, verbose: u8) 
             return Err(CliError::new(Exit::Usage, text));
         }
     }
+    if !matches!(remains(&place_of(entry)?), (false, None)) {
+        let text = format!(
+            "the mount of {0} has ended and left its device; 'kmsfs volume detach {0}' takes it away",
+            entry.name
+        );
+        return Err(CliError::new(Exit::Busy, text));
+    }
     let how = MountArgs { read_only: args.read_only, attach: args.granted_name(), ..MountArgs::default() };
     let place = mount_volume(entry, how, kms, verbose)?;
     let attached = set_up_loop(&place, args.read_only).and_then(|device| {
@@ -234,14 +299,11 @@ fn mount_device(device: &str, mountpoint: &Path, fs: &str, args: &AttachArgs) ->
 /// Unmounts the filesystem, lets go of the device and unmounts the volume.
 pub fn detach(entry: &Entry, lazy: bool) -> Result<(), CliError> {
     let Some(place) = mounted_place(entry) else {
-        return Err(CliError::failed(format!("volume {} is not attached", entry.name)));
+        return detach_remains(entry, lazy);
     };
     if let Some(device) = device_of(&place) {
         if let Some(mountpoint) = mountpoint_of(&device) {
-            run("umount", |c| {
-                c.args(lazy.then_some("--lazy")).arg(&mountpoint);
-            })
-            .map_err(|e| CliError::new(Exit::Busy, e.message))?;
+            unmount_device(&mountpoint, lazy)?;
         }
         if device_of(&place).is_some() && !lazy {
             // A device without a mount; one whose mount just went lets go by itself.
