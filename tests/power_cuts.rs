@@ -74,6 +74,23 @@ fn a_file_to_be_repaired_whose_key_is_refused_can_be_removed() {
 }
 
 #[test]
+fn a_directory_whose_removal_was_cut_short_is_no_damage_and_can_be_used() {
+    let desk = Desk::with_volume("half-removed");
+    let mnt = desk.mount();
+    std::fs::create_dir(mnt.join("dir")).unwrap();
+    desk.umount();
+    let entries = std::fs::read_dir(desk.path("lower")).unwrap().map(|entry| entry.unwrap().path());
+    let record = entries.map(|path| path.join(".kmsfs.dir")).find(|record| record.is_symlink()).unwrap();
+    std::fs::remove_file(record).unwrap();
+    desk.kmsfs("fsck {lower}").ok();
+    desk.mount();
+    std::fs::write(mnt.join("dir/file"), "in it").unwrap();
+    assert_eq!(std::fs::read_to_string(mnt.join("dir/file")).unwrap(), "in it");
+    desk.umount();
+    assert!(!desk.kmsfs("fsck {lower}").ok().contains("remark"));
+}
+
+#[test]
 fn a_new_file_whose_header_a_cut_took_is_empty_and_no_damage() {
     let desk = Desk::with_volume("headless");
     let mnt = desk.mount();

@@ -4,7 +4,7 @@
 //! filesystem has those. Called by the rest of `tree`. Must never make a new record for a directory that holds
 //! anything: its names would be lost.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs;
 use rustix::io::Errno;
@@ -126,7 +126,8 @@ pub fn make_up(
     Ok(target)
 }
 
-fn holds_nothing(dir: &OwnedFd) -> Result<bool, Errno> {
+/// Whether a lower directory has no entry, not even a record.
+pub fn holds_nothing(dir: impl AsFd) -> Result<bool, Errno> {
     for entry in fs::Dir::new(at::reopen_dir(dir)?)? {
         if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
             return Ok(false);

@@ -34,6 +34,7 @@ pub use attr::{Attr, Caller, Kind, SetAttr, SetTime, Time};
 pub use changes::Frozen;
 pub use create::{NewObject, SpecialFile};
 pub use default_key::KEY_ATTRIBUTE;
+pub use dir_record::holds_nothing;
 pub use error::FsError;
 pub use file::{
     Allocate, Durability, FileContext, FileIo, Integrity, LOG_NAME, LastEnd, Seek, Stage, TagLog,

@@ -30,6 +30,7 @@ use crate::format::link;
 use crate::format::name::{self, Kind, TEMPORARY_PREFIX, classify};
 use crate::format::record::{VOLUME_RECORD, VOLUME_RECORD_COPY};
 use crate::tree::file::{Durability, FileContext, Integrity, LOG_NAME, LastEnd};
+use crate::tree::holds_nothing;
 use crate::tree::{RENEWALS, is_unfinished};
 
 /// Files whose identities are compared with each other: 128 MiB of memory.
@@ -396,6 +397,12 @@ impl Check<'_> {
                     _ if place.is_some() => "it is damaged, or of another volume or place".to_owned(),
                     _ => "it is damaged or of another volume".to_owned(),
                 }
+            }
+            Err(Errno::NOENT) if holds_nothing(dir.fd()).unwrap_or(false) => {
+                let path = self.volume.and_then(|volume| plain_path::of(&volume.key, dir, &c_name));
+                let why =
+                    "it is missing, as after a removal cut short; the directory is empty and gets a new one";
+                return report.add(Class::Leftover, dir.path_of(&c_name), path, why.to_owned(), None);
             }
             Err(Errno::NOENT) => "it is missing: the names below cannot be read".to_owned(),
             Err(e) => e.to_string(),
