@@ -395,6 +395,11 @@ impl VolumeKeys {
         self.rights.held(uid, key_arn).is_some_and(|held| held.is_err())
     }
 
+    /// Whether it has, told once for each time.
+    pub(super) fn take_loss(&self, uid: u32, key_arn: &str) -> bool {
+        self.rights.take_loss(uid, key_arn)
+    }
+
     /// Asks whether a user may still make files under a master key.
     pub(super) fn probe_make(&self, uid: u32, key_arn: &str, context: &EncryptionContext) -> Probe {
         self.kms.probe_generate(key_arn, context, Some(uid))

@@ -50,6 +50,8 @@ struct Standing {
     make: Option<Verdict>,
     /// It was allowed something, so files may be open by it.
     was_allowed: bool,
+    /// That it lost its rights was acted upon.
+    loss_known: bool,
 }
 
 impl Standing {
@@ -125,6 +127,7 @@ impl Rights {
         }
         let standing = users.entry(uid).or_default();
         standing.was_allowed |= denied.is_none();
+        standing.loss_known &= denied.is_some();
         *standing.of_mut(wanted) = Some(Verdict { denied, said: now, until, moment });
     }
 
@@ -153,6 +156,17 @@ impl Rights {
         }
         let mut verdicts = [&standing.open, &standing.make].into_iter().flatten();
         verdicts.find_map(|verdict| verdict.denied.clone()).map(Err)
+    }
+
+    /// Whether user `uid` has lost every right it had on this key, which is told once: whoever learns of it first, an open of
+    /// its own among them, must not keep it from being acted upon.
+    pub fn take_loss(&self, uid: u32, key_arn: &str) -> bool {
+        if self.held(uid, key_arn).is_none_or(|held| held.is_ok()) {
+            return false;
+        }
+        let mut keys = self.keys.write();
+        let standing = keys.get_mut(key_arn).and_then(|users| users.get_mut(&uid));
+        standing.is_some_and(|standing| !std::mem::replace(&mut standing.loss_known, true))
     }
 
     /// Users who may have files open under the key.
@@ -223,6 +237,20 @@ mod tests {
         assert_eq!(rights.stand_ins(KEY, Use::Open), [2]);
         note(1, Use::Make, Ok(()));
         assert_eq!(rights.held(1, KEY), Some(Ok(())));
+    }
+
+    #[test]
+    fn a_loss_is_told_once_whoever_learned_of_it() {
+        let rights = Rights::default();
+        let note = |said: Result<(), &KeyError>| rights.note(1, KEY, Use::Open, rights.moment(), said);
+        for _ in 0..2 {
+            note(Ok(()));
+            assert!(!rights.take_loss(1, KEY));
+            // By an open of the user's own, before the watch asks.
+            note(Err(&denied()));
+            note(Err(&denied()));
+            assert!(rights.take_loss(1, KEY) && !rights.take_loss(1, KEY));
+        }
     }
 
     #[test]

@@ -207,7 +207,6 @@ impl Watch {
         let (mut lost, mut left) = (false, false);
         for holder in self.keys.holders(key_arn) {
             let uid = holder.uid;
-            let barred_before = self.keys.is_barred(uid, key_arn);
             // What was said is noted there.
             if holder.open {
                 let probe = || kms.probe_decrypt(&sample.blob, key_arn, &sample.context, Some(uid));
@@ -217,12 +216,12 @@ impl Watch {
                 let probe = || self.keys.probe_make(uid, key_arn, &sample.context);
                 let _ = self.keys.ask(uid, key_arn, Use::Make, probe);
             }
-            let barred = self.keys.is_barred(uid, key_arn);
-            if barred && !barred_before {
+            // An open of that user may have learned of it before.
+            if self.keys.take_loss(uid, key_arn) {
                 log::warn!("user {uid} may no longer use the key {key_arn}");
                 lost = true;
             }
-            left |= !barred;
+            left |= !self.keys.is_barred(uid, key_arn);
         }
         if !left {
             return self.refused(key_arn, &"nobody who used it may");
