@@ -273,6 +273,15 @@ impl Node {
         self.links.lock().remove(parent, name);
     }
 
+    /// Forgets every name: the inode has none any more.
+    pub fn forget_links(&self) {
+        let mut links = self.links.lock();
+        links.first = None;
+        if let Some(extra) = &mut links.extra {
+            extra.links.clear();
+        }
+    }
+
     /// Puts the second name in the place of the first, if it has that; nobody sees both, or none.
     pub fn move_link(&self, (old_parent, old): (u64, &str), (parent, name): (u64, &str)) {
         let mut links = self.links.lock();

@@ -47,12 +47,16 @@ impl Tree {
     /// A name of `node` is gone; with the last one goes what was kept open of it.
     pub(super) fn lose_link(&self, node: &Node, parent: u64, entry: &str) {
         node.remove_link(parent, entry);
+        if node.pinned().is_some() {
+            node.forget_links();
+        }
         if node.known_links() == 0 {
             self.let_go(node);
         }
     }
 
-    /// Before the entry of `lower` goes: its node, with a descriptor kept when this is its last known name.
+    /// Before the entry of `lower` goes: its node, with a descriptor kept when this is its last name. Names that are known
+    /// beside it are no proof of another: a look-up that a rename overtook may have left one.
     pub(super) fn keep_nameless(
         &self,
         dir: &Dir,
@@ -60,7 +64,8 @@ impl Tree {
         stat: &Stat,
     ) -> Result<Option<Arc<Node>>, FsError> {
         let Some(node) = self.nodes.find(self.node_id(stat)) else { return Ok(None) };
-        if node.known_links() <= 1 && node.pinned().is_none() {
+        let is_last = stat.st_nlink <= 1 || node.known_links() <= 1;
+        if is_last && node.pinned().is_none() {
             let fd = self.spare_descriptors(|| at::open_path(&dir.fd, lower.entry.as_bytes()))?;
             node.pin(fd);
         }
