@@ -137,6 +137,10 @@ mod tests {
             for cut in 0..SEAL_LEN {
                 let mut torn = page.clone();
                 torn[seal.offset()..seal.offset() + cut].copy_from_slice(&bytes[..cut]);
+                // One time in 256 the last byte is already there: nothing is torn then.
+                if torn[seal.offset()..seal.offset() + SEAL_LEN] == bytes {
+                    continue;
+                }
                 assert_eq!(Seal::latest(&keys, &superblock, &torn), last, "epoch {epoch} cut at {cut}");
             }
             page[seal.offset()..seal.offset() + SEAL_LEN].copy_from_slice(&bytes);
