@@ -131,7 +131,7 @@ fn serve(plan: &MountPlan, ready: impl FnOnce() -> std::io::Result<()>) -> Resul
     // A snapshot is an older state by its nature.
     let epoch = if is_snapshot { None } else { Some(Epoch::check(&volume, plan.accept_older)?) };
     if let Some(epoch) = epoch.as_ref().filter(|_| !read_only) {
-        epoch.advance();
+        epoch.begin()?;
     }
     let last = epoch.as_ref().map(Epoch::last).unwrap_or_default();
     if read_only {

@@ -99,6 +99,7 @@ pub fn rewrap(args: &RewrapArgs, kms: Option<&str>) -> Result<ExitCode, CliError
         dry_run: args.dry_run,
         rate: args.rate,
         purge: args.purge,
+        is_copy: false,
     };
     if let Some(every) = args.watch {
         return watch_rotations(&volume, &lower, &options, &progress, every);

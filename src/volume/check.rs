@@ -198,7 +198,8 @@ pub fn check(
 fn files_of(volume: &Volume, repairs: bool) -> Result<(Arc<FileContext>, Option<Epoch>), VolumeError> {
     let epoch = Epoch::check(volume, false).ok();
     let last = epoch.as_ref().map_or(LastEnd::Unknown, Epoch::last);
-    let epoch = epoch.filter(|_| repairs).inspect(Epoch::advance);
+    let epoch = epoch.filter(|_| repairs);
+    epoch.as_ref().map(Epoch::begin).transpose()?;
     let durability = repairs.then_some(Durability::Strict);
     let files = volume.file_context(durability, Integrity::default(), last, volume.keys.clone())?;
     Ok((Arc::new(files), epoch))
@@ -263,10 +264,19 @@ impl Check<'_> {
         why: impl Into<String>,
     ) {
         let why = why.into();
-        let path = self.volume.and_then(|volume| plain_path::of(&volume.key, dir, name));
+        let path = self.plain_path(dir, name);
         let mend = |repair: &Repair<'_>| repair.mend(class, dir, name, path.as_deref(), &why);
         let repaired = self.repair.as_ref().and_then(mend);
         report.add(class, dir.path_of(name), path, why, repaired);
+    }
+
+    /// What a finding is about in the mount: the record of a directory has no name there, and stands for the directory.
+    fn plain_path(&self, dir: &Directory, name: &CStr) -> Option<PathBuf> {
+        let key = &self.volume?.key;
+        if name.to_bytes() == DIR_RECORD.as_bytes() {
+            return plain_path::of_dir(key, dir);
+        }
+        plain_path::of(key, dir, name)
     }
 
     fn dir_key(&self, dir: &Directory) -> Option<DirKey> {
@@ -399,9 +409,9 @@ impl Check<'_> {
                 }
             }
             Err(Errno::NOENT) if holds_nothing(dir.fd()).unwrap_or(false) => {
-                let path = self.volume.and_then(|volume| plain_path::of(&volume.key, dir, &c_name));
                 let why =
                     "it is missing, as after a removal cut short; the directory is empty and gets a new one";
+                let path = self.plain_path(dir, &c_name);
                 return report.add(Class::Leftover, dir.path_of(&c_name), path, why.to_owned(), None);
             }
             Err(Errno::NOENT) => "it is missing: the names below cannot be read".to_owned(),

@@ -19,7 +19,7 @@ use super::report::Progress;
 use super::rewrap::{RewrapOptions, RewrapReport, rewrap};
 use super::snapshot::{SNAPSHOT_RECORD, walk_offline};
 use super::walk::{self, Directory, Entry, Visitor};
-use super::{Volume, VolumeError, key_error, record_file};
+use super::{Epoch, Volume, VolumeError, key_error, record_file};
 use crate::client::{CacheLimits, Kms};
 use crate::format::header::{SLOT_LEN, SLOT_OFFSETS, SlotWrite, Slots};
 use crate::format::name::{Kind, classify};
@@ -160,7 +160,8 @@ fn put_under(
     progress: &Progress,
 ) -> Result<RewrapReport, VolumeError> {
     let volume = Volume::open(lower, Arc::clone(kms), CacheLimits::default())?;
-    let options = RewrapOptions { to_key: Some(key.to_owned()), jobs, ..RewrapOptions::default() };
+    let options =
+        RewrapOptions { to_key: Some(key.to_owned()), jobs, is_copy: true, ..RewrapOptions::default() };
     let report = rewrap(&volume, &options, progress, || false)?;
     if !report.is_complete() {
         let first = report.failures.first().map(|failure| failure.why.clone());
@@ -169,6 +170,7 @@ fn put_under(
     }
     purge(&volume, jobs)?;
     keep_one_key(&volume)?;
+    Epoch::begin_copy(&volume)?;
     Ok(report)
 }
 

@@ -85,6 +85,11 @@ pub fn of(volume_key: &VolumeKey, dir: &Directory, name: &CStr) -> Option<PathBu
     Some(names.iter().rev().map(|name| OsStr::from_bytes(name)).collect())
 }
 
+/// The plaintext path of the directory itself; `.` for the root.
+pub fn of_dir(volume_key: &VolumeKey, dir: &Directory) -> Option<PathBuf> {
+    dir.parent().map_or_else(|| Some(".".into()), |(parent, name)| of(volume_key, parent, name))
+}
+
 /// The plaintext name of an entry, short or long.
 pub fn plain_name(key: &DirKey, dir: &Directory, name: &CStr) -> Result<Vec<u8>, NameTrouble> {
     let text = match classify(name.to_bytes()) {

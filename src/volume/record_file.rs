@@ -5,6 +5,7 @@
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{
     AtFlags, FileType, FlockOperation, Mode, OFlags, flock, fstat, fsync, openat, renameat, statat, unlinkat,
@@ -19,6 +20,8 @@ use crate::sys::at;
 
 /// Locked by whoever changes records or headers of the lower tree; holds nothing.
 pub(super) const LOCK_FILE: &str = ".kmsfs.lock";
+/// Between two tries to take a lock.
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// What tells one state of the stored record from another without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,35 +122,42 @@ impl ChangeLock {
     /// Takes the lock, or says that somebody else has it.
     pub fn take(root: BorrowedFd<'_>, path: &Path) -> Result<Self, VolumeError> {
         let place = path.join(LOCK_FILE);
-        loop {
-            let fd = open_lock(root).map_err(|e| VolumeError::io("open", &place, e))?;
-            match flock(fd.as_fd(), FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => {
-                    return Err(VolumeError::InUse(
-                        path.to_owned(),
-                        "another rewrap, a snapshot or a re-encryption",
-                    ));
-                }
-                Err(e) => return Err(VolumeError::io("lock", &place, e)),
+        match lock(root, LOCK_FILE, Duration::ZERO) {
+            Ok(file) => Ok(Self(file)),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                Err(VolumeError::InUse(path.to_owned(), "another rewrap, a snapshot or a re-encryption"))
             }
-            let same =
-                fstat(&fd).and_then(|ours| Ok(at::stat(root, LOCK_FILE.as_bytes())?.st_ino == ours.st_ino));
-            if same.map_err(|e| VolumeError::io("read", &place, e))? {
-                return Ok(Self(fd.into()));
-            }
+            Err(e) => Err(VolumeError::io("lock", &place, e)),
+        }
+    }
+}
+
+/// Locks the file `name`, made if need be, until what is returned is dropped; `WouldBlock` where somebody else has it for
+/// longer than `patience`. It may be replaced meanwhile by whoever has the lock.
+pub(super) fn lock(root: BorrowedFd<'_>, name: &str, patience: Duration) -> io::Result<std::fs::File> {
+    let begun = Instant::now();
+    loop {
+        let fd = open_lock(root, name)?;
+        match flock(fd.as_fd(), FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => match at::stat(root, name.as_bytes()) {
+                Ok(there) if there.st_ino == fstat(&fd)?.st_ino => return Ok(fd.into()),
+                Ok(_) | Err(Errno::NOENT) => {}
+                Err(e) => return Err(e.into()),
+            },
+            Err(Errno::WOULDBLOCK) if begun.elapsed() < patience => std::thread::sleep(LOCK_PAUSE),
+            Err(e) => return Err(e.into()),
         }
     }
 }
 
 /// Opens the lock file. What else stands in its place is moved aside: it would keep every rewrap from running.
-fn open_lock(root: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let open = || at::open_regular(root, LOCK_FILE.as_bytes(), OFlags::RDONLY | OFlags::CREATE, 0o600);
+fn open_lock(root: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+    let open = || at::open_regular(root, name.as_bytes(), OFlags::RDONLY | OFlags::CREATE, 0o600);
     match open() {
         Err(e) if e.kind() == io::ErrorKind::InvalidData => {
             let aside = foreign(random_array());
-            renameat(root, LOCK_FILE, root, &aside)?;
-            log::warn!("{LOCK_FILE}: {e}, and is now {aside}");
+            renameat(root, name, root, &aside)?;
+            log::warn!("{name}: {e}, and is now {aside}");
             open()
         }
         other => other,

@@ -18,7 +18,7 @@ use super::record_file::{self, ChangeLock};
 use super::report::{Failure, Progress, Version};
 use super::rewrap_pass::Pass;
 use super::walk;
-use super::{Volume, VolumeError, context, key_error};
+use super::{Epoch, Volume, VolumeError, context, key_error, snapshot};
 use crate::client::{ClientError, Kms, ReEncryptItem, ReEncrypted};
 use crate::format::WrappedKey;
 
@@ -40,6 +40,8 @@ pub struct RewrapOptions {
     pub rate: Option<u32>,
     /// Take away the wraps that no longer count, once those that do are durable.
     pub purge: bool,
+    /// It is a copy: the volume that it was made of goes on under its own key.
+    pub is_copy: bool,
 }
 
 /// What was done.
@@ -119,13 +121,16 @@ pub fn rewrap(
     if let Some(to) = &to {
         check_one_service(volume, &to.key_arn)?;
     }
+    let mut epoch = None;
     if let (Some(to), Some(_)) = (&to, &lock) {
+        epoch = if options.is_copy { None } else { epoch_of_move(volume, to)? };
         name_key_in_record(volume, &to.key_arn, true)?;
     }
     let mut report = RewrapReport { dry_run: options.dry_run, ..RewrapReport::default() };
     let targets = Targets { kms: volume.keys.kms(), to, found: Mutex::new(HashMap::new()) };
     let mounted = lock.is_some() && is_mounted(volume.path())?;
-    report.record_current = rewrap_record(volume, &targets, options.dry_run, mounted, &mut report)?;
+    report.record_current =
+        rewrap_record(volume, &targets, options.dry_run, mounted, epoch.as_ref(), &mut report)?;
     if mounted && !tell_mount() {
         std::thread::sleep(NOTICE);
     }
@@ -220,6 +225,7 @@ fn rewrap_record(
     targets: &Targets<'_>,
     dry_run: bool,
     renew: bool,
+    epoch: Option<&Epoch>,
     report: &mut RewrapReport,
 ) -> Result<bool, VolumeError> {
     let root = volume.root()?;
@@ -251,9 +257,22 @@ fn rewrap_record(
     let Some(moved) = report.note(moved.map_err(|e| format!("the volume record: {e}"))) else {
         return Ok(false);
     };
-    record.rewrap(wrapped_key(moved));
+    let moved = wrapped_key(moved);
+    let counted = epoch.filter(|_| moved.key_arn != wrapped.key_arn).map_or(Ok(()), |e| e.move_to(&moved));
+    let Some(()) = report.note(counted.map_err(|e| e.to_string())) else { return Ok(false) };
+    record.rewrap(moved);
     record_file::write(root.as_fd(), volume.path(), &record)?;
     Ok(true)
+}
+
+/// What is counted on when the record goes to `to`: an older state of the volume must not pass under either key, nor be
+/// taken along. A snapshot is one by its nature; no mount of it asks.
+fn epoch_of_move(volume: &Volume, to: &Target) -> Result<Option<Epoch>, VolumeError> {
+    let record = record_file::read(volume.root()?.as_fd(), volume.path())?;
+    if record.active().wrapped.key_arn == *to.key_arn || snapshot::of_volume(volume)?.is_some() {
+        return Ok(None);
+    }
+    Epoch::check(volume, false).map(Some)
 }
 
 impl RewrapReport {

@@ -6,6 +6,7 @@ mod programs;
 
 mod bound;
 mod keys;
+mod moves;
 mod names;
 mod planted;
 mod repair;

@@ -60,7 +60,22 @@ fn a_swapped_directory_record_is_damage_and_a_lost_one_comes_back_from_its_copy(
     let (names, end) = list(&mnt.join("d"));
     assert_eq!((names.len(), errno(end)), (0, EIO));
     desk.umount();
+    let found_at = |path: &str| {
+        let report = desk.kmsfs("fsck {lower} --json").json();
+        let findings = report["findings"].as_array().unwrap().clone();
+        let of_record = findings
+            .iter()
+            .find(|finding| finding["lower_path"].as_str().unwrap().ends_with(".kmsfs.dir"))
+            .unwrap();
+        assert_eq!(of_record["path"], path, "{report}");
+    };
     fs::remove_file(&record).unwrap();
+    found_at("d");
+    let root_record = desk.path("lower/.kmsfs.dir");
+    let of_root = fs::read_link(&root_record).unwrap();
+    fs::remove_file(&root_record).unwrap();
+    found_at(".");
+    symlink(of_root, &root_record).unwrap();
     desk.mount_logging();
     let (names, end) = list(&mnt.join("d"));
     end.unwrap();

@@ -136,7 +136,7 @@ pub fn reencrypt_offline(
     super::snapshot::finish_restore_first(volume.path())?;
     volume.finish_reencryption()?;
     let epoch = Epoch::check(volume, false)?;
-    epoch.advance();
+    epoch.begin()?;
     let tree = volume.tree(Some(Durability::Relaxed), Integrity::default(), epoch.last())?;
     let report = reencrypt(volume, &tree, options, progress);
     tree.for_session().close_all();
