@@ -299,9 +299,19 @@ pub struct SendArgs {
     /// Go on where an interrupted stream ended, as 'kmsfs receive --position' tells
     #[arg(long, value_name = "POSITION")]
     pub resume: Option<crate::volume::stream::Position>,
-    /// Where to write. Default: standard output
+    /// Where to write: a file, or s3://BUCKET/PREFIX, where the stream becomes PREFIX/SNAPSHOT.kmsfs. Default: standard output
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// Address of the store of an s3:// place. Default: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, Amazon S3. Access key and region
+    /// are those of AWS_ACCESS_KEY_ID and the like, or of AWS_PROFILE
+    #[arg(long, value_name = "URL")]
+    pub endpoint: Option<String>,
+    /// MiB of each part of an upload to a store, of which there are at most 10,000. Default: by the size of the volume
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(5..=1024))]
+    pub part_size: Option<u64>,
+    /// Take away what an interrupted upload to a store left, and send nothing
+    #[arg(long, conflicts_with = "resume")]
+    pub abandon: bool,
 }
 
 /// Arguments of `receive`.
@@ -310,9 +320,13 @@ pub struct ReceiveArgs {
     /// Directory for what is received, a lower tree for each snapshot. Not needed for --check
     #[arg(required_unless_present = "check")]
     pub dir: Option<PathBuf>,
-    /// Where to read. Default: standard input
+    /// Where to read: a file, s3://BUCKET/PREFIX/NAME.kmsfs, or s3://BUCKET/PREFIX for all streams there that DIR lacks.
+    /// Default: standard input
     #[arg(long, short, value_name = "FILE")]
     pub input: Option<PathBuf>,
+    /// Address of the store of an s3:// place, as for 'kmsfs send'
+    #[arg(long, value_name = "URL")]
+    pub endpoint: Option<String>,
     /// Verify the stream and write nothing
     #[arg(long)]
     pub check: bool,

@@ -27,6 +27,8 @@ mod snapshot_args;
 mod snapshot_job;
 mod snapshots;
 mod speed;
+#[cfg(feature = "s3")]
+mod store;
 mod streams;
 mod top;
 mod versions;

@@ -13,7 +13,7 @@ use super::snapshots::source_of;
 use super::volumes::stop_on_signals;
 use crate::volume::Progress;
 use crate::volume::snapshot::is_place_of_one;
-use crate::volume::stream::{self, SendOptions};
+use crate::volume::stream::{self, Received, SendOptions, Sent};
 
 /// Bytes gathered before a pipe or a file gets them.
 const BUFFER: usize = 1 << 20;
@@ -33,6 +33,43 @@ pub fn send(args: &SendArgs) -> Result<(), CliError> {
     if let Some(missing) = base.as_ref().filter(|base| !base.is_dir()) {
         return Err(CliError::failed(format!("there is no snapshot {}", missing.display())));
     }
+    let store = args.output.as_deref().and_then(store_of);
+    let of_stores = args.endpoint.is_some() || args.part_size.is_some() || args.abandon;
+    if args.resume.is_some() && store.is_some() {
+        let text = "an upload to a store goes on by itself where it was; leave out --resume";
+        return Err(CliError::new(Exit::Usage, text));
+    }
+    match store {
+        Some(place) if args.abandon => return abandon(&source, place, args),
+        None if of_stores => {
+            return Err(for_stores_alone("--endpoint, --part-size and --abandon", "--output"));
+        }
+        _ => {}
+    }
+    let sent = with_progress(|progress| match store {
+        Some(place) => in_store::send(&source, base.as_deref(), place, args, progress),
+        None => send_to_file(&source, base.as_deref(), args, progress),
+    })?;
+    // Standard output is the stream's.
+    eprintln!("sent {} objects, {}; hash {}", sent.entries, size(sent.bytes), sent.hash);
+    Ok(())
+}
+
+fn with_progress(send: impl FnOnce(&Progress) -> Result<Sent, CliError>) -> Result<Sent, CliError> {
+    let progress = Arc::new(Progress::default());
+    stop_on_signals(&progress)?;
+    let shown = Shown::start(&progress, "send", !std::io::stderr().is_terminal());
+    let sent = send(&progress);
+    drop(shown);
+    sent
+}
+
+fn send_to_file(
+    source: &Path,
+    base: Option<&Path>,
+    args: &SendArgs,
+    progress: &Progress,
+) -> Result<Sent, CliError> {
     let out: Box<dyn Write> = match &args.output {
         Some(path) => Box::new(File::create(path).map_err(|e| failed(path, &e))?),
         None if std::io::stdout().is_terminal() => {
@@ -41,17 +78,60 @@ pub fn send(args: &SendArgs) -> Result<(), CliError> {
         }
         None => Box::new(std::io::stdout()),
     };
-    let progress = Arc::new(Progress::default());
-    stop_on_signals(&progress)?;
-    let shown = Shown::start(&progress, "send", !std::io::stderr().is_terminal());
     let options = SendOptions { resume: args.resume };
-    let sent =
-        stream::send(&source, base.as_deref(), BufWriter::with_capacity(BUFFER, out), &options, &progress);
-    drop(shown);
-    let sent = sent?;
-    // Standard output is the stream's.
-    eprintln!("sent {} objects, {}; hash {}", sent.entries, size(sent.bytes), sent.hash);
-    Ok(())
+    Ok(stream::send(source, base, BufWriter::with_capacity(BUFFER, out), &options, progress)?)
+}
+
+/// A place in a store, where `path` is one.
+fn store_of(path: &Path) -> Option<&str> {
+    path.to_str().filter(|text| text.starts_with("s3://"))
+}
+
+fn for_stores_alone(options: &str, place: &str) -> CliError {
+    CliError::new(
+        Exit::Usage,
+        format!("{options}: for a store alone, which {place} s3://BUCKET/PREFIX names"),
+    )
+}
+
+fn abandon(source: &Path, place: &str, args: &SendArgs) -> Result<(), CliError> {
+    let found = in_store::abandon(source, place, args.endpoint.as_deref())?;
+    line(if found { "what was sent is taken away" } else { "nothing of an upload is there" })
+}
+
+#[cfg(feature = "s3")]
+use super::store as in_store;
+
+/// What a build without stores says.
+#[cfg(not(feature = "s3"))]
+mod in_store {
+    use super::{CliError, Exit, Path, Progress, Received, SendArgs, Sent};
+
+    fn missing<T>(place: &str) -> Result<T, CliError> {
+        let text = format!(
+            "this kmsfs was built without stores: build it with '--features s3', or use a pipe: 'kmsfs send ... | aws s3 cp - \
+             {place}/NAME.kmsfs' and 'aws s3 cp {place}/NAME.kmsfs - | kmsfs receive DIR'"
+        );
+        Err(CliError::new(Exit::Usage, text))
+    }
+
+    pub fn send(
+        _: &Path,
+        _: Option<&Path>,
+        place: &str,
+        _: &SendArgs,
+        _: &Progress,
+    ) -> Result<Sent, CliError> {
+        missing(place)
+    }
+
+    pub fn abandon(_: &Path, place: &str, _: Option<&str>) -> Result<bool, CliError> {
+        missing(place)
+    }
+
+    pub fn receive(_: Option<&Path>, place: &str, _: Option<&str>) -> Result<Vec<Received>, CliError> {
+        missing(place)
+    }
 }
 
 /// `kmsfs receive`
@@ -59,20 +139,41 @@ pub fn receive(args: &ReceiveArgs) -> Result<(), CliError> {
     if let (Some(dir), Some(snapshot)) = (&args.dir, &args.position) {
         return line(&stream::position(dir, snapshot)?.to_string());
     }
-    let from: Box<dyn Read> = match &args.input {
+    let dir = args.dir.as_deref().filter(|_| !args.check);
+    let received = match args.input.as_deref().and_then(store_of) {
+        Some(place) => in_store::receive(dir, place, args.endpoint.as_deref())?,
+        None if args.endpoint.is_some() => return Err(for_stores_alone("--endpoint", "--input")),
+        None => {
+            let received = receive_from_file(args.input.as_deref(), dir)?;
+            if args.json {
+                return print_json(&received);
+            }
+            vec![received]
+        }
+    };
+    if args.json {
+        return print_json(&received);
+    }
+    if received.is_empty() {
+        return line("everything there was received before");
+    }
+    received.iter().try_for_each(|one| told(one, args.check))
+}
+
+fn receive_from_file(path: Option<&Path>, dir: Option<&Path>) -> Result<Received, CliError> {
+    let from: Box<dyn Read> = match path {
         Some(path) => Box::new(File::open(path).map_err(|e| failed(path, &e))?),
         None => Box::new(std::io::stdin()),
     };
     let from = BufReader::with_capacity(BUFFER, from);
-    let received = match &args.dir {
-        Some(dir) if !args.check => stream::receive(dir, from),
-        _ => stream::check(from),
-    };
-    let received = received?;
-    if args.json {
-        return print_json(&received);
-    }
-    let verb = if args.check { "whole" } else { "received" };
+    Ok(match dir {
+        Some(dir) => stream::receive(dir, from)?,
+        None => stream::check(from)?,
+    })
+}
+
+fn told(received: &Received, check: bool) -> Result<(), CliError> {
+    let verb = if check { "whole" } else { "received" };
     line(&format!("snapshot {} of volume {} is {verb}", received.snapshot, received.volume_id))?;
     line(&format!("{} objects, {} of data; hash {}", received.entries, size(received.bytes), received.hash))
 }

@@ -10,6 +10,8 @@ mod error;
 mod http;
 mod kms;
 mod retry;
+#[cfg(feature = "s3")]
+pub mod s3;
 mod services;
 mod sign;
 mod stream;

@@ -155,7 +155,7 @@ fn connect_unix(path: &std::path::Path, timeout: Duration) -> io::Result<UnixStr
     }
 }
 
-fn tls_config() -> Result<Arc<ClientConfig>, ClientError> {
+pub(super) fn tls_config() -> Result<Arc<ClientConfig>, ClientError> {
     let mut roots = RootCertStore::empty();
     let loaded = rustls_native_certs::load_native_certs();
     roots.add_parsable_certificates(loaded.certs);

@@ -64,6 +64,27 @@ pub fn check(from: impl Read) -> Result<Received, VolumeError> {
     }
 }
 
+/// What a stream begins with.
+#[derive(Debug, Clone)]
+pub struct Begins {
+    /// The volume.
+    pub volume_id: String,
+    /// The snapshot.
+    pub snapshot: String,
+    /// The one that the receiver must have.
+    pub base: Option<String>,
+}
+
+/// Reads the first frame of a stream.
+pub fn begins(from: impl Read) -> Result<Begins, VolumeError> {
+    let io = |e: io::Error| VolumeError::io("read", Path::new("the stream"), e);
+    let (_, begin) = Reader::open(from).map_err(io)?;
+    for name in [Some(&begin.snapshot), begin.base.as_ref()].into_iter().flatten() {
+        check_name(name).map_err(|e| io(io::Error::other(e.to_string())))?;
+    }
+    Ok(Begins { volume_id: begin.volume_id, snapshot: begin.snapshot, base: begin.base })
+}
+
 fn ended(begin: &Begin, body: &[u8], at: Position) -> io::Result<Received> {
     let end: End = serde_json::from_slice(body)?;
     Ok(Received {
