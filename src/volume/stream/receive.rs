@@ -1,8 +1,8 @@
 //! The receiving end: a stream becomes a lower tree beside those received before. It takes no key.
 //!
 //! What is received stands under a temporary name until the last frame has come and everything is durable. How far that
-//! is stands beside it, so that the sender can go on from there. Must never write outside its directory, whatever the
-//! stream says: paths are taken apart, and no link is followed.
+//! is stands beside it, so that the sender can go on from there, or the same stream once more. Must never write outside its
+//! directory, whatever the stream says: paths are taken apart, and no link is followed.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -28,6 +28,10 @@ use crate::volume::snapshot::walk_offline;
 
 /// Frames between two notes of the position.
 const NOTE_EVERY: u64 = 2000;
+/// Longest note read.
+const NOTE_MAX: u64 = 1024;
+/// Bytes kept free for the note of a stream that fills the disk.
+const ROOM: u64 = 64 << 10;
 
 /// What was received.
 #[derive(Debug, serde::Serialize)]
@@ -50,6 +54,10 @@ fn partial_name(snapshot: &str) -> String {
 
 fn position_name(snapshot: &str) -> String {
     format!(".kmsfs.receive-{snapshot}")
+}
+
+fn room_name(snapshot: &str) -> String {
+    format!(".kmsfs.t.room-{snapshot}")
 }
 
 /// Verifies a whole stream and writes nothing.
@@ -101,7 +109,7 @@ pub fn position(dir: &Path, snapshot: &str) -> Result<Position, VolumeError> {
     let io = |e: io::Error| VolumeError::io("find the position in", dir, e);
     check_name(snapshot).map_err(|e| io(io::Error::other(e.to_string())))?;
     let text = std::fs::read_to_string(dir.join(position_name(snapshot))).map_err(io)?;
-    text.trim().parse().map_err(|e: String| io(io::Error::other(e)))
+    text.split(' ').next().unwrap_or_default().parse().map_err(|e: String| io(io::Error::other(e)))
 }
 
 /// Receives a stream into `dir`, as a lower tree under the snapshot's name.
@@ -114,40 +122,72 @@ pub fn receive(dir: &Path, from: impl Read) -> Result<Received, VolumeError> {
     if at::stat(&place, begin.snapshot.as_bytes()).is_ok() {
         return Err(io(io::Error::other(format!("'{}' was received already", begin.snapshot))));
     }
-    let root = prepare(&place, &begin, reader.at).map_err(io)?;
+    let root = prepare(&place, &begin, &mut reader).map_err(io)?;
     let mut receiver = Receiver { root, file: None, safe: reader.at };
     let outcome = receiver.apply_all(&place, &begin, &mut reader);
-    if let Err(e) = outcome {
-        // What came so far need not come again.
-        let _ = note(&place, &begin, &receiver.root, receiver.safe);
-        return Err(io(e));
-    }
-    let received = outcome.map_err(io)?;
-    publish(&place, &begin, &receiver.root).map_err(|e| io(e.into()))?;
+    let received = outcome.map_err(|e| io(kept(&place, &begin, &receiver, e)))?;
+    publish(&place, &begin, &receiver.root).map_err(io)?;
     Ok(received)
 }
 
-/// The tree to write to: new, begun as a copy of the base, or the one that an interrupted stream left.
-fn prepare(place: &OwnedFd, begin: &Begin, at: Position) -> io::Result<OwnedFd> {
+/// Notes what came so far, which need not come again, and tells that with the error.
+fn kept(place: &OwnedFd, begin: &Begin, receiver: &Receiver, e: io::Error) -> io::Error {
+    // On a full disk there is no other room for the note.
+    let freed = remove(place, &room_name(&begin.snapshot));
+    match freed.and_then(|()| note(place, begin, &receiver.root, receiver.safe)) {
+        Ok(()) => io::Error::new(e.kind(), format!("{e}; what came is kept: the same stream goes on there")),
+        Err(_) => e,
+    }
+}
+
+/// The tree to write to: new, begun as a copy of the base, or the one that an interrupted stream left. The reader stands
+/// behind what is in it already.
+fn prepare(place: &OwnedFd, begin: &Begin, reader: &mut Reader<impl Read>) -> io::Result<OwnedFd> {
     let partial = partial_name(&begin.snapshot);
     let open = |name: &str| at::open(place, name.as_bytes(), OFlags::RDONLY | OFlags::DIRECTORY, 0);
+    let (known, this) = (noted(place, begin)?, identity(begin)?);
     if begin.resume > 0 {
-        let mut known = String::new();
-        let file = at::open_regular(place, position_name(&begin.snapshot).as_bytes(), OFlags::RDONLY, 0)?;
-        std::fs::File::from(file).take(1024).read_to_string(&mut known)?;
-        if known.trim() != at.to_string() {
-            return Err(io::Error::other(
-                "the stream does not go on where the last one ended; send --resume",
-            ));
+        if known.is_none_or(|(known, _)| known != reader.at.to_string()) {
+            let text = "the stream does not go on where the last one ended; send --resume";
+            return Err(io::Error::other(text));
         }
-        return Ok(open(&partial)?);
+    } else if let Some((known, _)) = known.filter(|(_, stream)| *stream == this) {
+        if let Err(e) = skip(reader, &known) {
+            remove(place, &position_name(&begin.snapshot))?;
+            return Err(e);
+        }
+    } else {
+        remove(place, &position_name(&begin.snapshot))?;
+        remove_tree(place, partial.as_bytes())?;
+        make_tree(place, begin, &partial)?;
     }
-    remove_tree(place, partial.as_bytes())?;
-    let Some(base) = &begin.base else {
-        mkdirat(place, &*partial, Mode::RWXU)?;
-        return Ok(open(&partial)?);
-    };
+    let root = open(&partial)?;
+    if begin.resume == 0 {
+        note(place, begin, &root, reader.at)?;
+    }
+    let flags = OFlags::RDWR | OFlags::CREATE;
+    let room = at::open(place, room_name(&begin.snapshot).as_bytes(), flags, 0o600)?;
+    fallocate(&room, FallocateFlags::empty(), 0, ROOM)?;
+    Ok(root)
+}
+
+/// Reads over what an earlier attempt has written.
+fn skip(reader: &mut Reader<impl Read>, known: &str) -> io::Result<()> {
+    let known: Position = known.parse().map_err(|e: String| damaged(&e))?;
+    while reader.at.frames < known.frames {
+        reader.frame()?;
+    }
+    if reader.at.hash == known.hash {
+        return Ok(());
+    }
+    Err(io::Error::other("what came before is not of this stream; receive it again, from its beginning"))
+}
+
+/// Makes the tree: empty, or a copy of the base.
+fn make_tree(place: &OwnedFd, begin: &Begin, partial: &str) -> io::Result<()> {
+    let Some(base) = &begin.base else { return Ok(mkdirat(place, partial, Mode::RWXU)?) };
     check_name(base).map_err(|e| io::Error::other(e.to_string()))?;
+    let open = |name: &str| at::open(place, name.as_bytes(), OFlags::RDONLY | OFlags::DIRECTORY, 0);
     let missing = |_| io::Error::other(format!("the base '{base}' is not here; receive it first"));
     let source = open(base).map_err(missing)?;
     let stage_name = format!("{partial}.stage");
@@ -159,9 +199,8 @@ fn prepare(place: &OwnedFd, begin: &Begin, at: Position) -> io::Result<OwnedFd> 
     walk_offline(&copy, &source)?;
     copy.failure().map_or(Ok(()), Err)?;
     copy.assemble()?;
-    renameat(&stage, copy.root_name(), place, &*partial)?;
-    remove_tree(place, stage_name.as_bytes())?;
-    Ok(open(&partial)?)
+    renameat(&stage, copy.root_name(), place, partial)?;
+    Ok(remove_tree(place, stage_name.as_bytes())?)
 }
 
 /// The records of the base that a copy of a tree leaves out.
@@ -173,20 +212,45 @@ fn copy_records(copy: &Moment, source: &OwnedFd) -> Result<(), Errno> {
     }
 }
 
-fn note(place: &OwnedFd, begin: &Begin, root: &OwnedFd, at: Position) -> io::Result<()> {
-    syncfs(root)?;
-    replace(place.as_fd(), &position_name(&begin.snapshot), at.to_string().as_bytes())
+/// What names a stream, wherever it is gone on with: the hash of its first frame.
+fn identity(begin: &Begin) -> io::Result<String> {
+    let first = serde_json::to_vec(&Begin { resume: 0, ..begin.clone() })?;
+    Ok(crate::api::hex(&Position::START.after(Kind::Begin as u8, &first).hash))
 }
 
-fn publish(place: &OwnedFd, begin: &Begin, root: &OwnedFd) -> Result<(), Errno> {
+fn note(place: &OwnedFd, begin: &Begin, root: &OwnedFd, at: Position) -> io::Result<()> {
+    syncfs(root)?;
+    let text = format!("{at} {}\n", identity(begin)?);
+    replace(place.as_fd(), &position_name(&begin.snapshot), text.as_bytes())
+}
+
+/// What an interrupted attempt left: its position, and which stream that is of.
+fn noted(place: &OwnedFd, begin: &Begin) -> io::Result<Option<(String, String)>> {
+    let name = position_name(&begin.snapshot);
+    let file = match at::open_regular(place, name.as_bytes(), OFlags::RDONLY, 0) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => std::fs::File::from(other?),
+    };
+    let mut text = String::new();
+    file.take(NOTE_MAX).read_to_string(&mut text)?;
+    Ok(text.split_once(' ').map(|(at, stream)| (at.to_owned(), stream.trim().to_owned())))
+}
+
+/// Removes a file that may be there.
+fn remove(place: &OwnedFd, name: &str) -> io::Result<()> {
+    match at::unlink(place, name.as_bytes()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn publish(place: &OwnedFd, begin: &Begin, root: &OwnedFd) -> io::Result<()> {
     syncfs(root)?;
     let partial = partial_name(&begin.snapshot);
     renameat_with(place, &*partial, place, &*begin.snapshot, RenameFlags::NOREPLACE)?;
-    match at::unlink(place, position_name(&begin.snapshot).as_bytes()) {
-        Ok(()) | Err(Errno::NOENT) => {}
-        Err(e) => return Err(e),
-    }
-    fsync(place)
+    remove(place, &position_name(&begin.snapshot))?;
+    remove(place, &room_name(&begin.snapshot))?;
+    Ok(fsync(place)?)
 }
 
 struct Receiver {
