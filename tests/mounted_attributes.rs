@@ -248,6 +248,25 @@ fn trusted_attributes_of_links_and_special_files_as_root() {
     mount.unmount();
 }
 
+#[test]
+fn a_label_is_kept_and_where_there_is_none_it_is_said_that_labels_are_not_supported() {
+    if !is_root() || fs::read_to_string("/proc/filesystems").unwrap().contains("selinuxfs") {
+        return eprintln!(
+            "skipped: labels are root's to set, and SELinux answers for them where it is in use"
+        );
+    }
+    let volume = Volume::new("label");
+    let mount = volume.mount();
+    let path = mount.join("f");
+    fs::write(&path, "x").unwrap();
+    assert_eq!(get(&path, "security.selinux"), Err(Errno::OPNOTSUPP));
+    assert_eq!(get(&path, "security.other"), Err(Errno::NODATA));
+    rustix::fs::setxattr(&path, "security.selinux", b"a:b:c:s0", XattrFlags::empty()).unwrap();
+    assert_eq!(get(&path, "security.selinux").unwrap(), b"a:b:c:s0");
+    assert_eq!(list(&path), ["security.selinux"]);
+    mount.unmount();
+}
+
 /// `CAP_NET_RAW` permitted, as capabilities(7) keeps it (`vfs_cap_data`, revision 2).
 const NET_RAW: [u8; 20] = [0, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 

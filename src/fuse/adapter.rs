@@ -41,7 +41,12 @@ pub struct Adapter {
     cache_time: Duration,
     writeback: bool,
     per_caller: bool,
+    /// The kernel enforces labels (SELinux).
+    labels: bool,
 }
+
+/// The label of SELinux.
+const LABEL: &str = "security.selinux";
 
 fn caller(request: &Request) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
@@ -52,6 +57,11 @@ fn loses_set_id(request: &Request) -> bool {
     request.uid() != 0
 }
 
+/// Whether this kernel has a use for labels: it offers their filesystem then (filesystems(5)).
+fn labels_are_enforced() -> bool {
+    std::fs::read_to_string("/proc/filesystems").is_ok_and(|known| known.contains("selinuxfs"))
+}
+
 impl Adapter {
     /// Serves the server's tree.
     pub fn new(server: Arc<Server>, seeker: Seeker, kernel: KernelCache, options: &MountOptions) -> Self {
@@ -59,7 +69,8 @@ impl Adapter {
         let cache_time = options.cache_time;
         let dirs = Dirs::new(server.clone(), cache_time);
         let files = Files::new(server.clone(), (seeker, kernel), cache_time, options.per_caller);
-        Self { server, dirs, files, cache_time, writeback, per_caller: options.per_caller }
+        let labels = labels_are_enforced();
+        Self { server, dirs, files, cache_time, writeback, per_caller: options.per_caller, labels }
     }
 
     /// Who asks for a file's key by `request`. The user id is the kernel's word.
@@ -354,12 +365,15 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, request: &Request, id: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        // `ls -l` asks for the label of each file, but of no other one once it is told that there are none here.
+        let no_labels = name == LABEL && !self.labels;
         let (name, asker) = (name.as_bytes().to_vec(), self.asker(request));
         self.server.answer(
             id.0,
             move |tree| tree.xattr(id.0, &name, asker),
             move |value| match value {
                 Ok(value) => reply_sized(reply, size, &value),
+                Err(FsError::Os(rustix::io::Errno::NODATA)) if no_labels => reply.error(Errno::EOPNOTSUPP),
                 Err(e) => reply.error(report(id.0, &e)),
             },
         );
