@@ -62,6 +62,49 @@ fn the_blocks_of_an_open_file_are_told_after_a_sync() {
 }
 
 #[test]
+fn the_blocks_of_a_file_that_was_cut_and_written_anew_are_told_after_a_sync() {
+    let volume = Volume::new("blocks-anew");
+    let mount = volume.mount();
+    let file = new_file(&mount.join("f"));
+    let rewrite = |seed| {
+        file.write_all_at(&pattern(1 << 20, seed), 0).unwrap();
+        file.sync_all().unwrap();
+    };
+    rewrite(1);
+    rewrite(2);
+    file.set_len(0).unwrap();
+    rewrite(3);
+    let bytes = file.metadata().unwrap().blocks() * 512;
+    assert!((1 << 20..(1 << 20) + 65_536).contains(&bytes), "{bytes} bytes of blocks for 1 MiB");
+    drop(file);
+    mount.unmount();
+}
+
+#[test]
+fn a_sync_of_overwritten_data_makes_the_kernel_ask_for_nothing() {
+    const TIMES: u64 = 50;
+    let volume = Volume::new("quiet-sync");
+    let mount = volume.mount();
+    let file = new_file(&mount.join("f"));
+    file.write_all_at(&pattern(1 << 20, 1), 0).unwrap();
+    // The second sync is the first that finds the blocks of the one before.
+    for _ in 0..2 {
+        file.sync_all().unwrap();
+        file.metadata().unwrap();
+    }
+    let before = mount.handle().requests();
+    for number in 0..TIMES {
+        file.write_all_at(&pattern(4096, number), number * 4096).unwrap();
+        file.sync_data().unwrap();
+    }
+    // The data, its time and the sync; now and then the kernel writes back before it is told to.
+    let requests = mount.handle().requests() - before;
+    assert!(requests < 4 * TIMES, "{requests} requests for {TIMES} writes and syncs");
+    drop(file);
+    mount.unmount();
+}
+
+#[test]
 fn data_that_is_not_written_back_yet_is_data_to_lseek() {
     let volume = Volume::new("lseek");
     let mount = volume.mount();

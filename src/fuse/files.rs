@@ -205,12 +205,16 @@ impl Files {
     /// Makes what was written durable.
     pub fn sync(&self, id: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
         let descriptor = self.descriptors.find(handle.0);
-        let sync = move |tree: &Tree| sync_through(tree, id.0, data_only, &descriptor);
+        let sync = move |tree: &Tree| {
+            sync_through(tree, id.0, data_only, &descriptor).map(|()| tree.has_other_blocks(id.0))
+        };
         let kernel = self.kernel.clone();
         self.server.answer_slowly(id.0, sync, move |done| {
-            // It does not count the blocks of what it wrote back.
-            kernel.forget_attributes(id);
-            reply_empty(reply, id, done);
+            // It does not count the blocks of what it wrote back. To ask again costs it two requests at the next write.
+            if !matches!(done, Ok(false)) {
+                kernel.forget_attributes(id);
+            }
+            reply_empty(reply, id, done.map(drop));
         });
     }
 

@@ -198,7 +198,10 @@ impl Tree {
         let node = self.nodes.look_up(attr.node_id, attr.kind, dir.node_id, entry);
         drop(steady); // What follows may wait for a key.
         match self.settle(&node, dir, entry, attr) {
-            Ok(attr) => Ok((attr, node.generation())),
+            Ok(attr) => {
+                node.note_told(attr.blocks);
+                Ok((attr, node.generation()))
+            }
             Err(e) => {
                 self.forget(node.id, 1);
                 Err(e)
@@ -233,7 +236,9 @@ impl Tree {
     /// Attributes of a node. Asks for no key.
     pub fn attr(&self, id: u64) -> Result<Attr, FsError> {
         let node = self.node(id)?;
-        self.attr_of_node(&node)
+        let attr = self.attr_of_node(&node)?;
+        node.note_told(attr.blocks);
+        Ok(attr)
     }
 
     pub(super) fn attr_of_node(&self, node: &Node) -> Result<Attr, FsError> {

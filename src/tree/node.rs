@@ -42,12 +42,17 @@ pub struct OpenFile {
     pub writable: bool,
     /// The modification time as the kernel has it, once written-back data has moved the lower one.
     pub kernel_modified: Mutex<Option<Time>>,
+    /// What the lower file took, in blocks, when it was last synced; no such number before the first time.
+    synced_blocks: AtomicU64,
 }
+
+/// Stands for no number of blocks.
+const NO_BLOCKS: u64 = u64::MAX;
 
 impl OpenFile {
     /// A file just opened.
     pub fn new(io: Arc<FileIo>, writable: bool) -> Self {
-        Self { io, writable, kernel_modified: Mutex::default() }
+        Self { io, writable, kernel_modified: Mutex::default(), synced_blocks: AtomicU64::new(NO_BLOCKS) }
     }
 
     /// Before data that the kernel wrote back: the time of that write is the kernel's to tell, and it tells only
@@ -66,6 +71,12 @@ impl OpenFile {
             Some(time) if time != self.lower_modified()? => at::set_modified(self.io.lower_fd(), time.into()),
             _ => Ok(()),
         }
+    }
+
+    /// Notes the blocks that the file takes now, which was just synced; whether they are others than at the last time.
+    fn note_synced_blocks(&self) -> bool {
+        let blocks = rustix::fs::fstat(self.io.lower_fd()).map_or(NO_BLOCKS, |stat| stat.st_blocks as u64);
+        self.synced_blocks.swap(blocks, Ordering::AcqRel) != blocks || blocks == NO_BLOCKS
     }
 
     fn lower_modified(&self) -> Result<Time, Errno> {
@@ -177,6 +188,8 @@ pub struct Node {
     resized: AtomicBool,
     /// Made by this mount and never given a `security.capability`, which the kernel asks for before a first write.
     plain: AtomicBool,
+    /// The kernel was told, or may have been, another number of blocks than the open file took when it was last synced.
+    told_otherwise: AtomicBool,
     /// How often the kernel was told of it; changed under the lock of its shard.
     lookups: AtomicU64,
     links: Mutex<Links>,
@@ -200,6 +213,7 @@ impl Node {
             generation: AtomicU32::new(generation),
             resized: AtomicBool::new(false),
             plain: AtomicBool::new(false),
+            told_otherwise: AtomicBool::new(false),
             lookups: AtomicU64::new(0),
             links: Mutex::default(),
             file: RwLock::default(),
@@ -238,6 +252,24 @@ impl Node {
     /// Whether the inode is known to have no `security.capability`.
     pub fn lacks_capability(&self) -> bool {
         self.plain.load(Ordering::Relaxed)
+    }
+
+    /// The kernel is being told that the file takes `blocks`.
+    pub fn note_told(&self, blocks: u64) {
+        let as_synced = |open: &OpenFile| open.synced_blocks.load(Ordering::Acquire) == blocks;
+        // Not waiting for who opens or closes it.
+        let known = self.file.try_read().is_some_and(|slot| slot.open.as_deref().is_none_or(as_synced));
+        if !known {
+            self.told_otherwise.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether the kernel may know another number of blocks than the file takes, which was just synced. It is asked once
+    /// after each sync, and whoever gets `true` has the kernel ask again.
+    pub fn has_other_blocks(&self) -> bool {
+        let told_otherwise = self.told_otherwise.swap(false, Ordering::AcqRel);
+        let slot = self.file.read();
+        slot.open.as_ref().is_none_or(|open| open.note_synced_blocks()) || told_otherwise
     }
 
     /// A known name, the newest first.

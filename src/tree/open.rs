@@ -381,6 +381,11 @@ impl Tree {
         }
     }
 
+    /// Whether the kernel may know another number of blocks than the file takes, which was just synced.
+    pub fn has_other_blocks(&self, id: u64) -> bool {
+        self.nodes.find(id).is_none_or(|node| node.has_other_blocks())
+    }
+
     /// How many syncs of the file have failed since it was opened.
     pub fn sync_failures(&self, id: u64) -> u32 {
         let node = self.nodes.find(id);

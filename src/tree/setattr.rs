@@ -48,7 +48,9 @@ impl Tree {
             }
             Ok(fs::fstat(fd)?)
         })?;
-        self.attr_of(&stat)
+        let attr = self.attr_of(&stat)?;
+        node.note_told(attr.blocks);
+        Ok(attr)
     }
 
     /// Runs `action` on the node's inode: through the open file where there is one, which is at hand, and not while
