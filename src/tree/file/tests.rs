@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 use proptest::prelude::*;
-use proptest::test_runner::RngSeed;
 use rustix::fs::{Mode, OFlags};
 
 use super::lower::fault::{self, Fault};
@@ -160,11 +159,10 @@ pub(super) fn contents(file: &FileIo) -> Vec<u8> {
     out
 }
 
-/// A bounded number of cases, the same ones each time; `PROPTEST_CASES` asks for a long run of new ones.
-fn cases() -> ProptestConfig {
+/// So many cases, or as many as `PROPTEST_CASES` asks for.
+pub(super) fn cases(number: u32) -> ProptestConfig {
     let asked = std::env::var("PROPTEST_CASES").is_ok();
-    let same = ProptestConfig { cases: 100, rng_seed: RngSeed::Fixed(11), ..ProptestConfig::default() };
-    if asked { ProptestConfig::default() } else { same }
+    if asked { ProptestConfig::default() } else { ProptestConfig::with_cases(number) }
 }
 
 fn check_holes(file: &FileIo, model: &[u8]) {
@@ -178,7 +176,7 @@ fn check_holes(file: &FileIo, model: &[u8]) {
 }
 
 proptest! {
-    #![proptest_config(cases())]
+    #![proptest_config(cases(100))]
 
     /// Any sequence of operations, with remounts in between, reads as a plain file does.
     #[test]
