@@ -6,14 +6,16 @@
 
 #[path = "kmsd_support/certificate.rs"]
 mod certificate;
+#[path = "kmsd_support/port.rs"]
+mod port;
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use certificate::certificate;
+use port::free_address;
 
 const ACCOUNT: &str = "111122223333";
 const REGION: &str = "local";
@@ -44,7 +46,7 @@ impl Daemon {
         let dir = dir.with_extension(NUMBER.fetch_add(1, Ordering::Relaxed).to_string());
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir).expect("the temporary directory is writable");
-        let port = free_port();
+        let port = free_address().port();
         let daemon = Self { dir, port };
         fs::write(daemon.dir.join("seed.toml"), seed()).expect("the seed file is written");
         let state = daemon.path("state");
@@ -71,12 +73,6 @@ impl Drop for Daemon {
         let _ = Command::new(env!("CARGO_BIN_EXE_kmsd")).args(["stop", "--dir"]).arg(state).status();
         let _ = fs::remove_dir_all(&self.dir);
     }
-}
-
-/// A port that was free a moment ago; the daemon binds it next.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener.local_addr().expect("a bound listener has an address").port()
 }
 
 fn kmsd(arguments: &[&str]) {

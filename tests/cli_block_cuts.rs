@@ -151,7 +151,7 @@ fn a_killed_mount_leaves_the_filesystem_on_its_block_volume_whole() {
     let mounts = desk.kmsfs("status --json").json();
     let ours = desk.path("registry/data/disk");
     let mount = mounts.as_array().unwrap().iter().find(|m| m["lower"] == text(&ours)).unwrap();
-    system("kill", &["-9", &mount["pid"].to_string()]).ok();
+    programs::kill(mount["pid"].as_i64().unwrap() as i32);
     load.thread.take().unwrap().join().unwrap();
     let synced = load.synced();
     volume(&desk, "attach disk {mnt}").fails(6, "volume detach disk");

@@ -33,15 +33,9 @@ fn grants(desk: &Desk, key: &str) -> Vec<Value> {
     answer["Grants"].as_array().unwrap().clone()
 }
 
-fn pid_of(desk: &Desk) -> String {
-    desk.kmsfs("status {mnt} --json").json()["pid"].to_string()
-}
-
 /// Ends the mount as a crash does, and takes what is left of it away.
 fn kill(desk: &Desk, mnt: &Path) {
-    let pid = pid_of(desk);
-    run(std::process::Command::new("kill").args(["-9", &pid])).ok();
-    eventually("the killed mount is gone", || !Path::new("/proc").join(&pid).exists());
+    desk.kill_mount();
     desk.kmsfs("umount {mnt} --lazy");
     eventually("the mount point is free", || fs::read_dir(mnt).is_ok());
 }

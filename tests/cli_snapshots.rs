@@ -212,8 +212,7 @@ fn a_mount_killed_during_a_snapshot_leaves_none_and_the_next_one_works() {
     let mnt = desk.mount();
     populate(&mnt);
     let making = begin(&desk, "one");
-    let status = desk.kmsfs("status {mnt} --json").json();
-    run(Command::new("kill").arg("-9").arg(status["pid"].to_string())).ok();
+    desk.kill_mount();
     assert!(
         !making.wait_with_output().unwrap().status.success()
             || desk.path("lower/.kmsfs.snapshots/one").exists()

@@ -11,9 +11,8 @@ use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use kmsd_support::{
-    Http, Kmsd, PATIENCE, assert_fails, assert_ok, free_address, kmsd, request_bytes, wait_until,
-};
+use kmsd_support::port::free_address;
+use kmsd_support::{Http, Kmsd, PATIENCE, assert_fails, assert_ok, kmsd, request_bytes, wait_until};
 use kmsfs::api::hex;
 use kmsfs::api::sigv4::{Scope, SignedParts, authorization, canonical_request, string_to_sign, time_text};
 use kmsfs::crypto::{SigningKey, sha256};

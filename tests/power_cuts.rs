@@ -6,12 +6,11 @@ mod common;
 mod programs;
 
 use std::os::unix::fs::FileExt;
-use std::process::Command;
 use std::sync::Arc;
 
 use common::{Volume, pattern};
 use kmsfs::tree::{Asker, Caller, KeyUser, NewObject, ROOT_ID, Tree, WriteManner};
-use programs::{Desk, eventually, run};
+use programs::{Desk, eventually};
 
 fn create(tree: &Arc<Tree>, name: &[u8]) -> u64 {
     let caller = Caller { uid: 0, gid: 0, pid: 0 };
@@ -95,8 +94,7 @@ fn a_new_file_whose_header_a_cut_took_is_empty_and_no_damage() {
     let desk = Desk::with_volume("headless");
     let mnt = desk.mount();
     std::fs::write(mnt.join("file"), pattern(10_000, 1)).unwrap();
-    let pid = desk.kmsfs("status {mnt} --json").json()["pid"].to_string();
-    run(Command::new("kill").arg("-KILL").arg(pid)).ok();
+    desk.kill_mount();
     eventually("the dead mount shows", || std::fs::read_dir(&mnt).is_err());
     desk.umount();
     let lower = std::fs::OpenOptions::new().write(true).open(&desk.lower_files()[0]).unwrap();

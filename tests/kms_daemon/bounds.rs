@@ -7,7 +7,8 @@ use std::os::unix::fs::PermissionsExt;
 
 use serde_json::json;
 
-use crate::kmsd_support::{Http, Kmsd, PATIENCE, assert_fails, free_address, request_bytes};
+use crate::kmsd_support::port::free_address;
+use crate::kmsd_support::{Http, Kmsd, PATIENCE, assert_fails, request_bytes};
 
 fn on_tcp() -> (Kmsd, SocketAddr) {
     let address = free_address();

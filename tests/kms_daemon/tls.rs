@@ -8,7 +8,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use crate::certificate::certificate;
-use crate::kmsd_support::{Kmsd, assert_fails, assert_ok, free_address};
+use crate::kmsd_support::port::free_address;
+use crate::kmsd_support::{Kmsd, assert_fails, assert_ok};
 
 const SEED: &str = r#"
 [[users]]

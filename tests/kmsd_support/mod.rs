@@ -2,9 +2,13 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 #![allow(clippy::unwrap_used, clippy::must_use_candidate, reason = "a failed step is a failed test")]
 
+#[allow(clippy::duplicate_mod, reason = "some test files use both supports")]
+#[path = "../programs/kill.rs"]
+mod kill;
+pub mod port;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -14,7 +18,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 /// Nothing waits longer.
-pub const PATIENCE: Duration = Duration::from_mins(1);
+pub const PATIENCE: Duration = Duration::from_mins(2);
 
 /// A state directory and the daemon on it, both gone at the end.
 pub struct Kmsd {
@@ -97,12 +101,7 @@ impl Kmsd {
 
     /// SIGKILL, and waits until it is gone.
     pub fn kill(&self) {
-        let pid = rustix::process::Pid::from_raw(self.pid()).unwrap();
-        let handle = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
-        rustix::process::pidfd_send_signal(&handle, rustix::process::Signal::KILL).unwrap();
-        let timeout = rustix::event::Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
-        let mut wait = [rustix::event::PollFd::new(&handle, rustix::event::PollFlags::IN)];
-        assert_eq!(rustix::event::poll(&mut wait, Some(&timeout)).unwrap(), 1);
+        kill::kill(self.pid(), PATIENCE);
     }
 
     pub fn connect(&self) -> Http<UnixStream> {
@@ -171,11 +170,6 @@ pub fn wait_until(mut came: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "it did not come");
         std::thread::sleep(Duration::from_millis(2));
     }
-}
-
-/// A TCP address that was free a moment ago.
-pub fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 /// One HTTP connection.

@@ -159,7 +159,7 @@ fn renames_before_an_unclean_stop_leave_everything_readable() {
     let victim = Victim::bound("bound-killed");
     let mnt = victim.desk.mount();
     let expected = rename_everything(&mnt);
-    victim.desk.kill_mount();
+    victim.desk.crash();
     victim.in_mount(|mnt| check(mnt, &expected));
     victim.desk.kmsfs("fsck {lower}").ok();
     victim.in_mount(|mnt| check(mnt, &expected));

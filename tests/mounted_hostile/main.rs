@@ -45,9 +45,8 @@ impl Desk {
     }
 
     /// Ends the daemon of the mount with no warning, and takes the dead mount away.
-    fn kill_mount(&self) {
-        let pid = self.kmsfs("status {mnt} --json").json()["pid"].as_u64().unwrap().to_string();
-        programs::run(std::process::Command::new("kill").args(["-KILL", &pid])).ok();
+    fn crash(&self) {
+        self.kill_mount();
         self.kmsfs("umount {mnt} --lazy");
         programs::eventually("the mount is gone", || {
             !fs::read_to_string("/proc/self/mounts").unwrap().contains(self.path("mnt").to_str().unwrap())

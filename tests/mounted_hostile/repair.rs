@@ -148,7 +148,7 @@ fn a_repair_finishes_what_a_killed_mount_began_and_refuses_a_live_one() {
     }
     desk.kmsfs("fsck {lower} --repair").fails(8, "in use");
     drop(file);
-    desk.kill_mount();
+    desk.crash();
     super::programs::eventually("its lock is free", || desk.kmsfs("fsck {lower} --repair").code != 8);
     let lower = desk.lower_files();
     assert_eq!(lower.len(), 1);

@@ -1,6 +1,8 @@
 //! The built programs on a desk of their own: a key daemon with its store, volumes, mounts.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)] // Each test file uses its own part.
 
+mod kill;
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
@@ -13,7 +15,7 @@ use std::time::{Duration, Instant};
 pub const KMSFS: &str = env!("CARGO_BIN_EXE_kmsfs");
 pub const KMSD: &str = env!("CARGO_BIN_EXE_kmsd");
 /// Any wait for something that must come.
-pub const PATIENCE: Duration = Duration::from_mins(1);
+pub const PATIENCE: Duration = Duration::from_mins(2);
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -228,6 +230,12 @@ impl Desk {
         self.mounts.borrow_mut().clear();
     }
 
+    /// Ends the daemon of the mount `mnt` as a crash does; the dead mount stays.
+    pub fn kill_mount(&self) {
+        let pid = self.kmsfs("status {mnt} --json").json()["pid"].as_i64().unwrap();
+        kill(pid as i32);
+    }
+
     /// A mount that the test made by itself, to be taken away at the end.
     pub fn adopt(&self, mountpoint: PathBuf) {
         self.mounts.borrow_mut().push(mountpoint);
@@ -255,6 +263,12 @@ int clock_gettime(clockid_t id, struct timespec *now) {
     return failed;
 }
 "#;
+
+/// Kills a process, and comes back when it is gone.
+#[track_caller]
+pub fn kill(pid: i32) {
+    kill::kill(pid, PATIENCE);
+}
 
 /// Runs a program of the system that must succeed.
 pub fn sh(words: &[&str]) {
