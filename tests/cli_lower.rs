@@ -7,13 +7,8 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, Instant};
 
-use programs::{Desk, SmallDisk, eventually, run};
-
-/// How long the space of a removed file may take to come back.
-const SPACE_TIMEOUT: Duration = Duration::from_secs(10);
+use programs::{Desk, SmallDisk, eventually};
 
 /// A mounted volume on a small disk.
 fn on_small_disk(label: &str) -> (Desk, SmallDisk, PathBuf) {
@@ -40,14 +35,17 @@ fn a_full_disk_is_told_costs_nothing_and_work_goes_on_after_it() {
     assert_eq!(fs::read_to_string(mnt.join("old")).unwrap(), "kept");
     fs::remove_file(mnt.join("big")).unwrap();
     // The kernel tells the last close of a file in its own time; until then its space is not free.
-    let deadline = Instant::now() + SPACE_TIMEOUT;
     let write_new = || {
         let mut new = File::create(mnt.join("new"))?;
         new.write_all(&vec![5; 500_000]).and_then(|()| new.sync_all())
     };
-    while let Err(e) = write_new() {
-        assert!(e.kind() == ErrorKind::StorageFull && Instant::now() < deadline, "no space came back: {e}");
-    }
+    eventually("space comes back", || match write_new() {
+        Ok(()) => true,
+        Err(e) => {
+            assert_eq!(e.kind(), ErrorKind::StorageFull);
+            false
+        }
+    });
     desk.kmsfs("umount {mnt}").ok();
     desk.kmsfs("fsck {disk}/v").ok();
     disk.make_read_only();
@@ -94,8 +92,7 @@ fn what_a_full_disk_takes_is_told_to_the_byte_and_it_can_be_mounted_and_emptied(
     // And so full that nothing at all fits.
     let mut filler = File::create(disk.0.join("filler")).unwrap();
     while filler.write_all(&[1; 512]).is_ok() {}
-    let pid = desk.kmsfs("status {mnt} --json").json()["pid"].to_string();
-    run(Command::new("kill").arg("-KILL").arg(pid)).ok();
+    desk.kill_mount();
     eventually("the dead mount shows", || fs::read_dir(&mnt).is_err());
     desk.umount();
     desk.kmsfs("mount {disk}/v {mnt}").ok();

@@ -510,11 +510,12 @@ mod tests {
     #[test]
     fn half_a_head_is_hung_up_on_and_half_a_body_is_told() {
         let short = Duration::from_millis(200);
-        let server = Running::with(Limits { head_timeout: short, body_timeout: short, ..Limits::default() });
+        let server = Running::with(Limits { head_timeout: short, ..Limits::default() });
         let mut half_head = server.connect();
         half_head.write_all(b"POST / HTTP/1.1\r\nHost").unwrap();
         let mut rest = Vec::new();
         half_head.read_to_end(&mut rest).unwrap();
+        let server = Running::with(Limits { body_timeout: short, ..Limits::default() });
         let mut half_body = server.connect();
         half_body.write_all(&REQUEST[..REQUEST.len() - 1]).unwrap();
         assert_eq!(first_line(&mut half_body), "HTTP/1.1 400 Bad Request");

@@ -189,6 +189,7 @@ mod tests {
     use crate::crypto::{DataKey, Secret, VolumeKey, random_array};
     use crate::format::{FileId, VolumeId, WrappedKey};
     use crate::tree::file::fault::{self, Fault};
+    use crate::tree::file::tests::new_dir;
     use crate::tree::kept::KEPT_MAX;
     use crate::tree::{
         Asker, Caller, Durability, FileContext, FreshKey, Integrity, KeySource, LastEnd, NewObject,
@@ -215,9 +216,7 @@ mod tests {
 
     impl Bench {
         fn new() -> Self {
-            let dir = std::env::temp_dir().join(format!("kmsfs-close-{}", std::process::id()));
-            std::fs::create_dir(&dir).unwrap();
-            Self(dir)
+            Self(new_dir())
         }
 
         fn tree(&self) -> Arc<Tree> {

@@ -325,7 +325,7 @@ fn a_note_that_is_not_of_the_volume_moves_nothing() {
     std::fs::write(&note, &whole).unwrap();
     let new = bench.dir.join(RENEWALS).join("1.new");
     let kept = std::fs::read(&new).unwrap();
-    std::fs::write(&new, [&kept[..100], &[0xff], &kept[101..]].concat()).unwrap();
+    std::fs::write(&new, [&kept[..100], &[!kept[100]], &kept[101..]].concat()).unwrap();
     assert!(matches!(bench.finish(), Err(FsError::Corrupt(_))));
     std::fs::write(&new, kept).unwrap();
     bench.finish().unwrap();
