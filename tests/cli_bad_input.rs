@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use programs::{Desk, KMSD, SmallDisk, eventually, run, sh};
+use programs::{Desk, Frozen, KMSD, SmallDisk, eventually, run, sh};
 
 const DAY: i64 = 86_400;
 const NO_KEY: &str = "11111111-1111-1111-1111-111111111111";
@@ -204,6 +204,46 @@ fn two_hosts_that_rewrap_at_once_and_share_no_lock_leave_every_header_readable()
     }
     desk.umount();
     desk.kmsfs("fsck {lower}").ok();
+}
+
+#[test]
+fn a_record_that_another_host_writes_from_what_it_read_before_names_all_keys_again() {
+    const FILES: usize = 60;
+    let desk = Desk::with_volume("two-records");
+    desk.key("b");
+    let mnt = desk.mount();
+    for n in 0..FILES {
+        fs::write(mnt.join(format!("f{n}")), format!("text {n}")).unwrap();
+    }
+    desk.umount();
+    // One that has moved every header before it stands still shows nothing; the way back is as good.
+    let mut ways = [("k", "b"), ("b", "k")].into_iter().cycle().take(20);
+    let (left, _) = ways.find(|(_, to)| puts_the_record_back(&desk, to)).expect("a rewrap takes two seconds");
+    desk.kmsfs(&format!("key disable alias/{left}")).ok();
+    desk.kmsfs("fsck {lower}").ok();
+    desk.mount();
+    for n in 0..FILES {
+        assert_eq!(fs::read_to_string(mnt.join(format!("f{n}"))).unwrap(), format!("text {n}"));
+    }
+}
+
+/// Rewraps, and in the middle of that puts the record back to what it was before. Returns whether it was in the middle.
+fn puts_the_record_back(desk: &Desk, to: &str) -> bool {
+    let record = desk.path("lower/.kmsfs.volume");
+    let before = fs::read(&record).unwrap();
+    let headers = || desk.lower_files().iter().map(|file| fs::read(file).unwrap()).collect::<Vec<_>>();
+    let unmoved = headers();
+    let mut rewrap = desk.command_of(&format!("rewrap {{lower}} --to-key alias/{to} --rate 30"));
+    let mut rewrap = rewrap.stdout(Stdio::null()).spawn().unwrap();
+    eventually("headers move, behind the record", || headers() != unmoved);
+    let frozen = Frozen::freeze(rewrap.id().to_string());
+    let in_time = headers().iter().zip(&unmoved).any(|(now, before)| now == before);
+    if in_time {
+        fs::write(&record, &before).unwrap();
+    }
+    drop(frozen);
+    assert!(rewrap.wait().unwrap().success());
+    in_time
 }
 
 #[test]

@@ -186,6 +186,20 @@ fn a_key_that_is_brought_along_opens_its_files_and_no_service_is_asked() {
     assert_eq!(fs::read_dir(mnt.join("dir")).unwrap().count(), 1);
     fs::write(mnt.join("beside"), "text").unwrap();
     desk.umount();
+    // So for a check, which names what it could not ask for.
+    let found = desk.kmsfs("fsck {lower}");
+    assert!(found.code == 4 && found.out.contains("--customer-key own=FILE"), "{found:?}");
+    assert!(
+        found.out.contains("(its key is customer-key/own/") && found.out.contains("1 error\n"),
+        "{found:?}"
+    );
+    desk.kmsfs("fsck {lower} --customer-key own={own.key}").ok();
+    desk.kmsfs("fsck {lower} --customer-key own={other.key}").fails(8, "'own'");
+    desk.kmsfs("fsck {lower} --customer-key new={own.key}").fails(8, "'new'");
+    desk.kmsfs("key disable alias/k").ok();
+    let found = desk.kmsfs("fsck {lower} --customer-key own={own.key}");
+    assert!(found.code == 8 && found.err.contains("is disabled"), "{found:?}");
+    desk.kmsfs("key enable alias/k").ok();
     desk.try_mount("--customer-key own={other.key}").fails(4, "'own'");
     desk.try_mount("--read-only --customer-key new={other.key}").fails(4, "'new'");
     // A rewrap has nothing to move there.

@@ -350,6 +350,9 @@ pub struct FsckArgs {
     /// Skip the data: check headers, names and records
     #[arg(long)]
     pub quick: bool,
+    /// Bring along the customer key NAME, in a file or, as NAME=fd:N, from a descriptor; files under it are checked like the rest
+    #[arg(long, value_name = "NAME=FILE", value_parser = parse_customer_key, conflicts_with = "structure_only")]
+    pub customer_key: Vec<(String, PathBuf)>,
     /// Put right what can be: from copies, by the tag log, or moved to .kmsfs.quarantine in LOWER; deletes nothing. The
     /// volume must not be mounted
     #[arg(long, conflicts_with = "structure_only")]

@@ -24,7 +24,7 @@ use crate::client::{CacheLimits, Kms};
 use crate::fuse::{MountOptions, Session, SessionHandle, damage_seen};
 use crate::volume::snapshot::{self, finish_restore_first};
 use crate::volume::{
-    self, Epoch, KeyEvent, KeyWatch, MountGrants, MountLock, MountedTree, Volume, VolumeKeys, WatchOptions,
+    Epoch, KeyEvent, KeyWatch, MountGrants, MountLock, MountedTree, Volume, VolumeKeys, WatchOptions,
 };
 
 /// Descriptors a mount may need: directories and files it keeps open.
@@ -122,9 +122,7 @@ fn serve(plan: &MountPlan, ready: impl FnOnce() -> std::io::Result<()>) -> Resul
     }
     let is_snapshot = check_snapshot(plan, &volume)?;
     let read_only = plan.read_only || is_snapshot || is_read_only(&plan.lower);
-    for (name, file) in &plan.customer_keys {
-        volume.bring(name, volume::read_customer_key(file)?, read_only)?;
-    }
+    volume.bring_all(&plan.customer_keys, read_only)?;
     if read_only && !plan.read_only {
         eprintln!("kmsfs: {} is on a read-only file system; mounted read-only", plan.lower.display());
     }

@@ -239,9 +239,11 @@ fn try_fsck(args: &FsckArgs, kms: Option<&str>) -> Result<CheckReport, CliError>
     } else {
         let kms = service::connect(service::for_volume(kms, mount_kms.as_deref()), Behalf::Filesystem)?;
         let opened = Volume::open(&lower, kms, CacheLimits::default());
-        Some(opened.map_err(|e| {
+        let volume = opened.map_err(|e| {
             CliError::from(e).with_hint("--structure-only checks what can be checked without the key")
-        })?)
+        })?;
+        volume.bring_all(&args.customer_key, true)?;
+        Some(volume)
     };
     let progress = Arc::new(Progress::default());
     stop_on_signals(&progress)?;

@@ -86,8 +86,23 @@ fn try_check(
     let identity = Some((file_id, stat.st_ino));
     match &depth.context {
         None => Ok(Sound { size: plain_size(length), verified: 0, identity }),
-        Some(context) => check_content(&FileIo::new(file, Arc::clone(context), place), identity, depth.data),
+        Some(context) => {
+            let io = FileIo::new(
+                file.try_clone().map_err(|e| (Class::Unreadable, e.to_string()))?,
+                Arc::clone(context),
+                place,
+            );
+            check_content(&io, identity, depth.data).map_err(|trouble| naming_key(&file, trouble))
+        }
     }
+}
+
+/// Trouble with a key names that key.
+fn naming_key(file: &OwnedFd, (class, why): Trouble) -> Trouble {
+    let bytes = lower_file::read_slots(file.as_fd()).ok().flatten();
+    let slots = bytes.filter(|_| class == Class::Key).and_then(|bytes| Slots::parse(&bytes).ok());
+    let key = slots.map(|slots| slots.active().wrapped.key_arn.clone()).filter(|key| !why.contains(key));
+    (class, key.map_or(why.clone(), |key| format!("{why} (its key is {key})")))
 }
 
 /// What of the file's superblocks and slots is torn though the rest serves.

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -31,8 +31,8 @@ impl CustomerKeys {
     fn with<R>(&self, id: &str, act: impl FnOnce(&CustomerKey) -> R) -> Result<R, KeyError> {
         let name = customer::name_of(id).unwrap_or_default();
         let missing = || {
-            let how = format!("mount with --customer-key {name}=FILE");
-            KeyError::Disabled(format!("the customer key '{name}' was not brought to this mount; {how}"))
+            let how = format!("--customer-key {name}=FILE of 'kmsfs mount' and 'kmsfs fsck' does");
+            KeyError::Disabled(format!("nobody has brought the customer key '{name}' along; {how}"))
         };
         self.0.read().get(id).map(act).ok_or_else(missing)
     }
@@ -58,7 +58,7 @@ impl CustomerKeys {
 }
 
 /// Reads a key from a file, or from the descriptor N where `from` is `fd:N`: 32 bytes, or their base64.
-pub fn read_customer_key(from: &Path) -> Result<CustomerKey, VolumeError> {
+fn read_customer_key(from: &Path) -> Result<CustomerKey, VolumeError> {
     let fd =
         from.to_str().and_then(|text| text.strip_prefix("fd:")).map(|number| format!("/dev/fd/{number}"));
     let path = fd.as_deref().map_or(from, Path::new);
@@ -77,9 +77,14 @@ pub fn read_customer_key(from: &Path) -> Result<CustomerKey, VolumeError> {
 }
 
 impl Volume {
+    /// Brings along the keys in these files, by name.
+    pub fn bring_all(&self, keys: &[(String, PathBuf)], read_only: bool) -> Result<(), VolumeError> {
+        keys.iter().try_for_each(|(name, file)| self.bring(name, read_customer_key(file)?, read_only))
+    }
+
     /// Brings `key` along under `name`. Where the volume knows that name it must be the same key; else, unless it is
     /// `read_only`, the volume learns it.
-    pub fn bring(&self, name: &str, key: CustomerKey, read_only: bool) -> Result<(), VolumeError> {
+    fn bring(&self, name: &str, key: CustomerKey, read_only: bool) -> Result<(), VolumeError> {
         let refused = |why: &str| VolumeError::Key(format!("'{name}'"), KeyError::Denied(why.to_owned()));
         if !customer::is_name(name) {
             return Err(refused(

@@ -43,7 +43,6 @@ pub use census::versions_in_use;
 pub use check::{CheckOptions, CheckReport, Class, Finding, check};
 pub use copy::{CopyOptions, CopyReport, copy, purge};
 pub use count::count_files;
-pub use customer::read_customer_key;
 pub use epoch::Epoch;
 pub use error::{VolumeError, key_error};
 pub use info::{FileInfo, SlotInfo, file_info};

@@ -150,6 +150,7 @@ pub fn rewrap(
         }
     }
     if lock.is_some() {
+        settle_record(volume, &targets, epoch.as_ref(), &mut report)?;
         syncfs(root.as_fd()).map_err(|e| VolumeError::io("sync", volume.path(), e))?;
     }
     if options.purge && !options.dry_run && report.is_complete() {
@@ -157,6 +158,24 @@ pub fn rewrap(
     }
     report.seconds = start.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// A host that shares no lock with this one may have written the record as it had read it before: what this rewrap put there
+/// is put there once more, or headers would name a key that the record does not.
+fn settle_record(
+    volume: &Volume,
+    targets: &Targets<'_>,
+    epoch: Option<&Epoch>,
+    report: &mut RewrapReport,
+) -> Result<(), VolumeError> {
+    if report.ended_early.is_some() {
+        return Ok(());
+    }
+    if let Some(to) = &targets.to {
+        name_key_in_record(volume, &to.key_arn, true)?;
+    }
+    report.record_current = rewrap_record(volume, targets, false, false, epoch, report)?;
+    Ok(())
 }
 
 /// The record, without which nothing opens, must be able to go along.
@@ -260,6 +279,11 @@ fn rewrap_record(
     let moved = wrapped_key(moved);
     let counted = epoch.filter(|_| moved.key_arn != wrapped.key_arn).map_or(Ok(()), |e| e.move_to(&moved));
     let Some(()) = report.note(counted.map_err(|e| e.to_string())) else { return Ok(false) };
+    // What another host put there while the service was asked, keys that it named, stays.
+    record = record_file::read(root.as_fd(), volume.path())?;
+    if record.active().wrapped != wrapped {
+        return Ok(false);
+    }
     record.rewrap(moved);
     record_file::write(root.as_fd(), volume.path(), &record)?;
     Ok(true)

@@ -133,11 +133,7 @@ impl Desk {
     /// Stops the key daemon in its tracks, which comes back once no thread of it runs any more: the signal itself is only
     /// on its way when it has been sent.
     pub fn freeze_kmsd(&self) -> Frozen {
-        let pid = self.kmsd_pid();
-        run(Command::new("kill").arg("-STOP").arg(&pid)).ok();
-        let frozen = Frozen { pid };
-        eventually("the key daemon stands still", || frozen.stands_still());
-        frozen
+        Frozen::freeze(self.kmsd_pid())
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
@@ -303,17 +299,26 @@ impl Drop for SmallDisk {
     }
 }
 
-/// A key daemon that stands still, until this is dropped.
+/// A process that stands still, until this is dropped.
 pub struct Frozen {
     pid: String,
 }
 
 impl Frozen {
+    pub fn freeze(pid: String) -> Self {
+        run(Command::new("kill").arg("-STOP").arg(&pid)).ok();
+        let frozen = Self { pid };
+        eventually("the process stands still", || frozen.stands_still());
+        frozen
+    }
+
     fn stands_still(&self) -> bool {
         let threads = fs::read_dir(format!("/proc/{}/task", self.pid)).unwrap();
-        // The state comes behind the name, which stands in brackets.
+        // The state comes behind the name, which stands in brackets. Who has ended stands still, too.
         threads.map(|thread| fs::read_to_string(thread.unwrap().path().join("stat"))).all(|stat| {
-            stat.is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
+            stat.is_ok_and(|stat| {
+                stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['T', 'Z']))
+            })
         })
     }
 }
