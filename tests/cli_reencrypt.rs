@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use programs::{Desk, eventually, manifest, run};
+use rustix::fs::{Mode, OFlags, mkdirat, openat};
 
 /// Identities of all files of the lower tree.
 fn ids(desk: &Desk) -> Vec<Vec<u8>> {
@@ -240,4 +241,31 @@ fn a_killed_run_loses_nothing_and_the_next_one_goes_on() {
     assert!(went_on > 0, "no run was cut after its first files");
     desk.umount();
     desk.kmsfs("fsck {lower}").ok();
+}
+
+/// Directories within each other: more than a thread of so many bytes has room for if each level took some of its stack.
+const LEVELS: usize = 400;
+const STACK: &str = "262144";
+
+#[test]
+fn directories_within_each_other_are_gone_through_however_deep_they_lie() {
+    let desk = Desk::with_volume("reencrypt-deep");
+    let mnt = desk.path("mnt");
+    fs::create_dir(&mnt).unwrap();
+    run(desk.command_of("mount {lower} {mnt}").env("RUST_MIN_STACK", STACK)).ok();
+    desk.adopt(mnt.clone());
+    let mut dir = fs::File::open(&mnt).unwrap();
+    for _ in 0..LEVELS {
+        mkdirat(&dir, "d", Mode::RWXU).unwrap();
+        dir = openat(&dir, "d", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap().into();
+    }
+    let flags = OFlags::CREATE | OFlags::WRONLY;
+    fs::File::from(openat(&dir, "file", flags, Mode::RUSR).unwrap()).write_all_at(b"text", 0).unwrap();
+    drop(dir);
+    let dry = desk.kmsfs("reencrypt {mnt} --dry-run --json").json();
+    assert_eq!((&dry["done"], &dry["failed"]), (&1.into(), &0.into()), "{dry}");
+    let done = desk.kmsfs("reencrypt {mnt} --json").json();
+    assert_eq!((&done["done"], &done["failed"]), (&1.into(), &0.into()), "{done}");
+    desk.umount();
+    programs::sh(&["rm", "-r", desk.path("lower/").to_str().unwrap()]);
 }

@@ -21,6 +21,8 @@ use super::plain_path::{self, NameTrouble};
 use super::record_file::{ChangeLock, LOCK_FILE};
 use super::repair::{self, Mended, QUARANTINE, Repair};
 use super::report::{MAX_LISTED, Progress};
+use super::snapshot::{RESTORE_NOTE, SNAPSHOT_RECORD, SNAPSHOTS};
+use super::stream::POSITION_PREFIX;
 use super::walk::{self, Directory, Entry, Visitor};
 use super::{MountLock, Volume, VolumeError, record_file};
 use crate::crypto::{DirKey, VolumeKey};
@@ -32,6 +34,19 @@ use crate::format::record::{VOLUME_RECORD, VOLUME_RECORD_COPY};
 use crate::tree::file::{Durability, FileContext, Integrity, LOG_NAME, LastEnd};
 use crate::tree::holds_nothing;
 use crate::tree::{RENEWALS, is_unfinished};
+
+/// What may lie in the lower directory itself.
+const OF_ROOT: [&str; 9] = [
+    VOLUME_RECORD,
+    VOLUME_RECORD_COPY,
+    LOCK_FILE,
+    EPOCH_FILE,
+    RENEWALS,
+    QUARANTINE,
+    SNAPSHOTS,
+    SNAPSHOT_RECORD,
+    RESTORE_NOTE,
+];
 
 /// Files whose identities are compared with each other: 128 MiB of memory.
 const IDS_MAX: usize = 4_000_000;
@@ -312,9 +327,7 @@ impl Check<'_> {
 
     fn check_record(&self, report: &mut CheckReport, dir: &Directory, name: &CStr) {
         let ours = name.to_bytes();
-        let of_root = [VOLUME_RECORD, VOLUME_RECORD_COPY, LOCK_FILE, EPOCH_FILE, RENEWALS];
-        let known = of_root.iter().any(|n| n.as_bytes() == ours) || ours.starts_with(LOG_NAME.as_bytes());
-        let known = (known || ours == QUARANTINE.as_bytes()) && dir.parent().is_none();
+        let known = dir.parent().is_none() && is_known_in_root(ours);
         if ours.starts_with(TEMPORARY_PREFIX.as_bytes()) {
             self.add(
                 report,
@@ -422,6 +435,11 @@ impl Check<'_> {
 }
 
 /// Whether the target of the link `name` opens there. Where the directory's record does not open that is the trouble.
+fn is_known_in_root(name: &[u8]) -> bool {
+    let begins = |beginning: &str| name.starts_with(beginning.as_bytes());
+    OF_ROOT.iter().any(|known| known.as_bytes() == name) || begins(LOG_NAME) || begins(POSITION_PREFIX)
+}
+
 fn link_opens(key: &VolumeKey, dir: &Directory, name: &CStr, target: &[u8]) -> bool {
     plain_path::place(key, dir, name).map_or(true, |place| link::open(key, target, place.as_ref()).is_ok())
 }

@@ -5,10 +5,10 @@
 //! an interrupted run goes on where it was. Must never leave a file that it could not do unmentioned.
 
 mod done;
+mod walk;
 
 use std::collections::HashSet;
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -37,8 +37,6 @@ const TRIES: usize = 5;
 const PAUSE: Duration = Duration::from_millis(50);
 /// A file that is open and longer than this is left alone: whoever uses it would wait for all of it to be copied.
 const OPEN_MAX: u64 = 256 << 20;
-/// Levels of directories.
-const DEPTH_MAX: usize = 10_000;
 /// Inodes with several names that are remembered; of more, each name counts.
 const MET_MAX: usize = 4 << 20;
 
@@ -266,7 +264,7 @@ impl Work<'_> {
             (id, kind) = (attr.node_id, attr.kind);
         }
         match kind {
-            Kind::Dir => self.directory(id, &plain, 0),
+            Kind::Dir => self.directory(id, plain),
             Kind::File => {
                 self.tree.look_up_again(id).map_err(|e| e.to_string())?;
                 self.file(id, plain)
@@ -277,57 +275,6 @@ impl Work<'_> {
 
     fn check_stop(&self) -> Result<(), Ended> {
         if self.progress.stopped() { Err("interrupted; run it again to go on".to_owned()) } else { Ok(()) }
-    }
-
-    fn directory(&mut self, id: u64, path: &Path, depth: usize) -> Result<(), Ended> {
-        if depth > DEPTH_MAX {
-            self.fail(path, "directories lie too deep");
-            return Ok(());
-        }
-        let mut stream = match self.tree.open_stream(id) {
-            Ok(stream) => stream,
-            Err(e) => {
-                self.fail(path, &e.to_string());
-                return Ok(());
-            }
-        };
-        let dir = stream.listed_dir();
-        loop {
-            let (mut found, position) = (Vec::new(), stream.position());
-            let listed = self.tree.list(&mut stream, position, |entry| {
-                let taken = found.len() < BATCH_FILES;
-                if taken {
-                    found.push(entry.clone());
-                }
-                taken
-            });
-            if let Err(e) = listed {
-                self.fail(path, &e.to_string());
-                return Ok(());
-            }
-            if found.is_empty() {
-                return Ok(());
-            }
-            for entry in found {
-                self.check_stop()?;
-                if !matches!(entry.kind, Kind::Dir | Kind::File) {
-                    continue;
-                }
-                let Some((attr, _)) = self.tree.look_up_listed(&dir, &entry) else { continue };
-                let below = path.join(std::ffi::OsStr::from_bytes(&entry.name));
-                if attr.kind == Kind::Dir {
-                    let done = self.directory(attr.node_id, &below, depth + 1);
-                    // Files of the batch are found through it.
-                    self.held.push(attr.node_id);
-                    if self.batch.is_empty() {
-                        self.let_go();
-                    }
-                    done?;
-                } else {
-                    self.file(attr.node_id, below)?;
-                }
-            }
-        }
     }
 
     /// Takes up a file, which was looked up for it.

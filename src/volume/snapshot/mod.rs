@@ -28,7 +28,7 @@ pub use diff::{Changed, Difference, diff};
 pub(super) use make::walk_offline;
 pub use make::{Making, make_offline};
 pub use record::{SNAPSHOT_RECORD, SnapshotRecord, of_volume};
-pub use restore::{finish_restore_first, restore};
+pub use restore::{RESTORE_NOTE, finish_restore_first, restore};
 
 /// Where snapshots lie in the lower root.
 pub const SNAPSHOTS: &str = ".kmsfs.snapshots";

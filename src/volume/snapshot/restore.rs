@@ -27,8 +27,8 @@ use crate::volume::open::open_lower;
 use crate::volume::record_file::replace;
 use crate::volume::{MountLock, Volume, VolumeError};
 
-/// Name of the note.
-const NOTE: &str = ".kmsfs.restore";
+/// Name of the note in the lower root that tells how far a restore is.
+pub const RESTORE_NOTE: &str = ".kmsfs.restore";
 
 /// How far a restore is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,7 +46,7 @@ struct Note {
 }
 
 fn read_note(root: &OwnedFd) -> Option<Note> {
-    let file = at::open_regular(root, NOTE.as_bytes(), OFlags::RDONLY, 0).ok()?;
+    let file = at::open_regular(root, RESTORE_NOTE.as_bytes(), OFlags::RDONLY, 0).ok()?;
     serde_json::from_reader(std::io::Read::take(std::fs::File::from(file), 64 * 1024)).ok()
 }
 
@@ -140,7 +140,7 @@ fn lay_down(
 }
 
 fn write_note(root: &OwnedFd, note: &Note) -> std::io::Result<()> {
-    replace(root.as_fd(), NOTE, &serde_json::to_vec(note)?)
+    replace(root.as_fd(), RESTORE_NOTE, &serde_json::to_vec(note)?)
 }
 
 /// Each step may be done again after it was interrupted.
@@ -164,7 +164,7 @@ fn swap(volume: &Volume, root: &OwnedFd, snapshots: &OwnedFd, mut note: Note) ->
         .and_then(|()| {
             if is_named { Ok(()) } else { renameat(snapshots, &*note.old, snapshots, &*note.kept.name) }
         })
-        .and_then(|()| unlinkat(root, NOTE, AtFlags::empty()))
+        .and_then(|()| unlinkat(root, RESTORE_NOTE, AtFlags::empty()))
         .and_then(|()| rustix::fs::fsync(root))
         .and_then(|()| remove_tree(snapshots, note.new.as_bytes()));
     ended.map_err(|e| io(e.into()))?;

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::crypto::sha256;
 
-pub use receive::{Begins, Received, begins, check, position, receive};
+pub use receive::{Begins, POSITION_PREFIX, Received, begins, check, position, receive};
 pub use send::{SendOptions, Sent, send};
 
 const MAGIC: &[u8; 8] = b"KMFSTRM1";

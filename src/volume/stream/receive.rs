@@ -48,12 +48,15 @@ pub struct Received {
     pub hash: String,
 }
 
+/// Begins the name under which it is noted how far a stream was received.
+pub const POSITION_PREFIX: &str = ".kmsfs.receive-";
+
 fn partial_name(snapshot: &str) -> String {
     format!(".kmsfs.t.receive-{snapshot}")
 }
 
 fn position_name(snapshot: &str) -> String {
-    format!(".kmsfs.receive-{snapshot}")
+    format!("{POSITION_PREFIX}{snapshot}")
 }
 
 fn room_name(snapshot: &str) -> String {
