@@ -7,14 +7,10 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use programs::{Desk, Frozen, KMSD, SmallDisk, eventually, run, sh};
+use programs::{Desk, Frozen, KMSD, SmallDisk, eventually, refusal, run, sh};
 
 const DAY: i64 = 86_400;
 const NO_KEY: &str = "11111111-1111-1111-1111-111111111111";
-
-fn refusal(path: &Path) -> Option<i32> {
-    fs::read(path).err().and_then(|e| e.raw_os_error())
-}
 
 fn entries(dir: &Path) -> usize {
     fs::read_dir(dir).unwrap().count()
@@ -159,11 +155,7 @@ fn when_its_key_is_destroyed_a_volume_is_gone_for_the_live_mount_and_for_every_o
     desk.stop_kmsd();
     desk.start_kmsd_off(8 * DAY);
     eventually("the key is gone", || desk.kmsfs("key describe alias/k").err.contains("NotFoundException"));
-    eventually("the live mount knows", || refusal(&file) == Some(libc::ENOKEY));
-    let read = || std::os::unix::fs::FileExt::read_exact_at(&held, &mut [0; 1], 50_000).is_err();
-    eventually("its open files too", read);
-    let status = desk.kmsfs("status {mnt} --json").json();
-    assert_eq!((&status["cached_keys"], &status["fresh_keys"]), (&0.into(), &0.into()));
+    desk.loses_the_key_of(&file, &held);
     drop(held);
     desk.umount();
     desk.try_mount("").fails(4, "it was destroyed");

@@ -5,19 +5,14 @@ mod kmsd_support;
 mod programs;
 
 use std::fs;
-use std::path::Path;
 
 use kmsd_support::{Http, request_bytes};
-use programs::{Desk, Said, eventually};
+use programs::{Desk, Said, eventually, refusal};
 use serde_json::{Value, json};
 
 /// Where the second service has its keys.
 const ACCOUNT: &str = "111122223333";
 const REGION: &str = "eu-west-1";
-
-fn refusal(path: &Path) -> Option<i32> {
-    fs::read(path).err().and_then(|e| e.raw_os_error())
-}
 
 /// A desk with a volume under a key of its own service, the desk of a second service, and that one's key.
 struct Two {

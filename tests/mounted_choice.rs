@@ -4,14 +4,8 @@
 mod programs;
 
 use std::fs;
-use std::path::Path;
 
-use programs::{Desk, eventually};
-
-/// Why reading `path` fails; `None` where it goes well.
-fn refusal(path: &Path) -> Option<i32> {
-    fs::read(path).err().and_then(|e| e.raw_os_error())
-}
+use programs::{Desk, refusal};
 
 #[test]
 fn a_directory_s_choice_is_inherited_a_file_s_own_wins_and_moving_keeps_it() {
@@ -136,12 +130,7 @@ fn a_key_on_its_way_to_be_destroyed_takes_the_volume_with_it() {
     fs::write(&file, vec![7; 100_000]).unwrap();
     let held = fs::File::open(&file).unwrap();
     desk.kmsfs("key delete alias/k --days 7").ok();
-    eventually("the mount notices", || refusal(&file) == Some(libc::ENOKEY));
-    let mut byte = [0];
-    let read = || std::os::unix::fs::FileExt::read_exact_at(&held, &mut [0; 1], 50_000).is_err();
-    eventually("its open files too", read);
-    let status = desk.kmsfs("status {mnt} --json").json();
-    assert_eq!((&status["cached_keys"], &status["fresh_keys"]), (&0.into(), &0.into()));
+    desk.loses_the_key_of(&file, &held);
     // Neither a new mount nor a new daemon brings it back.
     drop(held);
     desk.umount();
@@ -154,6 +143,7 @@ fn a_key_on_its_way_to_be_destroyed_takes_the_volume_with_it() {
     desk.kmsfs("key enable alias/k").ok();
     desk.mount();
     let back = fs::File::open(&file).unwrap();
+    let mut byte = [0];
     std::os::unix::fs::FileExt::read_exact_at(&back, &mut byte, 50_000).unwrap();
     assert_eq!(byte, [7]);
 }

@@ -11,11 +11,12 @@ use std::time::Duration;
 use rustix::net::sockopt::socket_peercred;
 use serde::{Deserialize, Serialize};
 
-use super::error::{CliError, Exit};
+use super::error::CliError;
 use super::figures::{self, Figures};
 use super::reencrypt_job::ReencryptState;
 use super::runtime_dir;
 use super::snapshot_job::SnapshotState;
+use crate::sys::at;
 use crate::volume::ReencryptOptions;
 
 /// Longest line taken.
@@ -324,21 +325,22 @@ pub fn ask_all(request: &Request) -> Vec<Status> {
 
 /// The mount that holds `path`, and the rest of the path below its mount point.
 pub fn holding(path: &Path) -> Option<(Status, PathBuf)> {
-    let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let path = at::resolved(path);
     let deepest = mounts().into_iter().filter(|status| path.starts_with(&status.mountpoint));
     let status = deepest.max_by_key(|status| status.mountpoint.components().count())?;
     let rest = path.strip_prefix(&status.mountpoint).ok()?.to_owned();
     Some((status, rest))
 }
 
+pub(super) fn no_mount_at(mountpoint: &Path) -> CliError {
+    CliError::failed(format!("{} is not a mount point of kmsfs that you may ask", mountpoint.display()))
+}
+
 /// Asks the mount at `mountpoint`.
 pub fn ask(mountpoint: &Path, request: &Request) -> Result<Answer, CliError> {
-    let wanted = std::fs::canonicalize(mountpoint).unwrap_or_else(|_| mountpoint.to_owned());
+    let wanted = at::resolved(mountpoint);
     let socket = answering().into_iter().find(|(_, status)| status.mountpoint == wanted);
-    let (socket, _) = socket.ok_or_else(|| {
-        let text = format!("{} is not a mount point of kmsfs that you may ask", mountpoint.display());
-        CliError::new(Exit::Failed, text)
-    })?;
+    let (socket, _) = socket.ok_or_else(|| no_mount_at(mountpoint))?;
     match ask_socket(&socket, request) {
         Ok(Answer::Failed(why)) | Err(why) => Err(CliError::failed(why)),
         Ok(answer) => Ok(answer),

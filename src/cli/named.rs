@@ -17,6 +17,7 @@ use super::volume_args::{
     GcArgs, ListArgs, NameArgs, ResizeArgs, VolumeCommand,
 };
 use super::volumes::default_sheet_dir;
+use crate::sys::at;
 use crate::volume::registry::{
     self, Block, Changing, Defaults, Entry, Quota, Registry, RegistryError, State,
 };
@@ -109,7 +110,7 @@ fn create(args: &CreateArgs, kms: Option<&str>, verbose: u8) -> Result<(), CliEr
     })?;
     let entry = Entry {
         name: args.name.clone(),
-        lower: std::fs::canonicalize(&lower).unwrap_or(lower),
+        lower: at::resolved(&lower),
         volume_id: made.id.to_string(),
         key_arn: made.key_arn.clone(),
         kms: kms.map(str::to_owned),

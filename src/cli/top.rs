@@ -17,6 +17,7 @@ use super::control::{self, Status};
 use super::error::CliError;
 use super::figures::{Figures, micros};
 use super::output::{line, size};
+use crate::sys::at;
 use crate::sys::figures::{BOUNDS_US, Timing};
 
 /// Lines that one mount takes at least.
@@ -48,11 +49,10 @@ pub fn run(args: &TopArgs) -> Result<(), CliError> {
 fn mounts(wanted: Option<&Path>) -> Result<Vec<Status>, CliError> {
     let mut found = control::mounts();
     if let Some(wanted) = wanted {
-        let wanted = std::fs::canonicalize(wanted).unwrap_or_else(|_| wanted.to_owned());
+        let wanted = at::resolved(wanted);
         found.retain(|status| status.mountpoint == wanted);
         if found.is_empty() {
-            let text = format!("{} is not a mount point of kmsfs that you may ask", wanted.display());
-            return Err(CliError::failed(text));
+            return Err(control::no_mount_at(&wanted));
         }
     }
     Ok(found)

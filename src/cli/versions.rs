@@ -19,6 +19,7 @@ use super::service::services;
 use super::volumes::DEFAULT_JOBS;
 use crate::api::Operation;
 use crate::client::{Endpoint, Kms};
+use crate::sys::at;
 use crate::volume::{Version, is_mounted, snapshot, versions_in_use};
 
 /// Most versions that are listed; a key has fewer.
@@ -147,7 +148,7 @@ fn check_renewed(
     places: &[Result<Place, String>],
     renewed: &[Status],
 ) -> Result<(), CliError> {
-    let renewed: Vec<PathBuf> = renewed.iter().map(|status| canonical(&status.lower)).collect();
+    let renewed: Vec<PathBuf> = renewed.iter().map(|status| at::resolved(&status.lower)).collect();
     let is_under = |used: Vec<Version>| used.iter().any(|version| version.key_arn == key_arn);
     for place in places.iter().flatten().filter(|place| !renewed.contains(&place.lower)) {
         if is_mounted(&place.lower).unwrap_or(false)
@@ -158,10 +159,6 @@ fn check_renewed(
         }
     }
     Ok(())
-}
-
-fn canonical(path: &Path) -> PathBuf {
-    std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Every lower tree that this host knows of: volumes by name, mounts, their snapshots, and those named. Mounts that call no
@@ -192,7 +189,7 @@ fn places(own: &Endpoint, also: &[PathBuf], answering: &[Status]) -> Vec<Result<
         lower,
     });
     for place in mounted.chain(named).chain(mute) {
-        let lower = canonical(&place.lower);
+        let lower = at::resolved(&place.lower);
         if !found.iter().flatten().any(|known| known.lower == lower) {
             found.push(Ok(Place { lower, ..place }));
         }

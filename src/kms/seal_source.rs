@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use crate::api::hex;
 use crate::crypto::random_array;
-use crate::sys::ask_secret;
+use crate::sys::{ask_secret, at};
 
 use super::failure::Failure;
 use super::sealed::{SealInfo, SealKind, SealSecret};
@@ -123,7 +123,7 @@ fn key_file(path: &Path) -> Result<Secret, Failure> {
             path.display()
         )));
     }
-    let absolute = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let absolute = at::resolved(path);
     Ok(Secret { kind: SealKind::KeyFile, bytes, hint: absolute.display().to_string() })
 }
 

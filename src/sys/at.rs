@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
@@ -19,6 +20,11 @@ pub const XATTR_LIST_MAX: usize = 65536;
 
 /// What [`open_regular`] says of anything else (`InvalidData`).
 const NOT_REGULAR: &str = "it is not a regular file; kmsfs did not put it there";
+
+/// `path` without symbolic links and from the root, or as it is where that cannot be told.
+pub fn resolved(path: &Path) -> PathBuf {
+    std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}
 
 /// A single path component that resolves below its directory.
 fn checked(name: &[u8]) -> Result<&[u8], Errno> {

@@ -191,7 +191,7 @@ fn write_sheet(
 
 fn sheet_text(lower: &Path, record: &VolumeRecord, key_arn: &str) -> Result<String, VolumeError> {
     let body = record.to_text().map_err(|e| VolumeError::Record(lower.to_owned(), e))?;
-    let place = std::fs::canonicalize(lower).unwrap_or_else(|_| lower.to_owned());
+    let place = at::resolved(lower);
     Ok(format!(
         "Recovery sheet of a kmsfs volume\n\n\
          volume         {}\n\

@@ -6,7 +6,7 @@ mod kill;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -232,6 +232,15 @@ impl Desk {
         kill(pid as i32);
     }
 
+    /// The key of `file` is taken from the live mount, which notices; so does who `held` it open, and no key is kept.
+    pub fn loses_the_key_of(&self, file: &Path, held: &fs::File) {
+        eventually("the live mount notices", || refusal(file) == Some(libc::ENOKEY));
+        let refused = || FileExt::read_exact_at(held, &mut [0; 1], 50_000).is_err();
+        eventually("its open files too", refused);
+        let status = self.kmsfs("status {mnt} --json").json();
+        assert_eq!((&status["cached_keys"], &status["fresh_keys"]), (&0.into(), &0.into()));
+    }
+
     /// A mount that the test made by itself, to be taken away at the end.
     pub fn adopt(&self, mountpoint: PathBuf) {
         self.mounts.borrow_mut().push(mountpoint);
@@ -370,6 +379,11 @@ impl Drop for Desk {
         let _ = run(Command::new(KMSD).arg("stop").arg("--dir").arg(self.path("state")));
         let _ = fs::remove_dir_all(&self.dir);
     }
+}
+
+/// Why reading `path` fails; `None` where it goes well.
+pub fn refusal(path: &Path) -> Option<i32> {
+    fs::read(path).err().and_then(|e| e.raw_os_error())
 }
 
 /// Waits until `done`, and fails when that takes too long.

@@ -153,6 +153,14 @@ impl Bench {
         NAMES.iter().map(id).collect()
     }
 
+    /// Renews all, which ends before its eighth step on the lower files.
+    fn interrupt(&self) {
+        let tree = self.tree();
+        STEPS_LEFT.set(Some(8));
+        assert!(Self::renew(&tree, &NAMES).is_err());
+        STEPS_LEFT.set(None);
+    }
+
     /// Renews the files of `names` together.
     fn renew(tree: &Tree, names: &[&[u8]]) -> Result<Vec<Renewed>, String> {
         let journal = tree.renewals().map_err(|e| e.to_string())?;
@@ -285,12 +293,8 @@ fn an_interruption_at_any_step_leaves_all_files_old_or_all_new() {
 fn a_file_that_moved_or_went_after_an_interruption_is_found_or_not_missed() {
     let bench = Bench::new("moved");
     bench.populate();
-    let tree = bench.tree();
-    STEPS_LEFT.set(Some(8));
-    assert!(Bench::renew(&tree, &NAMES).is_err());
-    STEPS_LEFT.set(None);
+    bench.interrupt();
     assert!(is_unfinished(bench.root()));
-    drop(tree);
     spoil(&bench);
     let aside =
         bench.dir.join(crate::format::name::encrypt(&bench.key.dir_key(&[0; 16]), b"aside").unwrap().entry);
@@ -309,11 +313,7 @@ fn a_file_that_moved_or_went_after_an_interruption_is_found_or_not_missed() {
 fn a_note_that_is_not_of_the_volume_moves_nothing() {
     let bench = Bench::new("forged");
     bench.populate();
-    let tree = bench.tree();
-    STEPS_LEFT.set(Some(8));
-    assert!(Bench::renew(&tree, &NAMES).is_err());
-    STEPS_LEFT.set(None);
-    drop(tree);
+    bench.interrupt();
     let note = bench.dir.join(RENEWALS).join("commit");
     let whole = std::fs::read(&note).unwrap();
     for at in [0, 10, whole.len() / 2, whole.len() - 1] {
