@@ -43,6 +43,9 @@ use log::LevelFilter;
 
 use args::{Cli, Command};
 
+/// Descriptors that may be needed: directories and files that are kept open, by a mount above all.
+const OPEN_FILES: u64 = 65_536;
+
 /// What mount(8) expects of a helper whose mount failed.
 const MOUNT_FAILED: u8 = 32;
 
@@ -59,6 +62,7 @@ pub fn run() -> ExitCode {
         1 => LevelFilter::Info,
         _ => LevelFilter::Debug,
     });
+    crate::sys::harden::raise_open_files(OPEN_FILES);
     let kms = service::named(&cli.kms);
     let kms = kms.as_deref();
     let outcome = match cli.command {

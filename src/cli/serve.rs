@@ -27,8 +27,6 @@ use crate::volume::{
     Epoch, KeyEvent, KeyWatch, MountGrants, MountLock, MountedTree, Volume, VolumeKeys, WatchOptions,
 };
 
-/// Descriptors a mount may need: directories and files it keeps open.
-const OPEN_FILES: u64 = 65_536;
 /// How long the first request through the mount may take.
 const FIRST_ANSWER: Duration = Duration::from_secs(30);
 /// How often the epoch of a volume that stays mounted is advanced.
@@ -101,7 +99,6 @@ fn harden() -> Result<(), CliError> {
     let _ = rustix::process::setsid();
     std::env::set_current_dir("/").map_err(failed)?;
     crate::sys::harden::forbid_dumps().map_err(failed)?;
-    crate::sys::harden::raise_open_files(OPEN_FILES);
     crate::sys::harden::obey_quotas().map_err(failed)?;
     Ok(())
 }

@@ -70,7 +70,7 @@ fn send_to_file(
     args: &SendArgs,
     progress: &Progress,
 ) -> Result<Sent, CliError> {
-    let out: Box<dyn Write> = match &args.output {
+    let out: Box<dyn Write + Send> = match &args.output {
         Some(path) => Box::new(File::create(path).map_err(|e| failed(path, &e))?),
         None if std::io::stdout().is_terminal() => {
             let text = "a stream is not for a terminal: name a file with --output, or use a pipe";

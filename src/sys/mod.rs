@@ -12,6 +12,7 @@ mod memory;
 pub mod mount;
 pub mod priority;
 pub mod quota;
+mod stack;
 #[cfg(test)]
 pub mod steps;
 mod terminal;
@@ -19,5 +20,6 @@ mod user;
 
 pub use allocator::give_back_memory;
 pub use memory::LockedBytes;
+pub use stack::on_deep_stack;
 pub use terminal::ask_secret;
 pub use user::user_name;

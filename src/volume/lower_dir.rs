@@ -6,13 +6,18 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, unlinkat};
+use rustix::fs::{AtFlags, Dir, FileType, RenameFlags, unlinkat};
 use rustix::io::Errno;
 
 use super::VolumeError;
 use super::walk::{open_dir, open_root};
+use crate::crypto::random_array;
+use crate::format::name;
 use crate::format::record::VOLUME_RECORD;
 use crate::sys::{at, btrfs, quota};
+
+/// Calls of a removal within each other, each of which takes stack and holds a directory open.
+const LEVELS: usize = 64;
 
 /// The lower directory that `path` is, or lies in, and the rest. What is no volume at all stays whole.
 pub fn split_lower(path: &Path) -> (PathBuf, PathBuf) {
@@ -84,6 +89,10 @@ pub fn remove_lower(lower: &Path) -> Result<(), VolumeError> {
 
 /// Removes the entry `name` of `parent`, whatever it is, with what is below it.
 pub(super) fn remove_tree(parent: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
+    remove_level(parent, name, 0)
+}
+
+fn remove_level(parent: &OwnedFd, name: &[u8], level: usize) -> Result<(), Errno> {
     match at::unlink(parent, name) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
         Err(Errno::ISDIR | Errno::PERM) => {}
@@ -98,18 +107,37 @@ pub(super) fn remove_tree(parent: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
     let name = std::ffi::CString::new(name).map_err(|_| Errno::INVAL)?;
     let mut dir = open_dir(parent.as_fd(), &name);
     if matches!(dir, Err(Errno::ACCESS)) {
-        at::set_mode(at::open_dir(parent, name.to_bytes())?, 0o700)?;
+        allow(parent, name.to_bytes())?;
         dir = open_dir(parent.as_fd(), &name);
     }
-    empty(&dir?)?;
+    empty_level(&dir?, parent, level)?;
     match unlinkat(parent, name.as_c_str(), AtFlags::REMOVEDIR) {
         Err(Errno::NOENT) => Ok(()),
         other => other,
     }
 }
 
-/// Removes everything in `dir`. A level of the tree is a call: as deep as its paths can be.
+fn move_up(dir: &OwnedFd, name: &[u8], above: &OwnedFd) -> Result<(), Errno> {
+    let new = name::temporary(random_array());
+    let moved = || at::rename(dir, name, above, new.as_bytes(), RenameFlags::NOREPLACE);
+    match moved() {
+        // Who is not root must be allowed to write to what is moved.
+        Err(Errno::ACCESS) => allow(dir, name).and_then(|()| moved()),
+        other => other,
+    }
+}
+
+fn allow(parent: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
+    at::set_mode(at::open_dir(parent, name)?, 0o700)
+}
+
+/// Removes everything in `dir`.
 pub(super) fn empty(dir: &OwnedFd) -> Result<(), Errno> {
+    empty_level(dir, dir, 0)
+}
+
+/// Removes everything in `dir`, a call for each level. What lies too deep is moved up first, to be found in `above`.
+fn empty_level(dir: &OwnedFd, above: &OwnedFd, level: usize) -> Result<(), Errno> {
     loop {
         let mut removed = 0;
         for entry in Dir::read_from(dir)? {
@@ -118,14 +146,12 @@ pub(super) fn empty(dir: &OwnedFd) -> Result<(), Errno> {
             if matches!(name, b"." | b"..") {
                 continue;
             }
-            if entry.file_type() == FileType::Directory {
-                remove_tree(dir, name)?;
-            } else {
-                match at::unlink(dir, name) {
-                    Ok(()) | Err(Errno::NOENT) => {}
-                    Err(Errno::ISDIR) => remove_tree(dir, name)?,
-                    Err(e) => return Err(e),
-                }
+            let is_dir = entry.file_type() == FileType::Directory;
+            match if is_dir { Err(Errno::ISDIR) } else { at::unlink(dir, name) } {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(Errno::ISDIR) if level == LEVELS => move_up(dir, name, above)?,
+                Err(Errno::ISDIR) => remove_level(dir, name, level + 1)?,
+                Err(e) => return Err(e),
             }
             removed += 1;
         }
@@ -133,5 +159,29 @@ pub(super) fn empty(dir: &OwnedFd) -> Result<(), Errno> {
         if removed == 0 {
             return Ok(());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{Mode, OFlags, mkdirat, openat};
+
+    #[test]
+    fn a_tree_far_deeper_than_calls_may_go_is_removed_with_what_lies_in_it() {
+        let dir = std::env::temp_dir().join(format!("kmsfs-remove-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let mut at = open_root(&dir).unwrap();
+        for _ in 0..4 * LEVELS {
+            for name in ["below", "beside"] {
+                mkdirat(&at, name, Mode::RWXU).unwrap();
+            }
+            openat(&at, "file", OFlags::CREATE | OFlags::WRONLY, Mode::RUSR).unwrap();
+            at = openat(&at, "below", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        }
+        drop(at);
+        let (above, name) = (open_root(&std::env::temp_dir()).unwrap(), dir.file_name().unwrap());
+        remove_tree(&above, name.as_encoded_bytes()).unwrap();
+        assert!(!dir.exists());
     }
 }

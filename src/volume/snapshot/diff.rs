@@ -17,7 +17,7 @@ use crate::format::dir::{self, DIR_RECORD, DirId};
 use crate::format::header::{SLOTS_LEN, SUPERBLOCK_LEN};
 use crate::format::name::{self, Kind, classify};
 use crate::format::seal::SEAL_LEN;
-use crate::sys::at;
+use crate::sys::{at, on_deep_stack};
 use crate::volume::open::open_lower;
 use crate::volume::{Volume, VolumeError};
 
@@ -51,8 +51,9 @@ pub struct Difference {
 pub fn diff(volume: &Volume, from: &Path, to: &Path) -> Result<(Vec<Difference>, u64), VolumeError> {
     let mut walk = Walk { key: &volume.key, found: Vec::new(), total: 0 };
     let (a, b) = (open_lower(from)?, open_lower(to)?);
-    walk.compare(Some(&a), Some(&b), Path::new(""), volume.key.root_place())
-        .map_err(|e| VolumeError::io("compare", to, e))?;
+    let compare = || walk.compare(Some(&a), Some(&b), Path::new(""), volume.key.root_place());
+    let failed = |e| VolumeError::io("compare", to, e);
+    on_deep_stack(compare).map_err(failed)?.map_err(|e| failed(e.into()))?;
     Ok((walk.found, walk.total))
 }
 

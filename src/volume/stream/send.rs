@@ -13,7 +13,7 @@ use rustix::fs::{Dir, FileType, OFlags, SeekFrom, Stat, seek};
 use rustix::io::{Errno, pread};
 
 use super::{Begin, DATA_MAX, End, Entry, Kind, Position, VERSION, Writer};
-use crate::sys::at;
+use crate::sys::{at, on_deep_stack};
 use crate::volume::open::open_lower;
 use crate::volume::report::Progress;
 use crate::volume::{VolumeError, record_file};
@@ -43,7 +43,7 @@ pub struct Sent {
 pub fn send(
     snapshot: &Path,
     base: Option<&Path>,
-    out: impl Write,
+    out: impl Write + Send,
     options: &SendOptions,
     progress: &Progress,
 ) -> Result<Sent, VolumeError> {
@@ -61,7 +61,7 @@ pub fn send(
     let base = base.map(open_lower).transpose()?;
     let writer = Writer::new(out, options.resume, &begin).map_err(io)?;
     let mut sender = Sender { writer, progress, links: HashMap::new(), entries: 0, bytes: 0 };
-    sender.directory(&root, base.as_ref(), "").map_err(io)?;
+    on_deep_stack(|| sender.directory(&root, base.as_ref(), "")).and_then(|sent| sent).map_err(io)?;
     let end = End { entries: sender.entries, bytes: sender.bytes };
     sender.writer.json(Kind::End, &end).map_err(io)?;
     sender.writer.out.flush().map_err(io)?;
