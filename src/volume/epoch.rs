@@ -150,7 +150,9 @@ impl Epoch {
         let _alone = record_file::lock(self.root.as_fd(), EPOCH_FILE, LOCK_PATIENCE).map_err(failed)?;
         // A rewrap beside a mount counts on as well.
         let next = next(known.max(self.read()));
-        record_file::replace(self.root.as_fd(), EPOCH_FILE, &self.encode(next)).map_err(failed)?;
+        // A full disk must be mounted to be emptied.
+        let written = record_file::replace_without_room(self.root.as_fd(), EPOCH_FILE, &self.encode(next));
+        written.map_err(failed)?;
         *current = Some(next);
         Ok(Some(next))
     }

@@ -4,6 +4,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,8 @@ use crate::sys::at;
 
 /// Locked by whoever changes records or headers of the lower tree; holds nothing.
 pub(super) const LOCK_FILE: &str = ".kmsfs.lock";
+/// The least that a disk writes whole or not at all.
+const SECTOR: usize = 512;
 /// Between two tries to take a lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
@@ -102,6 +105,21 @@ pub(super) fn replace(root: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Res
         let _ = unlinkat(root, &temporary, AtFlags::empty());
     }
     written
+}
+
+/// As [`replace`], and where there is no room for another file over the bytes of this one, which must be as many: so few
+/// lie in one sector, which is written whole or not at all.
+pub(super) fn replace_without_room(root: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let full = match replace(root, name, bytes) {
+        Err(e) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => e,
+        done => return done,
+    };
+    let file = std::fs::File::from(at::open_regular(root, name.as_bytes(), OFlags::WRONLY, 0)?);
+    if bytes.len() > SECTOR || file.metadata()?.len() != bytes.len() as u64 {
+        return Err(full);
+    }
+    file.write_all_at(bytes, 0)?;
+    file.sync_all()
 }
 
 /// A directory in the place of a file of ours, which no rename replaces, gets another name.
