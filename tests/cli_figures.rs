@@ -103,11 +103,21 @@ fn top_shows_what_goes_on_and_work_that_was_told_of() {
     let desk = Desk::with_volume("top");
     let mnt = desk.mount();
     let socket = status(&desk)["socket"].as_str().unwrap().to_owned();
-    let said = say(&socket, "{\"command\": \"working\", \"what\": \"rewrap\", \"done\": 3, \"total\": 9}\n");
-    assert!(said.contains("noted"), "{said}");
-    assert_eq!(status(&desk)["work"]["done"], 3);
-    let shown = desk.kmsfs("top {mnt} --batch 1").ok();
-    assert!(shown.contains(mnt.to_str().unwrap()) && shown.contains("operations"), "{shown}");
-    assert!(shown.contains("rewrap: 3 of 9 files"), "{shown}");
+    // It is news for some seconds.
+    let work = || {
+        let said =
+            say(&socket, "{\"command\": \"working\", \"what\": \"rewrap\", \"done\": 3, \"total\": 9}\n");
+        assert!(said.contains("noted"), "{said}");
+    };
+    eventually("the status tells of the work", || {
+        work();
+        status(&desk)["work"]["done"] == 3
+    });
+    eventually("the work is shown", || {
+        work();
+        let shown = desk.kmsfs("top {mnt} --batch 1").ok();
+        assert!(shown.contains(mnt.to_str().unwrap()) && shown.contains("operations"), "{shown}");
+        shown.contains("rewrap: 3 of 9 files")
+    });
     desk.kmsfs("top {home} --batch 1").fails(1, "is not a mount point of kmsfs");
 }
