@@ -104,6 +104,9 @@ struct Args {
     /// Cuts before the load rests
     #[arg(long, default_value_t = 10)]
     batch: usize,
+    /// Go no further once something is lost
+    #[arg(long)]
+    until_loss: bool,
 }
 
 fn main() -> ExitCode {
@@ -231,7 +234,7 @@ impl Judge<'_> {
     fn run(&mut self, records: &[(Arc<dyn Record>, bool)], desk: &Desk) -> Outcome<()> {
         let mut random = Random::new(self.args.seed);
         let begin = Instant::now();
-        while self.cuts < self.args.cuts {
+        while self.cuts < self.args.cuts && !(self.args.until_loss && self.wrong > 0) {
             let count = self.args.batch.clamp(1, self.args.cuts - self.cuts);
             let cuts =
                 (0..count).map(|n| self.cut(n, records, &mut random)).collect::<Outcome<Vec<Cut>>>()?;
