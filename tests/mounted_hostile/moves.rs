@@ -112,7 +112,7 @@ fn a07_a_mount_goes_on_counting_behind_a_move_under_it() {
         drop(file);
         if version == 3 {
             // What was synced is in the log perhaps, which a move must not make out to be of a mount that ended well.
-            victim.desk.kill_mount();
+            victim.desk.crash();
             victim.moves_to("b");
         } else {
             victim.desk.umount();
