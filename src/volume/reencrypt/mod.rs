@@ -10,8 +10,8 @@ mod walk;
 use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -196,11 +196,30 @@ pub fn reencrypt(
     Ok(report)
 }
 
+/// A file to be done, looked up.
+struct Found {
+    id: u64,
+    path: PathBuf,
+    size: u64,
+    /// That its new file is known by.
+    number: u32,
+}
+
 /// A file under way, and where it is.
 struct Waiting {
     id: u64,
     path: PathBuf,
     renewal: Renewal,
+}
+
+/// What came of preparing one file.
+#[derive(Default)]
+struct Looked {
+    renewal: Option<Renewal>,
+    done_before: bool,
+    would: bool,
+    without_header: bool,
+    trouble: Option<Trouble>,
 }
 
 struct Work<'a> {
@@ -210,7 +229,7 @@ struct Work<'a> {
     journal: &'a Journal,
     pace: Option<Pace>,
     list: DoneList,
-    batch: Vec<Waiting>,
+    batch: Vec<Found>,
     /// New files made so far.
     numbers: u32,
     /// Inodes with several names that were met under one of them.
@@ -239,11 +258,16 @@ fn stuck(e: &Stuck) -> Ended {
 impl Work<'_> {
     fn run(&mut self) -> Result<(), Ended> {
         let mut held = Vec::new();
-        let worked = self.begin(&mut held);
-        // Also where it was ended early: what is made is put in place.
-        let applied = self.apply();
+        let mut worked = self.begin(&mut held);
+        if worked.is_ok() {
+            worked = self.apply();
+        }
+        for file in std::mem::take(&mut self.batch) {
+            self.tree.forget(file.id, 1);
+        }
+        self.let_go();
         held.iter().rev().for_each(|id| self.tree.forget(*id, 1));
-        worked.and(applied)
+        worked
     }
 
     fn let_go(&mut self) {
@@ -290,25 +314,52 @@ impl Work<'_> {
             self.over(id);
             return Ok(());
         }
-        let Some(waiting) = self.take_up(id, path, attr.size)? else { return Ok(()) };
-        self.batch.push(waiting);
-        let bytes: u64 = self.batch.iter().map(|waiting| waiting.renewal.size).sum();
+        let found = self.found(id, path, attr.size);
+        self.batch.push(found);
+        let bytes: u64 = self.batch.iter().map(|found| found.size).sum();
         if self.batch.len() >= BATCH_FILES || bytes >= BATCH_BYTES { self.apply() } else { Ok(()) }
     }
 
-    /// Makes the new ciphertext of a file; `None` where it is done with.
-    fn take_up(&mut self, id: u64, path: PathBuf, size: u64) -> Result<Option<Waiting>, Ended> {
-        let ended = match self.prepare(id, size) {
-            Ok(Some(renewal)) => return Ok(Some(Waiting { id, path, renewal })),
-            Ok(None) => Ok(None),
-            Err(Trouble::File(why)) => {
-                self.fail(&path, &why);
-                Ok(None)
+    fn found(&mut self, id: u64, path: PathBuf, size: u64) -> Found {
+        self.numbers += 1;
+        Found { id, path, size, number: self.numbers }
+    }
+
+    /// Makes the new ciphertext of files. What keeps all that follow from being done comes beside those that are made.
+    fn take_up(&mut self, files: Vec<Found>) -> (Vec<Waiting>, Result<(), Ended>) {
+        let (mut waiting, mut outcome) = (Vec::new(), Ok(()));
+        for (file, looked) in self.look_at(files) {
+            self.report.done_before += u64::from(looked.done_before);
+            self.report.done += u64::from(looked.would);
+            self.report.bytes += if looked.would { file.size } else { 0 };
+            self.report.without_header += u64::from(looked.without_header);
+            match looked.trouble {
+                Some(Trouble::File(why)) => self.fail(&file.path, &why),
+                Some(Trouble::All(why)) => outcome = Err(why),
+                None => {}
             }
-            Err(Trouble::All(why)) => Err(why),
-        };
-        self.over(id);
-        ended
+            match looked.renewal {
+                Some(renewal) => waiting.push(Waiting { id: file.id, path: file.path, renewal }),
+                None => self.over(file.id),
+            }
+        }
+        (waiting, outcome)
+    }
+
+    /// On two threads: one waits for the key service while the other encrypts.
+    fn look_at(&self, files: Vec<Found>) -> Vec<(Found, Looked)> {
+        let ended = OnceLock::new();
+        let look = |files: &[Found]| files.iter().map(|file| self.prepare(file, &ended)).collect::<Vec<_>>();
+        let (here, there) = files.split_at(files.len().div_ceil(2));
+        let looked = std::thread::scope(|scope| {
+            let other = (!there.is_empty()).then(|| scope.spawn(|| look(there)));
+            let mut looked = look(here);
+            if let Some(other) = other {
+                looked.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            }
+            looked
+        });
+        files.into_iter().zip(looked).collect()
     }
 
     /// The file needs nothing more.
@@ -322,28 +373,41 @@ impl Work<'_> {
         attr.links > 1 && self.met.len() < MET_MAX && !self.met.insert(attr.node_id)
     }
 
-    fn prepare(&mut self, id: u64, size: u64) -> Result<Option<Renewal>, Trouble> {
-        if size > OPEN_MAX && self.tree.is_open(id) {
+    fn prepare(&self, file: &Found, ended: &OnceLock<String>) -> Looked {
+        let mut looked = Looked::default();
+        let made = match ended.get() {
+            Some(why) => Err(Trouble::All(why.clone())),
+            None => self.try_prepare(file, &mut looked),
+        };
+        match made {
+            Ok(renewal) => looked.renewal = renewal,
+            Err(trouble) => {
+                if let Trouble::All(why) = &trouble {
+                    let _ = ended.set(why.clone());
+                }
+                looked.trouble = Some(trouble);
+            }
+        }
+        looked
+    }
+
+    fn try_prepare(&self, file: &Found, looked: &mut Looked) -> Result<Option<Renewal>, Trouble> {
+        let size = file.size;
+        if size > OPEN_MAX && self.tree.is_open(file.id) {
             let why = "it is open, and so large that its users would wait for long; do it when it is closed";
             return Err(Trouble::File(why.to_owned()));
         }
         let (dry_run, list) = (self.options.dry_run, &self.list);
-        let (mut done_before, mut would) = (0, 0);
         let wanted = |id: FileId| {
-            done_before = u64::from(list.has(id));
-            would = u64::from(dry_run && !list.has(id));
-            !dry_run && !list.has(id)
+            looked.done_before = list.has(id);
+            looked.would = dry_run && !looked.done_before;
+            !dry_run && !looked.done_before
         };
-        self.numbers += 1;
         let key = self.options.key.as_deref();
-        let prepared = self.tree.prepare_renewal(id, key, self.numbers, self.journal, wanted);
-        self.report.done_before += done_before;
-        self.report.done += would;
-        self.report.bytes += would * size;
-        match prepared {
+        match self.tree.prepare_renewal(file.id, key, file.number, self.journal, wanted) {
             Ok(Prepared::Ready(renewal)) => Ok(Some(*renewal)),
             Ok(Prepared::NoHeader) => {
-                self.report.without_header += 1;
+                looked.without_header = true;
                 Ok(None)
             }
             Ok(Prepared::Unwanted) | Err(FsError::Os(Errno::NOENT | Errno::STALE)) => Ok(None),
@@ -357,10 +421,10 @@ impl Work<'_> {
 
     /// Puts what was made in place; what changed meanwhile is made anew and put there by itself.
     fn apply(&mut self) -> Result<(), Ended> {
-        let mut waiting: Vec<Waiting> = std::mem::take(&mut self.batch);
-        let mut applied = Ok(());
+        let files = std::mem::take(&mut self.batch);
+        let (mut waiting, mut applied) = self.take_up(files);
         for last in (0..TRIES).rev() {
-            if waiting.is_empty() || applied.is_err() {
+            if waiting.is_empty() {
                 break;
             }
             let again = match self.apply_once(waiting, last == 0) {
@@ -370,17 +434,18 @@ impl Work<'_> {
                     return Err(e);
                 }
             };
-            if !again.is_empty() {
-                std::thread::sleep(PAUSE);
-            }
             waiting = Vec::new();
-            for (id, path) in again {
-                let size = self.tree.attr(id).map_or(0, |attr| attr.size);
-                match self.take_up(id, path, size) {
-                    Ok(again) => waiting.extend(again),
-                    Err(e) => applied = Err(e),
-                }
+            if again.is_empty() {
+                break;
             }
+            std::thread::sleep(PAUSE);
+            let sized = |(id, path)| {
+                let size = self.tree.attr(id).map_or(0, |attr| attr.size);
+                self.found(id, path, size)
+            };
+            let files = again.into_iter().map(sized).collect();
+            let (more, ended) = self.take_up(files);
+            (waiting, applied) = (more, applied.and(ended));
         }
         for waiting in waiting {
             self.tree.forget(waiting.id, 1);
