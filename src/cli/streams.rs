@@ -109,7 +109,8 @@ mod in_store {
 
     fn missing<T>(place: &str) -> Result<T, CliError> {
         let text = format!(
-            "this kmsfs was built without stores: build it with '--features s3', or use a pipe: 'kmsfs send ... | aws s3 cp - \
+            "this kmsfs was built without stores: 'cargo build --release --bin kmsfs --no-default-features --features s3' makes \
+             one with them; or use a pipe: 'kmsfs send ... | aws s3 cp - \
              {place}/NAME.kmsfs' and 'aws s3 cp {place}/NAME.kmsfs - | kmsfs receive DIR'"
         );
         Err(CliError::new(Exit::Usage, text))
