@@ -29,6 +29,8 @@ use crate::volume::{
 
 /// How long the first request through the mount may take.
 const FIRST_ANSWER: Duration = Duration::from_secs(30);
+/// How often it is asked meanwhile whether the session has ended.
+const ANSWER_POLL: Duration = Duration::from_millis(20);
 /// How often the epoch of a volume that stays mounted is advanced.
 const EPOCH_EVERY: Duration = Duration::from_mins(10);
 /// How often the mount is looked at: whether it is idle, whether files are to be closed that could not be.
@@ -152,8 +154,8 @@ fn serve(plan: &MountPlan, ready: impl FnOnce() -> std::io::Result<()>) -> Resul
     mounted.end_epoch();
     drop(grants);
     drop(lock);
-    outcome?;
-    served.map_err(|e| CliError::new(Exit::Mount, format!("the mount ended: {e}")))
+    served.map_err(|e| CliError::new(Exit::Mount, format!("the mount ended: {e}")))?;
+    outcome
 }
 
 /// The client of a mount, and its grants where it is the mount of an attached volume.
@@ -238,7 +240,7 @@ fn run_beside(
     ready: impl FnOnce() -> std::io::Result<()>,
 ) -> Result<(), CliError> {
     let started = start_beside(plan, mounted, is_unix).and_then(|beside| {
-        wait_for_answer(&plan.mountpoint)?;
+        wait_for_answer(&plan.mountpoint, end)?;
         ready().map_err(|e| CliError::failed(format!("cannot report that the mount answers: {e}")))?;
         Ok(beside)
     });
@@ -277,17 +279,31 @@ fn drop_pages(handle: &SessionHandle, node_ids: &[u64]) {
 }
 
 /// A mount that answers one request answers all; without this the caller's first access might find nothing.
-fn wait_for_answer(mountpoint: &Path) -> Result<(), CliError> {
+fn wait_for_answer(mountpoint: &Path, end: &Receiver<()>) -> Result<(), CliError> {
+    let failed = |text: &str| Err(CliError::new(Exit::Mount, text));
     let (sender, receiver) = channel();
     let path = mountpoint.to_owned();
     std::thread::spawn(move || {
-        let _ = sender.send(std::fs::metadata(path).map(drop));
+        let _ = sender.send(is_mount_point(&path));
     });
-    match receiver.recv_timeout(FIRST_ANSWER) {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(e)) => Err(CliError::new(Exit::Mount, format!("the mount does not work: {e}"))),
-        Err(_) => Err(CliError::new(Exit::Mount, "the mount does not answer")),
+    let begun = Instant::now();
+    while begun.elapsed() < FIRST_ANSWER {
+        match receiver.recv_timeout(ANSWER_POLL) {
+            Ok(Ok(true)) => return Ok(()),
+            Ok(Ok(false)) => return failed("the mount ended before it answered"),
+            Ok(Err(e)) => return failed(&format!("the mount does not work: {e}")),
+            Err(_) if end.try_recv().is_ok() => return failed("the mount ended before it answered"),
+            Err(_) => {}
+        }
     }
+    failed("the mount does not answer")
+}
+
+/// Whether something is mounted there: a session that could not serve has taken its mount away.
+fn is_mount_point(path: &Path) -> std::io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let above = path.parent().unwrap_or(path);
+    Ok(std::fs::metadata(path)?.dev() != std::fs::metadata(above)?.dev())
 }
 
 fn unmount_on_signals(handle: SessionHandle) -> std::io::Result<()> {

@@ -49,6 +49,8 @@ pub const DEFAULT_REGION: &str = "local";
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// Descriptors beside the connections.
 const OTHER_DESCRIPTORS: u64 = 256;
+/// With fewer places for connections it could not serve a user and an operator at once.
+const CONNECTIONS_MIN: u64 = 64;
 
 /// A new store.
 #[derive(Debug)]
@@ -154,6 +156,13 @@ pub fn serve(plan: &ServePlan) -> Result<(), Failure> {
     harden()?;
     let limits = Limits::default();
     let files = harden::raise_open_files(limits.connections as u64 + OTHER_DESCRIPTORS);
+    if files < OTHER_DESCRIPTORS + CONNECTIONS_MIN {
+        let text = format!(
+            "the limit is {files}, and kmsd needs {} at least; raise it (ulimit -n, or LimitNOFILE= of its unit)",
+            OTHER_DESCRIPTORS + CONNECTIONS_MIN
+        );
+        return Err(Failure::System("open files".into(), std::io::Error::other(text)));
+    }
     let connections = limits.connections.min(files.saturating_sub(OTHER_DESCRIPTORS) as usize);
     let loops = plan.workers.unwrap_or(limits.loops);
     let limits = Limits { connections, loops, ..limits };

@@ -38,6 +38,12 @@ pub fn private_umask() {
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
 }
 
+/// How many files this process may have open.
+pub fn descriptors() -> usize {
+    let limit = rustix::process::getrlimit(Resource::Nofile).current;
+    limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
+}
+
 /// Raises the limit of open files as far as it goes, up to `wanted`; returns the limit in force.
 pub fn raise_open_files(wanted: u64) -> u64 {
     let limit = rustix::process::getrlimit(Resource::Nofile);

@@ -83,7 +83,7 @@ impl Tree {
         slot.handles += 1;
         slot.writers += u32::from(write);
         slot.open = Some(Box::new(OpenFile::new(io, true)));
-        self.open_files.lock().insert(node.id, node.clone());
+        self.note_open(&node);
         drop(slot);
         Ok((attr, node.generation()))
     }

@@ -54,6 +54,8 @@ pub struct Tree {
     pub(super) dirs: DirCache,
     /// Nodes whose file is open, so that keys can be dropped and descriptors reclaimed.
     pub(super) open_files: Mutex<HashMap<u64, Arc<Node>>>,
+    /// As many of them as may have a descriptor at a time: the process needs some for what it cannot open again.
+    pub(super) files_max: usize,
     /// Those of them that no handle counts on.
     pub(super) kept: Kept,
     /// Nodes among them whose file could not be sealed when its last handle went.
@@ -100,12 +102,14 @@ impl Tree {
         let place = volume_key.root_place();
         let lost = |fd: &OwnedFd| dir_record::make_up(&volume_key, fd, place.as_ref(), options.read_only);
         let root = Arc::new(Dir::open(&volume_key, ROOT_ID, root, place.as_ref(), lost)?);
+        let descriptors = crate::sys::harden::descriptors();
         Ok(Arc::new(Self {
             volume_key,
             files,
             nodes: NodeTable::new(),
-            dirs: DirCache::new(root, options.open_dirs.max(8)),
+            dirs: DirCache::new(root, options.open_dirs.min(descriptors / 8).max(8)),
             open_files: Mutex::default(),
+            files_max: descriptors / 4,
             kept: Kept::default(),
             left_open: AtomicUsize::new(0),
             waits: Waits::default(),

@@ -186,8 +186,20 @@ impl Tree {
         };
         let io = FileIo::with_choice(fd, self.files.clone(), self.place_of(node)?, self.key_for(node)?);
         slot.open = Some(Box::new(OpenFile::new(io, writable)));
-        self.open_files.lock().insert(node.id, node.clone());
+        self.note_open(node);
         Ok(())
+    }
+
+    /// The file of `node`, which is locked, was opened. Others give their descriptors back where there are too many.
+    pub(super) fn note_open(&self, node: &Arc<Node>) {
+        let count = {
+            let mut open = self.open_files.lock();
+            open.insert(node.id, node.clone());
+            open.len()
+        };
+        if count > self.files_max {
+            self.close_idle_files();
+        }
     }
 
     /// The lower file for reading and writing by a name of it: one call where it goes, as it mostly does.

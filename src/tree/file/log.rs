@@ -96,6 +96,8 @@ pub struct TagLog {
     changed: Condvar,
     key: Option<Arc<VolumeKey>>,
     old: OldLogs,
+    /// [`FILES_MAX`], or less where descriptors are few.
+    files_max: usize,
     /// Some file of this mount was let go without a clean seal.
     left_dirty: AtomicBool,
     closed: AtomicBool,
@@ -180,6 +182,7 @@ impl TagLog {
             changed,
             key,
             old,
+            files_max: FILES_MAX.min(crate::sys::harden::descriptors() / 8),
             left_dirty,
             closed,
         }
@@ -236,7 +239,7 @@ impl TagLog {
                 return Err(e);
             }
             let full = state.offset + len > HALF - mark::LEN as u64
-                || state.halves[state.current].files.len() >= FILES_MAX;
+                || state.halves[state.current].files.len() >= self.files_max;
             if !full {
                 return Ok(state);
             }
