@@ -167,7 +167,8 @@ def locks_that_wait_for_each_other_are_edeadlk():
         fcntl.lockf(other, fcntl.LOCK_EX, 10, 0)
         os._exit(0)
     os.read(here, 1)
-    time.sleep(0.2)
+    while not any("->" in line and f" {child} " in line for line in open("/proc/locks")):
+        time.sleep(0.01)
     expect(errno.EDEADLK, fcntl.lockf, fd, fcntl.LOCK_EX, 10, 50)
     fcntl.lockf(fd, fcntl.LOCK_UN)
     assert os.waitpid(child, 0)[1] == 0
