@@ -190,7 +190,6 @@ mod tests {
     use crate::format::{FileId, VolumeId, WrappedKey};
     use crate::tree::file::fault::{self, Fault};
     use crate::tree::file::tests::new_dir;
-    use crate::tree::kept::KEPT_MAX;
     use crate::tree::{
         Asker, Caller, Durability, FileContext, FreshKey, Integrity, KeySource, LastEnd, NewObject,
         OpenManner, ROOT_ID, Stage, TagLog, TreeOptions, WriteManner,
@@ -378,27 +377,28 @@ mod tests {
     fn closed_files_are_kept_ready_until_too_many_or_nameless() {
         let bench = Bench::new();
         let tree = bench.tree();
+        let max = tree.kept.max;
         let name = |number: usize| format!("file{number}").into_bytes();
-        let ids: Vec<u64> = (0..KEPT_MAX + 10)
+        let ids: Vec<u64> = (0..max + 10)
             .map(|number| {
                 let id = written(&tree, &name(number), b"x");
                 tree.release_file(id, true);
                 id
             })
             .collect();
-        assert_eq!((tree.kept.len(), tree.open_file_count()), (KEPT_MAX, 0));
-        tree.open_file(ids[KEPT_MAX], OpenManner::default(), Asker::Mount).unwrap();
-        assert_eq!((tree.kept.len(), tree.open_file_count()), (KEPT_MAX - 1, 1));
-        tree.release_file(ids[KEPT_MAX], false);
-        tree.unlink(ROOT_ID, &name(KEPT_MAX)).unwrap();
-        assert_eq!((tree.kept.len(), tree.nodes_open().len()), (KEPT_MAX - 1, KEPT_MAX - 1));
+        assert_eq!((tree.kept.len(), tree.open_file_count()), (max, 0));
+        tree.open_file(ids[max], OpenManner::default(), Asker::Mount).unwrap();
+        assert_eq!((tree.kept.len(), tree.open_file_count()), (max - 1, 1));
+        tree.release_file(ids[max], false);
+        tree.unlink(ROOT_ID, &name(max)).unwrap();
+        assert_eq!((tree.kept.len(), tree.nodes_open().len()), (max - 1, max - 1));
         tree.close_idle_files();
         assert_eq!((tree.kept.len(), tree.nodes_open().len()), (0, 0));
-        for id in &ids[..KEPT_MAX] {
+        for id in &ids[..max] {
             tree.open_file(*id, WRITING, Asker::Mount).unwrap();
             tree.release_file(*id, true);
         }
-        assert_eq!(tree.kept.len(), KEPT_MAX);
+        assert_eq!(tree.kept.len(), max);
         for id in ids {
             tree.forget(id, 1);
         }

@@ -13,15 +13,26 @@ use parking_lot::Mutex;
 use super::namespace::Tree;
 use super::node::{FileSlot, Node};
 
-/// Files kept, each a descriptor and up to 8 KiB.
-pub(super) const KEPT_MAX: usize = 512;
+/// Files kept at most, each a descriptor and about 10 KiB.
+const KEPT_MAX: usize = 1024;
+/// Of this many descriptors that the process may have, kept files take one.
+const KEPT_SHARE: u64 = 4;
 
 /// The kept files, the one to go first in front.
-#[derive(Default)]
 pub(super) struct Kept {
+    /// How many there may be.
+    pub max: usize,
     /// By node id: a node that the kernel forgot must not live on here.
     queue: Mutex<VecDeque<u64>>,
     unused: AtomicUsize,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let share = descriptors.map_or(KEPT_MAX, |limit| (limit / KEPT_SHARE) as usize);
+        Self { max: share.min(KEPT_MAX), queue: Mutex::default(), unused: AtomicUsize::new(0) }
+    }
 }
 
 impl Kept {
@@ -62,7 +73,7 @@ impl Tree {
         loop {
             let oldest = {
                 let mut queue = self.kept.queue.lock();
-                if queue.len() <= KEPT_MAX {
+                if queue.len() <= self.kept.max {
                     return;
                 }
                 queue.pop_front()
