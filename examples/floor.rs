@@ -1,6 +1,9 @@
 //! A bare passthrough filesystem without cryptography: the floor that `scripts/bench` measures kmsfs against.
 //!
-//!     floor LOWER MOUNTPOINT
+//!     floor LOWER MOUNTPOINT [attributes]
+//!
+//! With `attributes` it answers each question for an extended attribute (there is none) instead of saying once that it
+//! knows none at all: what a filesystem costs that has them.
 //!
 //! It asks the kernel for what kmsfs asks for (write-back cache, long time-outs, cached contents, no FLUSH) and does
 //! nothing else: no names to decrypt, no tags, no keys. Not a filesystem to use: it never checks who asks.
@@ -18,7 +21,7 @@ use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
     InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
     ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
-    ReplyWrite, Request, SessionACL, TimeOrNow, WriteFlags,
+    ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
 };
 use parking_lot::Mutex;
 use rustix::fs::{self, AtFlags, Mode, OFlags, RawDir, Stat, Timespec, Timestamps};
@@ -38,6 +41,7 @@ struct Floor {
     inodes: Mutex<HashMap<u64, Inode>>,
     open: Mutex<HashMap<u64, Arc<OwnedFd>>>,
     next: AtomicU64,
+    attributes: bool,
 }
 
 fn errno(e: rustix::io::Errno) -> Errno {
@@ -86,11 +90,11 @@ fn attr(stat: &Stat) -> FileAttr {
 }
 
 impl Floor {
-    fn new(lower: &Path) -> Answer<Self> {
+    fn new(lower: &Path, attributes: bool) -> Answer<Self> {
         let fd =
             Arc::new(fs::open(lower, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?);
         let inodes = Mutex::new(HashMap::from([(1, Inode { fd, lookups: 1 << 40 })]));
-        Ok(Self { inodes, open: Mutex::default(), next: AtomicU64::new(1) })
+        Ok(Self { inodes, open: Mutex::default(), next: AtomicU64::new(1), attributes })
     }
 
     fn fd(&self, id: INodeNo) -> Answer<Arc<OwnedFd>> {
@@ -400,6 +404,10 @@ impl Filesystem for Floor {
         answer_empty(reply, synced);
     }
 
+    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
+        reply.error(if self.attributes { Errno::ENODATA } else { Errno::ENOSYS });
+    }
+
     fn readdir(&self, _: &Request, id: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let listed = self.list(id, offset, |name, ino, kind, next| reply.add(INodeNo(ino), next, kind, name));
         match listed {
@@ -464,12 +472,18 @@ impl Floor {
     }
 }
 
+fn usage() -> ! {
+    eprintln!("usage: floor LOWER MOUNTPOINT [attributes]");
+    std::process::exit(2);
+}
+
 fn main() -> std::io::Result<()> {
     let mut words = std::env::args_os().skip(1);
-    let (Some(lower), Some(mountpoint), None) = (words.next(), words.next(), words.next()) else {
-        eprintln!("usage: floor LOWER MOUNTPOINT");
-        std::process::exit(2);
-    };
+    let (Some(lower), Some(mountpoint)) = (words.next(), words.next()) else { usage() };
+    let attributes = words.next();
+    if attributes.as_ref().is_some_and(|word| word != "attributes") || words.next().is_some() {
+        usage();
+    }
     let mut config = fuser::Config::default();
     config.mount_options = vec![
         MountOption::FSName("floor".into()),
@@ -480,5 +494,5 @@ fn main() -> std::io::Result<()> {
     config.acl = SessionACL::Owner;
     config.n_threads = Some(2);
     config.clone_fd = true;
-    fuser::mount(Floor::new(Path::new(&lower))?, Path::new(&mountpoint), &config)
+    fuser::mount(Floor::new(Path::new(&lower), attributes.is_some())?, Path::new(&mountpoint), &config)
 }
