@@ -130,6 +130,14 @@ fn a_key_that_joins_an_attached_volume_gets_a_grant_too() {
 }
 
 #[test]
+fn with_a_key_that_cannot_be_used_nobody_is_sent_to_ask_for_rights() {
+    let (desk, _key, _mnt) = with_volume("grants-disabled");
+    desk.kmsfs("key disable alias/k").ok();
+    let said = volume(&desk, "attach v {mnt}").fails(4, "is disabled");
+    assert!(!said.err.contains("--own-right"), "{said:?}");
+}
+
+#[test]
 fn who_may_not_make_grants_is_told_how_to_go_on() {
     let (desk, key, _mnt) = with_volume("grants-refused");
     let policy = json!({"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Resource": "*",

@@ -168,6 +168,9 @@ impl VolumeError {
                 path.display()
             ),
             Self::NoGrant(_, KeyError::Unavailable(why)) => f.write_str(why),
+            Self::NoGrant(key, e @ KeyError::Disabled(_)) => {
+                write!(f, "no grant on {key} can be made for the mount: {e}")
+            }
             Self::NoGrant(key, e) => write!(
                 f,
                 "no grant on {key} can be made for the mount: {e}; it takes kms:CreateGrant on the key, or attach with \
