@@ -15,8 +15,6 @@ use super::node::{FileSlot, Node};
 
 /// Files kept at most, each a descriptor and about 10 KiB.
 const KEPT_MAX: usize = 1024;
-/// Of this many descriptors that the process may have, kept files take one.
-const KEPT_SHARE: u64 = 4;
 
 /// The kept files, the one to go first in front.
 pub(super) struct Kept {
@@ -27,15 +25,12 @@ pub(super) struct Kept {
     unused: AtomicUsize,
 }
 
-impl Default for Kept {
-    fn default() -> Self {
-        let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        let share = descriptors.map_or(KEPT_MAX, |limit| (limit / KEPT_SHARE) as usize);
-        Self { max: share.min(KEPT_MAX), queue: Mutex::default(), unused: AtomicUsize::new(0) }
-    }
-}
-
 impl Kept {
+    /// None is kept yet; never more than `descriptors` can be.
+    pub fn new(descriptors: usize) -> Self {
+        Self { max: descriptors.min(KEPT_MAX), queue: Mutex::default(), unused: AtomicUsize::new(0) }
+    }
+
     /// Files kept that no handle counts on.
     pub fn len(&self) -> usize {
         self.unused.load(Ordering::Relaxed)

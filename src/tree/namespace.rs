@@ -110,7 +110,7 @@ impl Tree {
             dirs: DirCache::new(root, options.open_dirs.min(descriptors / 8).max(8)),
             open_files: Mutex::default(),
             files_max: descriptors / 4,
-            kept: Kept::default(),
+            kept: Kept::new(descriptors / 4),
             left_open: AtomicUsize::new(0),
             waits: Waits::default(),
             gate: Gate::default(),
