@@ -219,6 +219,43 @@ pub fn sync_dir(fd: impl AsFd) -> Result<(), Errno> {
     fs::fsync(fd)
 }
 
+/// Makes everything on the filesystem of `fd` durable.
+pub fn sync_filesystem(fd: impl AsFd) -> Result<(), Errno> {
+    #[cfg(test)]
+    steps::admit("sync_filesystem")?;
+    fs::syncfs(fd)
+}
+
+/// Makes the file `fd` durable.
+pub fn sync_file(fd: impl AsFd) -> Result<(), Errno> {
+    #[cfg(test)]
+    steps::admit("sync_file")?;
+    fs::fsync(fd)
+}
+
+/// Writes all of `bytes` at `offset`, in one call where the kernel takes them so.
+pub fn write_at(fd: impl AsFd, bytes: &[u8], offset: u64) -> Result<(), Errno> {
+    #[cfg(test)]
+    steps::admit("write_at")?;
+    let mut done = 0;
+    while done < bytes.len() {
+        match rustix::io::pwrite(&fd, &bytes[done..], offset + done as u64) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(written) => done += written,
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Cuts the file `fd` to `len` bytes, or lengthens it by a hole.
+pub fn set_len(fd: impl AsFd, len: u64) -> Result<(), Errno> {
+    #[cfg(test)]
+    steps::admit("set_len")?;
+    fs::ftruncate(fd, len)
+}
+
 /// The value of an attribute of the inode of `fd`; works on `O_PATH`.
 pub fn xattr(fd: impl AsFd, name: &[u8]) -> Result<Vec<u8>, Errno> {
     let path = proc_path(fd);

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, FileType, OFlags, fsync, renameat, syncfs, unlinkat};
+use rustix::fs::{AtFlags, FileType, OFlags, fsync, renameat, unlinkat};
 use rustix::io::Errno;
 
 use super::lower_dir::{empty, prepare_lower, remove_lower, remove_tree};
@@ -17,12 +17,13 @@ use super::lower_file::{self, Written};
 use super::open::{open_lower, unwrap_record};
 use super::report::Progress;
 use super::rewrap::{RewrapOptions, RewrapReport, rewrap};
-use super::snapshot::{SNAPSHOT_RECORD, walk_offline};
+use super::snapshot::{SNAPSHOT_RECORD, finish_restore_first, walk_offline};
 use super::walk::{self, Directory, Entry, Visitor};
 use super::{Epoch, Volume, VolumeError, key_error, record_file};
 use crate::client::{CacheLimits, Kms};
 use crate::format::header::{SLOT_LEN, SLOT_OFFSETS, SlotWrite, Slots};
 use crate::format::name::{Kind, classify};
+use crate::sys::at;
 use crate::tree::{Moment, is_unfinished};
 
 /// What the directory of an unfinished copy is called, after the name that was asked for.
@@ -60,6 +61,7 @@ pub fn copy(
 ) -> Result<CopyReport, VolumeError> {
     let io = |e: Errno| VolumeError::io("copy to", to, e);
     check_key(source, options.key.as_deref(), kms)?;
+    finish_restore_first(source)?;
     if is_unfinished(open_lower(source)?) {
         return Err(VolumeError::Unfinished(source.to_owned()));
     }
@@ -129,7 +131,7 @@ fn lay_down(
 
 /// Gives the copy its name: whole and durable before.
 fn publish(stage: &OwnedFd, copied: &Moment, made: &OwnedFd, to: &Path) -> Result<(), Errno> {
-    syncfs(made)?;
+    at::sync_filesystem(made)?;
     let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let parent = rustix::fs::open(parent, OFlags::RDONLY | OFlags::DIRECTORY, rustix::fs::Mode::empty())?;
     let name = to.file_name().ok_or(Errno::INVAL)?;
@@ -192,10 +194,10 @@ fn keep_one_key(volume: &Volume) -> Result<(), VolumeError> {
 /// Takes away the wraps that do not count any more from every header, once those that do are durable. Returns how many.
 pub fn purge(volume: &Volume, jobs: usize) -> Result<u64, VolumeError> {
     let root = volume.root()?;
-    syncfs(&root).map_err(|e| VolumeError::io("sync", volume.path(), e))?;
+    at::sync_filesystem(&root).map_err(|e| VolumeError::io("sync", volume.path(), e))?;
     let purge = Purge { failed: Mutex::new(None), purged: 0.into() };
     walk::walk(volume.root()?, jobs, &purge);
-    syncfs(&root).map_err(|e| VolumeError::io("sync", volume.path(), e))?;
+    at::sync_filesystem(&root).map_err(|e| VolumeError::io("sync", volume.path(), e))?;
     match purge.failed.into_inner() {
         Some((path, e)) => Err(VolumeError::io("purge", &volume.path().join(path), e)),
         None => Ok(purge.purged.into_inner()),

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, RenameFlags, unlinkat};
+use rustix::fs::{Dir, FileType, RenameFlags};
 use rustix::io::Errno;
 
 use super::VolumeError;
@@ -111,7 +111,7 @@ fn remove_level(parent: &OwnedFd, name: &[u8], level: usize) -> Result<(), Errno
         dir = open_dir(parent.as_fd(), &name);
     }
     empty_level(&dir?, parent, level)?;
-    match unlinkat(parent, name.as_c_str(), AtFlags::REMOVEDIR) {
+    match at::rmdir(parent, name.to_bytes()) {
         Err(Errno::NOENT) => Ok(()),
         other => other,
     }

@@ -6,11 +6,12 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, statat};
-use rustix::fs::{CWD, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, chmodat, fstat, futimens, openat};
-use rustix::io::{Errno, pread, pwrite};
+use rustix::fs::{CWD, Mode, OFlags, Timespec, chmodat, fstat, openat};
+use rustix::io::{Errno, pread};
 
 use crate::format::header::{SLOTS_LEN, SlotWrite};
 use crate::format::seal::{SEAL_LEN, SEAL_OFFSETS};
+use crate::sys::at;
 
 const SEALS_LEN: usize = 2 * SEAL_LEN;
 
@@ -79,22 +80,16 @@ pub fn write_slots(
     let (before, seals) = (fstat(file)?, read_seals(file)?);
     for (number, write) in writes.iter().enumerate() {
         if number > 0 {
-            rustix::fs::fdatasync(file)?;
+            at::sync_file(file)?;
         }
         // One call and one page: the kernel takes all of it or none.
-        if pwrite(file, &write.bytes, write.offset as u64)? != write.bytes.len() {
-            return Err(Errno::IO);
-        }
+        at::write_at(file, &write.bytes, write.offset as u64)?;
     }
     let after = fstat(file)?;
     if after.st_size != before.st_size || read_seals(file)? != seals {
         return Ok(Written::Yes);
     }
-    let times = Timestamps {
-        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT as _ },
-        last_modification: Timespec { tv_sec: before.st_mtime as _, tv_nsec: before.st_mtime_nsec as _ },
-    };
-    futimens(file, &times)?;
+    at::set_modified(file, Timespec { tv_sec: before.st_mtime as _, tv_nsec: before.st_mtime_nsec as _ })?;
     Ok(Written::Yes)
 }
 

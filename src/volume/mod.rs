@@ -12,6 +12,8 @@ mod count;
 mod customer;
 mod epoch;
 mod error;
+#[cfg(test)]
+mod fake_service_for_tests;
 mod info;
 mod init;
 mod keys;
@@ -33,6 +35,8 @@ mod rewrap_pass;
 mod rights;
 pub mod snapshot;
 pub mod speed;
+#[cfg(test)]
+mod step_tests;
 pub mod stream;
 mod walk;
 mod watch;

@@ -2,15 +2,12 @@
 //!
 //! Called by `init`, `open` and `rewrap`. Must never write one copy before the other is durable.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{
-    AtFlags, FileType, FlockOperation, Mode, OFlags, flock, fstat, fsync, openat, renameat, statat, unlinkat,
-};
+use rustix::fs::{AtFlags, FileType, FlockOperation, OFlags, RenameFlags, flock, fstat, statat};
 use rustix::io::Errno;
 
 use super::VolumeError;
@@ -93,18 +90,16 @@ pub fn write(root: BorrowedFd<'_>, path: &Path, record: &VolumeRecord) -> Result
 /// Replaces the file `name` by one that holds `bytes`, durably.
 pub(super) fn replace(root: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Result<()> {
     let temporary = temporary(random_array());
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut file = std::fs::File::from(openat(root, &temporary, flags, Mode::from_raw_mode(0o600))?);
-    let written = file
-        .write_all(bytes)
-        .and_then(|()| file.sync_all())
+    let file = at::open(root, temporary.as_bytes(), OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL, 0o600)?;
+    let written = at::write_at(&file, bytes, 0)
+        .and_then(|()| at::sync_file(&file))
         .and_then(|()| move_directory_aside(root, name))
-        .and_then(|()| Ok(renameat(root, &temporary, root, name)?))
-        .and_then(|()| Ok(fsync(root)?));
+        .and_then(|()| at::rename(root, temporary.as_bytes(), root, name.as_bytes(), RenameFlags::empty()))
+        .and_then(|()| at::sync_dir(root));
     if written.is_err() {
-        let _ = unlinkat(root, &temporary, AtFlags::empty());
+        let _ = at::unlink(root, temporary.as_bytes());
     }
-    written
+    Ok(written?)
 }
 
 /// As [`replace`], and where there is no room for another file over the bytes of this one, which must be as many: so few
@@ -114,23 +109,23 @@ pub(super) fn replace_without_room(root: BorrowedFd<'_>, name: &str, bytes: &[u8
         Err(e) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => e,
         done => return done,
     };
-    let file = std::fs::File::from(at::open_regular(root, name.as_bytes(), OFlags::WRONLY, 0)?);
-    if bytes.len() > SECTOR || file.metadata()?.len() != bytes.len() as u64 {
+    let file = at::open_regular(root, name.as_bytes(), OFlags::WRONLY, 0)?;
+    if bytes.len() > SECTOR || fstat(&file)?.st_size as u64 != bytes.len() as u64 {
         return Err(full);
     }
-    file.write_all_at(bytes, 0)?;
-    file.sync_all()
+    at::write_at(&file, bytes, 0)?;
+    Ok(at::sync_file(&file)?)
 }
 
 /// A directory in the place of a file of ours, which no rename replaces, gets another name.
-fn move_directory_aside(root: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+fn move_directory_aside(root: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
     let stat = at::stat(root, name.as_bytes());
     if !stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir()) {
         return Ok(());
     }
     let aside = foreign(random_array());
     log::warn!("{name} is a directory; it was not put there by kmsfs and is now {aside}");
-    Ok(renameat(root, name, root, aside)?)
+    at::rename(root, name.as_bytes(), root, aside.as_bytes(), RenameFlags::empty())
 }
 
 /// Held while records or headers are changed; released on drop.
@@ -174,7 +169,7 @@ fn open_lock(root: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
     match open() {
         Err(e) if e.kind() == io::ErrorKind::InvalidData => {
             let aside = foreign(random_array());
-            renameat(root, name, root, &aside)?;
+            at::rename(root, name.as_bytes(), root, aside.as_bytes(), RenameFlags::empty())?;
             log::warn!("{name}: {e}, and is now {aside}");
             open()
         }

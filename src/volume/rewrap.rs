@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rustix::fs::syncfs;
 use serde::Serialize;
 
 use super::copy::purge;
@@ -21,6 +20,7 @@ use super::walk;
 use super::{Epoch, Volume, VolumeError, context, key_error, snapshot};
 use crate::client::{ClientError, Kms, ReEncryptItem, ReEncrypted};
 use crate::format::WrappedKey;
+use crate::sys::at;
 
 /// Passes at most: one for the tree as it stands, further ones for what was renamed or created meanwhile.
 const MAX_PASSES: usize = 16;
@@ -117,6 +117,10 @@ pub fn rewrap(
     let root = volume.root()?;
     volume.finish_reencryption_if_free()?;
     let lock = if options.dry_run { None } else { Some(ChangeLock::take(root.as_fd(), volume.path())?) };
+    if lock.is_some() {
+        // Most of what it is to reach would lie elsewhere.
+        snapshot::finish_restore_first(volume.path())?;
+    }
     let to = options.to_key.as_deref().map(|key| fit_target(volume, key)).transpose()?;
     if let Some(to) = &to {
         check_one_service(volume, &to.key_arn)?;
@@ -136,7 +140,7 @@ pub fn rewrap(
     }
     for number in 0..if options.dry_run { 1 } else { MAX_PASSES } {
         if lock.is_some() {
-            syncfs(root.as_fd()).map_err(|e| VolumeError::io("sync", volume.path(), e))?;
+            at::sync_filesystem(&root).map_err(|e| VolumeError::io("sync", volume.path(), e))?;
         }
         let pass = Pass::new(volume, &targets, options, progress, number == 0);
         walk::walk(volume.root()?, options.jobs, &pass);
@@ -151,7 +155,7 @@ pub fn rewrap(
     }
     if lock.is_some() {
         settle_record(volume, &targets, epoch.as_ref(), &mut report)?;
-        syncfs(root.as_fd()).map_err(|e| VolumeError::io("sync", volume.path(), e))?;
+        at::sync_filesystem(&root).map_err(|e| VolumeError::io("sync", volume.path(), e))?;
     }
     if options.purge && !options.dry_run && report.is_complete() {
         report.purged = purge(volume, options.jobs)?;

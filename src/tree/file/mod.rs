@@ -24,7 +24,7 @@ mod resize;
 mod seek;
 mod stage;
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;
 mod verify;
 #[cfg(test)]
 mod whole_tests;

@@ -50,7 +50,7 @@ pub(super) struct Bench {
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
 /// A new directory, in memory where that keeps attributes.
-pub(in crate::tree) fn new_dir() -> PathBuf {
+pub(crate) fn new_dir() -> PathBuf {
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);
     let make = |base: PathBuf| {
         let dir = base.join(format!("kmsfs-tree-{}-{number}", std::process::id()));

@@ -22,7 +22,7 @@ impl Moment {
         for (_, child) in &by_depth {
             let parent = self.stage_dir(child.parent)?;
             let from = child.inode.to_string();
-            fs::renameat_with(&self.stage, &*from, &parent, &*child.name, RenameFlags::NOREPLACE)?;
+            at::rename(&self.stage, from.as_bytes(), &parent, &child.name, RenameFlags::NOREPLACE)?;
             if let Some(stat) = state.dirs.get(&child.inode) {
                 copy::plain_attributes(stat, &at::open_dir(&parent, &child.name)?)?;
             }

@@ -5,10 +5,12 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps};
+use rustix::fs::{self, FileType, OFlags, SeekFrom, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use crate::sys::at;
+#[cfg(test)]
+use crate::sys::steps;
 
 /// Bytes copied between two looks at whether to stop.
 const CHUNK: u64 = 4 << 20;
@@ -44,12 +46,12 @@ pub(super) fn entry(
         }
         FileType::Symlink => {
             let target = at::read_link(&dir, name)?;
-            fs::symlinkat(target.as_slice(), to, to_name)?;
+            at::make_link(&target, to, to_name)?;
             attributes(at::open_path(&dir, name)?, stat, &at::open_path(to, to_name)?)
         }
         kind => {
-            let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
-            fs::mknodat(to, to_name, kind, mode, stat.st_rdev)?;
+            let device = (fs::major(stat.st_rdev), fs::minor(stat.st_rdev));
+            at::make_node(to, to_name, kind, stat.st_mode & 0o7777, device)?;
             attributes(at::open_path(&dir, name)?, stat, &at::open_path(to, to_name)?)
         }
     }
@@ -85,6 +87,8 @@ pub(super) fn file(
 
 /// `false` where the file system has no reflinks.
 fn clone(copier: &Copier<'_>, from: impl AsFd, made: &OwnedFd) -> Result<bool, Errno> {
+    #[cfg(test)]
+    steps::admit("clone")?;
     match fs::ioctl_ficlone(made, from) {
         Ok(()) => Ok(true),
         Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL | Errno::NOTTY | Errno::NOSYS) => {
@@ -116,6 +120,8 @@ pub(in crate::tree) fn bytes(
                 return Err(Errno::CANCELED);
             }
             let wanted = (end - source).min(CHUNK) as usize;
+            #[cfg(test)]
+            steps::admit("copy")?;
             let moved = fs::copy_file_range(&from, Some(&mut source), &made, Some(&mut target), wanted);
             match moved {
                 Ok(0) => return Err(Errno::IO),
@@ -132,7 +138,7 @@ pub(in crate::tree) fn bytes(
         }
         at = end;
     }
-    fs::ftruncate(made, len)
+    at::set_len(made, len)
 }
 
 /// Where the kernel does not copy between two files.
@@ -148,10 +154,7 @@ fn by_hand(
     if read == 0 {
         return Err(Errno::IO);
     }
-    let mut written = 0;
-    while written < read {
-        written += rustix::io::pwrite(&made, &buffer[written..read], *source + written as u64)?;
-    }
+    at::write_at(&made, &buffer[..read], *source)?;
     *source += read as u64;
     copier.copied_bytes.fetch_add(read as u64, Ordering::Relaxed);
     Ok(())
@@ -177,7 +180,7 @@ pub(super) fn plain_attributes(stat: &Stat, made: &OwnedFd) -> Result<(), Errno>
         last_access: time(stat.st_atime, stat.st_atime_nsec),
         last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
     };
-    fs::utimensat(made, "", &times, AtFlags::EMPTY_PATH)
+    at::set_times(made, &times)
 }
 
 /// Every extended attribute that we may see.

@@ -223,7 +223,7 @@ impl Moment {
     fn touch_claimed(&self, inode: u64, dir: impl AsFd) -> Result<(), Errno> {
         let stat = fs::fstat(&dir)?;
         let name = inode.to_string();
-        fs::mkdirat(&self.stage, &*name, fs::Mode::RWXU)?;
+        at::make_dir(&self.stage, name.as_bytes(), 0o700)?;
         let made = at::open_dir(&self.stage, name.as_bytes())?;
         copy::xattrs(&dir, &made)?;
         match at::stat(&dir, DIR_RECORD.as_bytes()) {
@@ -335,7 +335,7 @@ impl Moment {
                 return Ok(());
             }
             let name = inode.to_string();
-            let made = match fs::mkdirat(&self.stage, NAMELESS, fs::Mode::RWXU) {
+            let made = match at::make_dir(&self.stage, NAMELESS.as_bytes(), 0o700) {
                 Ok(()) | Err(Errno::EXIST) => at::open_dir(&self.stage, NAMELESS.as_bytes()),
                 Err(e) => Err(e),
             };

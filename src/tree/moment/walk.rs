@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use parking_lot::RwLock;
-use rustix::fs::{AtFlags, Dir, FileType, OFlags, linkat};
+use rustix::fs::{Dir, FileType, OFlags};
 use rustix::io::Errno;
 
 use super::{Claim, Moment, NAMELESS};
@@ -128,7 +128,7 @@ impl Moment {
             self.stage_dir(place.0)?
         };
         let to = self.stage_dir(dir_inode)?;
-        match linkat(&from, &*place.1, &to, name, AtFlags::empty()) {
+        match at::link_entry(&from, &place.1, &to, name) {
             Ok(()) | Err(Errno::EXIST) => Ok(()),
             Err(e) => Err(e),
         }

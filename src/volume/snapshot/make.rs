@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::{Mutex, RwLock};
-use rustix::fs::{Mode, OFlags, RenameFlags, fsync, mkdirat, renameat_with, syncfs};
+use rustix::fs::{OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::record::{self, SnapshotRecord};
@@ -120,7 +120,7 @@ impl<'a> Making<'a> {
     }
 
     fn make_stage(&self) -> Result<OwnedFd, VolumeError> {
-        mkdirat(&self.snapshots, &*self.temporary, Mode::RWXU)
+        at::make_dir(&self.snapshots, self.temporary.as_bytes(), 0o700)
             .and_then(|()| {
                 at::open(&self.snapshots, self.temporary.as_bytes(), OFlags::RDONLY | OFlags::DIRECTORY, 0)
             })
@@ -168,11 +168,12 @@ impl<'a> Making<'a> {
         record: SnapshotRecord,
     ) -> Result<SnapshotRecord, VolumeError> {
         record::write(made, &self.volume.key, &record).map_err(|e| self.io(e))?;
-        syncfs(made)
-            .and_then(|()| {
-                renameat_with(from, from_name, &self.snapshots, &*self.name, RenameFlags::NOREPLACE)
-            })
-            .and_then(|()| fsync(&self.snapshots))
+        let (from_name, name) = (from_name.as_bytes(), self.name.as_bytes());
+        // What is told to have failed must not be there.
+        let take_back = || _ = at::rename(&self.snapshots, name, from, from_name, RenameFlags::NOREPLACE);
+        at::sync_filesystem(made)
+            .and_then(|()| at::rename(from, from_name, &self.snapshots, name, RenameFlags::NOREPLACE))
+            .and_then(|()| at::sync_dir(&self.snapshots).inspect_err(|_| take_back()))
             .map_err(|e| self.io(e))?;
         Ok(record)
     }

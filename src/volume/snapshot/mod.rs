@@ -13,7 +13,7 @@ mod restore;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Dir, OFlags, mkdirat};
+use rustix::fs::{Dir, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::lower_dir::remove_tree;
@@ -38,7 +38,7 @@ const SNAPSHOTS_MAX: usize = 10_000;
 /// The directory of snapshots, made where it is missing.
 fn snapshots_dir(root: &OwnedFd, lower: &Path) -> Result<OwnedFd, VolumeError> {
     let failed = |e: Errno| VolumeError::io("open", &lower.join(SNAPSHOTS), e);
-    match mkdirat(root, SNAPSHOTS, rustix::fs::Mode::RWXU) {
+    match at::make_dir(root, SNAPSHOTS.as_bytes(), 0o700) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(e) => return Err(failed(e)),
     }
@@ -108,17 +108,29 @@ fn named(lower: &Path, why: &str) -> VolumeError {
     VolumeError::io("use a snapshot of", lower, std::io::Error::other(why.to_owned()))
 }
 
-/// Removes the snapshot `name`. Interrupted, it is no snapshot any more, and its rest goes with the next command.
+/// Removes the snapshot `name`. Interrupted, it is no snapshot any more, and its rest goes with the next command, this one
+/// too.
 pub fn delete(lower: &Path, name: &str) -> Result<(), VolumeError> {
-    path_of(lower, name)?;
+    let found = path_of(lower, name);
     let root = open_lower(lower)?;
     let failed = |e: Errno| VolumeError::io("remove", &lower.join(SNAPSHOTS).join(name), e);
+    let snapshots = match open_snapshots(&root) {
+        Err(Errno::NOENT) => return found.map(drop),
+        other => other.map_err(failed)?,
+    };
     let _lock = ChangeLock::take(root.as_fd(), lower)?;
-    let _unused = super::MountLock::take(&lower.join(SNAPSHOTS).join(name))?;
-    let snapshots = open_snapshots(&root).map_err(failed)?;
-    let temporary = crate::format::name::temporary(crate::crypto::random_array());
-    rustix::fs::renameat(&snapshots, name, &snapshots, &temporary).map_err(failed)?;
-    remove_leftovers(&snapshots).map_err(failed)
+    // Its trees have no names yet, and would be taken for leftovers.
+    finish_restore_first(lower)?;
+    let _unused = found.as_ref().ok().map(|path| super::MountLock::take(path)).transpose()?;
+    if found.is_ok() {
+        let temporary = crate::format::name::temporary(crate::crypto::random_array());
+        // What is half removed must not come back under the name.
+        at::rename(&snapshots, name.as_bytes(), &snapshots, temporary.as_bytes(), RenameFlags::empty())
+            .and_then(|()| at::sync_dir(&snapshots))
+            .map_err(failed)?;
+    }
+    remove_leftovers(&snapshots).map_err(failed)?;
+    found.map(drop)
 }
 
 /// Whether the lower directory is that of a snapshot, by its place.

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, mkdirat, renameat, syncfs, unlinkat};
+use rustix::fs::{Dir, OFlags, RenameFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -124,7 +124,7 @@ fn lay_down(
     [stage_name, new, old]: [&str; 3],
     moment: &Mutex<Option<Arc<Moment>>>,
 ) -> Result<Option<Arc<Moment>>, Errno> {
-    mkdirat(snapshots, stage_name, Mode::RWXU)?;
+    at::make_dir(snapshots, stage_name.as_bytes(), 0o700)?;
     let stage = at::open(snapshots, stage_name.as_bytes(), OFlags::RDONLY | OFlags::DIRECTORY, 0)?;
     let copy = Arc::new(Moment::new(source, stage.try_clone().map_err(|_| Errno::MFILE)?)?);
     *moment.lock() = Some(Arc::clone(&copy));
@@ -133,9 +133,9 @@ fn lay_down(
         return Ok(Some(copy));
     }
     copy.assemble()?;
-    renameat(&stage, copy.root_name(), snapshots, new)?;
-    mkdirat(snapshots, old, Mode::RWXU)?;
-    syncfs(snapshots)?;
+    at::rename(&stage, copy.root_name().as_bytes(), snapshots, new.as_bytes(), RenameFlags::empty())?;
+    at::make_dir(snapshots, old.as_bytes(), 0o700)?;
+    at::sync_filesystem(snapshots)?;
     Ok(None)
 }
 
@@ -154,18 +154,23 @@ fn swap(volume: &Volume, root: &OwnedFd, snapshots: &OwnedFd, mut note: Note) ->
     };
     if !note.out {
         move_tree(root, &old).map_err(|e| io(e.into()))?;
+        at::sync_filesystem(root).map_err(|e| io(e.into()))?;
         note.out = true;
         write_note(root, &note).map_err(io)?;
     }
     let new = open(&note.new).map_err(|e| io(e.into()))?;
     move_tree(&new, root).and_then(|()| copy_records(root, &old)).map_err(|e| io(e.into()))?;
     record::write(&old, &volume.key, &note.kept).map_err(io)?;
-    let ended = syncfs(root)
-        .and_then(|()| {
-            if is_named { Ok(()) } else { renameat(snapshots, &*note.old, snapshots, &*note.kept.name) }
-        })
-        .and_then(|()| unlinkat(root, RESTORE_NOTE, AtFlags::empty()))
-        .and_then(|()| rustix::fs::fsync(root))
+    let name_old = || {
+        let (old, kept) = (note.old.as_bytes(), note.kept.name.as_bytes());
+        if is_named { Ok(()) } else { at::rename(snapshots, old, snapshots, kept, RenameFlags::empty()) }
+    };
+    let ended = at::sync_filesystem(root)
+        .and_then(|()| name_old())
+        // Without the note, what has no name of its own is removed.
+        .and_then(|()| at::sync_dir(snapshots))
+        .and_then(|()| at::unlink(root, RESTORE_NOTE.as_bytes()))
+        .and_then(|()| at::sync_dir(root))
         .and_then(|()| remove_tree(snapshots, note.new.as_bytes()));
     ended.map_err(|e| io(e.into()))?;
     Ok(note.kept.name)
@@ -180,7 +185,7 @@ fn move_tree(from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
             let name = entry.file_name();
             let is_log = name.to_bytes().starts_with(LOG_NAME.as_bytes());
             if is_log || matches!(classify(name.to_bytes()), Kind::Short | Kind::LongEntry | Kind::Sidecar) {
-                renameat(from, name, to, name)?;
+                at::rename(from, name.to_bytes(), to, name.to_bytes(), RenameFlags::empty())?;
                 moved += 1;
             }
         }
@@ -200,7 +205,7 @@ fn copy_records(root: &OwnedFd, old: &OwnedFd) -> Result<(), Errno> {
 fn copy_record(root: &OwnedFd, old: &OwnedFd, name: &str) -> Result<(), Errno> {
     if name == DIR_RECORD {
         let target = at::read_link(root, name.as_bytes())?;
-        return rustix::fs::symlinkat(target.as_slice(), old, name);
+        return at::make_link(&target, old, name.as_bytes());
     }
     let mut bytes = Vec::new();
     let file = at::open(root, name.as_bytes(), OFlags::RDONLY, 0)?;
