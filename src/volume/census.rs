@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use super::open::{open_lower, peek};
 use super::report::{Census, Version};
+use super::snapshot::finish_restore_first;
 use super::walk::{self, Directory, Entry, Visitor};
 use super::{VolumeError, lower_file};
 use crate::format::header::Slots;
@@ -24,6 +25,7 @@ use crate::tree::is_unfinished;
 /// The versions that headers and the record of the volume in `lower` are under. [`Version::current`] is not told.
 pub fn versions_in_use(lower: &Path, jobs: usize) -> Result<Vec<Version>, VolumeError> {
     let record = peek(lower)?;
+    finish_restore_first(lower)?;
     if is_unfinished(open_lower(lower)?) {
         return Err(VolumeError::Unfinished(lower.to_owned()));
     }

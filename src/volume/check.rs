@@ -21,7 +21,7 @@ use super::plain_path::{self, NameTrouble};
 use super::record_file::{ChangeLock, LOCK_FILE};
 use super::repair::{self, Mended, QUARANTINE, Repair};
 use super::report::{MAX_LISTED, Progress};
-use super::snapshot::{RESTORE_NOTE, SNAPSHOT_RECORD, SNAPSHOTS};
+use super::snapshot::{RESTORE_NOTE, SNAPSHOT_RECORD, SNAPSHOTS, finish_restore_first};
 use super::stream::POSITION_PREFIX;
 use super::walk::{self, Directory, Entry, Visitor};
 use super::{MountLock, Volume, VolumeError, record_file};
@@ -169,6 +169,10 @@ pub fn check(
     let repairs = volume.filter(|_| options.repair);
     let _changes = repairs.map(|_| ChangeLock::take(root.as_fd(), lower)).transpose()?;
     let _lock = if repairs.is_some() { Ok(lock?) } else { lock };
+    if !live {
+        // Part of the tree lies elsewhere.
+        finish_restore_first(lower)?;
+    }
     match volume {
         _ if live => {}
         Some(volume) if options.repair => volume.finish_reencryption()?,

@@ -298,6 +298,10 @@ fn a_restore_that_is_interrupted_anywhere_is_gone_on_with() {
             assert!(told.is_err() && make(&bench, "two").is_err(), "{what}: {told:?}");
             assert!(snapshot::delete(&bench.lower, "one").is_err(), "{what}");
             assert!(move_to(&bench, Some(KEY_B)).is_err() && copy_of(&bench).is_err(), "{what}");
+            assert!(versions_in_use(&bench.lower, 1).is_err(), "{what}");
+            let options = CheckOptions { jobs: 1, data: false, repair: true };
+            let checked = check(&bench.lower, Some(&bench.open()), &options, &Progress::default());
+            assert!(checked.is_err(), "{what}");
         }
         // What goes on is interrupted, too.
         let _ = bench.interrupted(STOPS[0], calls * 7 % 31, || restore(&bench, "one", "again"));
