@@ -14,3 +14,19 @@ pub fn on_deep_stack<R: Send>(work: impl FnOnce() -> R + Send) -> io::Result<R> 
         Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A call for each level, which takes a KiB at least.
+    fn go_down(levels: usize) -> u64 {
+        let room = std::hint::black_box([1_u64; 128]);
+        if levels == 0 { 0 } else { room[levels % room.len()] + go_down(levels - 1) }
+    }
+
+    #[test]
+    fn work_goes_down_more_levels_than_another_thread_has_room_for() {
+        assert_eq!(on_deep_stack(|| go_down(40_000)).unwrap(), 40_000);
+    }
+}
