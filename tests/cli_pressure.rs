@@ -118,8 +118,8 @@ fn a_mount_of_few_descriptors_serves_more_files_and_directories_than_it_can_have
         let mut command = with_environment(&desk, "prlimit");
         run(command.arg(format!("--nofile={limit}:{limit}")).args(mount_words(&desk)))
     };
-    limited(14).fails(1, "Too many open files");
-    limited(160).ok();
+    limited(127).fails(1, "ulimit -n");
+    limited(128).ok();
     let mnt = desk.path("mnt");
     desk.adopt(mnt.clone());
     let path = |n: usize| mnt.join(format!("d{}/f{n}", n % 40));

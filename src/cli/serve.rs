@@ -37,6 +37,8 @@ const EPOCH_EVERY: Duration = Duration::from_mins(10);
 const IDLE_POLL: Duration = Duration::from_secs(1);
 /// Work that was not told of for so long has ended.
 const WORK_IS_NEWS: Duration = Duration::from_secs(5);
+/// Open files that a mount may need at once beside its caches: connections, threads, logs, one request's steps.
+const DESCRIPTORS_MIN: usize = 128;
 /// Fewer inodes than these take so little memory (200 bytes each) that none of it is worth giving back.
 const MANY_INODES: usize = 20_000;
 
@@ -96,6 +98,8 @@ fn detach(log: &File) -> std::io::Result<()> {
 }
 
 fn harden() -> Result<(), CliError> {
+    crate::sys::harden::need_descriptors(DESCRIPTORS_MIN)
+        .map_err(|e| CliError::failed(format!("cannot mount: {e}")))?;
     let failed = |e: std::io::Error| CliError::failed(format!("cannot harden the process: {e}"));
     // Without a terminal of its own a signal to the parent's group does not reach the mount.
     let _ = rustix::process::setsid();

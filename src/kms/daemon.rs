@@ -156,13 +156,8 @@ pub fn serve(plan: &ServePlan) -> Result<(), Failure> {
     harden()?;
     let limits = Limits::default();
     let files = harden::raise_open_files(limits.connections as u64 + OTHER_DESCRIPTORS);
-    if files < OTHER_DESCRIPTORS + CONNECTIONS_MIN {
-        let text = format!(
-            "the limit is {files}, and kmsd needs {} at least; raise it (ulimit -n, or LimitNOFILE= of its unit)",
-            OTHER_DESCRIPTORS + CONNECTIONS_MIN
-        );
-        return Err(Failure::System("open files".into(), std::io::Error::other(text)));
-    }
+    harden::need_descriptors((OTHER_DESCRIPTORS + CONNECTIONS_MIN) as usize)
+        .map_err(|e| Failure::System("kmsd cannot begin".into(), e))?;
     let connections = limits.connections.min(files.saturating_sub(OTHER_DESCRIPTORS) as usize);
     let loops = plan.workers.unwrap_or(limits.loops);
     let limits = Limits { connections, loops, ..limits };

@@ -44,6 +44,18 @@ pub fn descriptors() -> usize {
     limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
 }
 
+/// Fails, with advice, where this process may have fewer than `least` files open: with too few a program stops at a place
+/// that hangs on chance, in the middle of something.
+pub fn need_descriptors(least: usize) -> io::Result<()> {
+    let limit = descriptors();
+    if limit >= least {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "the limit of open files is {limit}, and at least {least} are needed; raise it (ulimit -n, or LimitNOFILE= of the unit)"
+    )))
+}
+
 /// Raises the limit of open files as far as it goes, up to `wanted`; returns the limit in force.
 pub fn raise_open_files(wanted: u64) -> u64 {
     let limit = rustix::process::getrlimit(Resource::Nofile);
