@@ -1,7 +1,8 @@
-//! What the fuzz targets share: a key service in memory, and what must be so of every answer.
+//! What the fuzz targets share: a key service in memory, and what must be so of every answer; and the checks of the lower
+//! formats.
 //!
-//! The targets feed it with what libFuzzer makes up. tests/kms_api/hostile.rs asks the same of it, bounded, on every
-//! change.
+//! The targets feed them with what libFuzzer makes up. tests/kms_api/hostile.rs and tests/hostile_bytes.rs ask the same,
+//! bounded, on every change.
 
 use std::cell::RefCell;
 
@@ -9,6 +10,8 @@ use serde_json::{Value, json};
 
 #[path = "../../tests/kms_api/harness.rs"]
 pub mod harness;
+#[path = "../../tests/lower_formats/mod.rs"]
+pub mod lower_formats;
 
 use harness::{Service, root, service};
 

@@ -9,7 +9,7 @@
 //! encryption and the PRF's key is secret, nobody without the DEK can see, set or aim at it.
 
 use super::header::{HOT_OFFSET, SUPERBLOCK_LEN, array};
-use super::layout::HEADER_LEN;
+use super::layout::{HEADER_LEN, MAX_SIZE};
 use crate::crypto::{FileKeys, Place, Tag, random_array};
 
 /// Bytes of one seal.
@@ -18,6 +18,8 @@ pub const SEAL_LEN: usize = 88;
 pub const SEAL_OFFSETS: [usize; 2] = [HOT_OFFSET, HOT_OFFSET + SEAL_LEN];
 /// Offset of the MAC of the head tags.
 pub const HEAD_MAC_OFFSET: usize = HOT_OFFSET + 2 * SEAL_LEN;
+/// Highest epoch that is believed, so that counting on never ends.
+const EPOCH_MAX: u64 = 1 << 62;
 const BODY_LEN: usize = 60;
 const TAG_OFFSET: usize = 12 + BODY_LEN;
 const _: () = assert!(HEAD_MAC_OFFSET + 16 <= HEADER_LEN && TAG_OFFSET + 16 == SEAL_LEN);
@@ -80,7 +82,7 @@ impl Seal {
         out
     }
 
-    /// Opens one seal.
+    /// Opens one seal. What no file can be is none, whoever sealed it.
     pub fn parse(keys: &FileKeys, superblock: &[u8; SUPERBLOCK_LEN], bytes: &[u8]) -> Option<Self> {
         let mut body = [0; BODY_LEN];
         let (nonce, tag) = (array(bytes, 0), array(bytes, TAG_OFFSET));
@@ -93,7 +95,7 @@ impl Seal {
         };
         let mut firm = [0; 8];
         firm[..7].copy_from_slice(&body[33..40]);
-        Some(Self {
+        let seal = Self {
             epoch: u64::from_le_bytes(array(&body, 0)),
             size: u64::from_le_bytes(array(&body, 8)),
             root: array(&body, 16),
@@ -101,7 +103,8 @@ impl Seal {
             firm: u64::from_le_bytes(firm),
             session: u32::from_le_bytes(array(&body, 40)),
             place: array(&body, 44),
-        })
+        };
+        (seal.epoch <= EPOCH_MAX && seal.size <= MAX_SIZE && seal.firm <= MAX_SIZE).then_some(seal)
     }
 
     /// The seal that counts in a header page, or `None` where neither opens.

@@ -13,7 +13,7 @@
 
 use crate::crypto::{FileKeys, TAG_LEN, constant_time_eq};
 use crate::format::FileId;
-use crate::format::layout::{BLOCK_LEN, ENTRY_LEN};
+use crate::format::layout::{BLOCK_LEN, ENTRY_LEN, MAX_SIZE, block_count};
 use crate::format::seal::SEAL_LEN;
 use crate::format::tags::Entry;
 
@@ -160,7 +160,8 @@ pub(super) fn parse(keys: &FileKeys, record: &[u8]) -> Option<Record<Vec<u8>>> {
 fn parse_block(field: &[u8], data: &mut &[u8]) -> Option<Logged<Vec<u8>>> {
     let length = |at: usize| u16::from_le_bytes([field[at], field[at + 1]]) as usize;
     let (old_len, new_len) = (length(8), length(10));
-    if old_len > BLOCK_LEN || new_len > BLOCK_LEN {
+    let block = u64::from_le_bytes(field[..8].try_into().ok()?);
+    if old_len > BLOCK_LEN || new_len > BLOCK_LEN || block >= block_count(MAX_SIZE) {
         return None;
     }
     let held = if u32_at(field, 12)? & HAS_DATA != 0 {
@@ -171,7 +172,7 @@ fn parse_block(field: &[u8], data: &mut &[u8]) -> Option<Logged<Vec<u8>>> {
         None
     };
     Some(Logged {
-        block: u64::from_le_bytes(field[..8].try_into().ok()?),
+        block,
         old: field[16..16 + ENTRY_LEN].try_into().ok()?,
         old_len,
         new: field[16 + ENTRY_LEN..].try_into().ok()?,
