@@ -7,6 +7,9 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::fs::{fstat, fstatfs};
 
+#[cfg(test)]
+use crate::sys::steps;
+
 /// `BTRFS_SUPER_MAGIC`.
 const MAGIC: u64 = 0x9123_683e;
 /// Inode number of the root directory of each subvolume.
@@ -65,6 +68,8 @@ pub fn snapshot(source: impl AsFd, parent: impl AsFd, name: &str) -> io::Result<
         name: [0; NAME_LEN_V2],
     };
     copy_name(&mut args.name, name)?;
+    #[cfg(test)]
+    steps::admit("snapshot")?;
     // SAFETY: the structure is that of the call, its name ends with a NUL, and it outlives the call.
     let done = unsafe { libc::ioctl(parent.as_fd().as_raw_fd(), SNAP_CREATE_V2, &raw const args) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
@@ -73,6 +78,8 @@ pub fn snapshot(source: impl AsFd, parent: impl AsFd, name: &str) -> io::Result<
 fn by_name(parent: impl AsFd, name: &str, call: libc::Ioctl) -> io::Result<()> {
     let mut args = Args { fd: 0, name: [0; NAME_LEN] };
     copy_name(&mut args.name, name)?;
+    #[cfg(test)]
+    steps::admit("subvolume")?;
     // SAFETY: the structure is that of the call, its name ends with a NUL, and it outlives the call.
     let done = unsafe { libc::ioctl(parent.as_fd().as_raw_fd(), call, &raw const args) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }

@@ -17,6 +17,8 @@ mod fake_service_for_tests;
 mod info;
 mod init;
 mod keys;
+#[cfg(test)]
+mod live_step_tests;
 mod lower_dir;
 mod lower_file;
 mod mounted;

@@ -23,7 +23,7 @@ use crate::tree::{Asker, Caller, KeyUser, NewObject, ROOT_ID, Tree, WriteManner}
 
 /// More calls than any work here makes.
 const CALLS_MAX: u32 = 600;
-const STOPS: [Interruption; 3] = [
+pub(super) const STOPS: [Interruption; 3] = [
     Interruption::Below(Stop::Kill),
     Interruption::Below(Stop::Fail(Errno::IO)),
     Interruption::Below(Stop::Fail(Errno::NOSPC)),
@@ -31,7 +31,7 @@ const STOPS: [Interruption; 3] = [
 
 /// What comes between.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Interruption {
+pub(super) enum Interruption {
     /// At a change of the lower filesystem.
     Below(Stop),
     /// The key service goes away.
@@ -41,24 +41,33 @@ enum Interruption {
 /// A process that is being started holds for a moment what this one has locked: one test at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
-type Contents = BTreeMap<PathBuf, Vec<u8>>;
+pub(super) type Contents = BTreeMap<PathBuf, Vec<u8>>;
 
 /// A volume and its key service, removed on drop.
-struct Bench {
+pub(super) struct Bench {
     dir: PathBuf,
-    lower: PathBuf,
+    pub(super) lower: PathBuf,
     service: FakeService,
-    kms: Arc<Kms>,
+    pub(super) kms: Arc<Kms>,
     kept: Memory,
     _alone: MutexGuard<'static, ()>,
 }
 
 impl Bench {
     /// With files, directories, links and long names.
-    fn new() -> Self {
-        let (alone, dir) = (ALONE.lock(), new_dir());
+    pub(super) fn new() -> Self {
+        Self::on(new_dir(), |_| true).unwrap()
+    }
+
+    /// The same on what `prepare` mounts at `dir`; `None` where it cannot.
+    pub(super) fn on(dir: PathBuf, prepare: impl FnOnce(&Path) -> bool) -> Option<Self> {
+        let alone = ALONE.lock();
+        if !prepare(&dir) {
+            return None;
+        }
         let service = FakeService::start(&dir);
         let (lower, kms) = (dir.join("lower"), service.client());
+        prepare_lower(&lower).unwrap();
         let options = InitOptions { key: KEY_A.into(), sheet_dir: dir.join("sheets"), bind_names: false };
         init(&lower, &kms, &options).unwrap();
         let bench = Self { dir, lower, service, kms, kept: Memory::default(), _alone: alone };
@@ -71,19 +80,19 @@ impl Bench {
             write(tree, ROOT_ID, &"L".repeat(220), b"second", caller);
             tree.make_symlink(below, b"s", b"target", caller).unwrap();
         });
-        bench
+        Some(bench)
     }
 
-    fn try_open(&self) -> Result<Volume, VolumeError> {
+    pub(super) fn try_open(&self) -> Result<Volume, VolumeError> {
         Volume::open(&self.lower, Arc::clone(&self.kms), CacheLimits::default())
     }
 
-    fn open(&self) -> Volume {
+    pub(super) fn open(&self) -> Volume {
         self.try_open().unwrap()
     }
 
     /// Works in a mount that begins and ends well.
-    fn in_mount(&self, work: impl FnOnce(&Tree, Caller)) {
+    pub(super) fn in_mount(&self, work: impl FnOnce(&Tree, Caller)) {
         let volume = self.open();
         let epoch = Epoch::check(&volume, false).unwrap();
         epoch.begin().unwrap();
@@ -97,19 +106,24 @@ impl Bench {
     }
 
     /// Remembers the volume as it is now.
-    fn keep(&mut self) {
+    pub(super) fn keep(&mut self) {
         copy_tree(&self.lower, &self.dir.join("kept"));
         self.kept = self.service.memory.lock().clone();
     }
 
     /// Makes it so again.
-    fn put_back(&self) {
+    pub(super) fn put_back(&self) {
         copy_tree(&self.dir.join("kept"), &self.lower);
         *self.service.memory.lock() = self.kept.clone();
     }
 
     /// Does `work`, interrupted after `calls`; tells also whether it was.
-    fn interrupted<T>(&self, how: Interruption, calls: u32, work: impl FnOnce() -> T) -> (T, bool) {
+    pub(super) fn interrupted<T>(
+        &self,
+        how: Interruption,
+        calls: u32,
+        work: impl FnOnce() -> T,
+    ) -> (T, bool) {
         match how {
             Interruption::Below(stop) => steps::after(calls, stop),
             Interruption::Service => self.service.memory.lock().left = Some(calls),
@@ -120,7 +134,12 @@ impl Bench {
     }
 
     /// Does `attempt` with each interruption of it, on the volume as it was kept. Prints how many there were.
-    fn at_each_call(&self, what: &str, how: &[Interruption], attempt: impl Fn(Interruption, u32) -> bool) {
+    pub(super) fn at_each_call(
+        &self,
+        what: &str,
+        how: &[Interruption],
+        attempt: impl Fn(Interruption, u32) -> bool,
+    ) {
         for how in how {
             let once = |calls: &u32| {
                 self.put_back();
@@ -133,7 +152,7 @@ impl Bench {
         }
     }
 
-    fn snapshots(&self) -> BTreeMap<String, Contents> {
+    pub(super) fn snapshots(&self) -> BTreeMap<String, Contents> {
         let listed = snapshot::list(&self.lower).unwrap();
         listed
             .into_iter()
@@ -143,7 +162,7 @@ impl Bench {
 
     /// Everything opens, no older state is taken for the newest, and nothing of an interrupted snapshot is left.
     #[track_caller]
-    fn is_whole(&self, what: &str) {
+    pub(super) fn is_whole(&self, what: &str) {
         let volume = self.open();
         Epoch::check(&volume, false).unwrap();
         let options = CheckOptions { jobs: 1, data: true, repair: false };
@@ -152,7 +171,7 @@ impl Bench {
     }
 
     #[track_caller]
-    fn has_no_leftovers(&self, what: &str) {
+    pub(super) fn has_no_leftovers(&self, what: &str) {
         let found: Vec<_> =
             std::fs::read_dir(self.lower.join(SNAPSHOTS)).unwrap().map(|e| e.unwrap().path()).collect();
         assert_eq!(found.len(), self.snapshots().len(), "{what}: {found:?}");
@@ -167,7 +186,7 @@ impl Drop for Bench {
     }
 }
 
-fn write(tree: &Tree, parent: u64, name: &str, data: &[u8], caller: Caller) -> u64 {
+pub(super) fn write(tree: &Tree, parent: u64, name: &str, data: &[u8], caller: Caller) -> u64 {
     let new = NewObject { permissions: 0o644, umask: 0, caller };
     let id = tree.create(parent, name.as_bytes(), new, true, KeyUser::Mount).unwrap().0.node_id;
     tree.write(id, 0, data, WriteManner::default(), Asker::Mount).unwrap();
@@ -177,12 +196,13 @@ fn write(tree: &Tree, parent: u64, name: &str, data: &[u8], caller: Caller) -> u
 }
 
 fn copy_tree(from: &Path, to: &Path) {
-    let _ = std::fs::remove_dir_all(to);
-    assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+    remove_lower(to).unwrap();
+    prepare_lower(to).unwrap();
+    assert!(Command::new("cp").arg("-aT").arg(from).arg(to).status().unwrap().success());
 }
 
 /// The encrypted entries below `lower`.
-fn contents(lower: &Path) -> Contents {
+pub(super) fn contents(lower: &Path) -> Contents {
     let (mut found, mut dirs) = (Contents::new(), vec![lower.to_owned()]);
     while let Some(dir) = dirs.pop() {
         for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
