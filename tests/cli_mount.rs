@@ -6,6 +6,7 @@ mod programs;
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
 
 use programs::{Desk, KMSFS, eventually, run};
@@ -193,6 +194,29 @@ fn a_mount_that_was_killed_is_mounted_again() {
     assert_eq!(fs::read(mnt.join("file")).unwrap(), vec![5; 300_000]);
     desk.umount();
     desk.kmsfs("fsck {lower}").ok();
+}
+
+/// With a directory of sockets of its own, in which another mount stands still.
+#[test]
+fn a_mount_that_stands_still_is_not_asked_about_another() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("skipped: a mount namespace needs root");
+    }
+    let desk = Desk::with_volume("mute");
+    for dir in ["run", "mnt"] {
+        fs::create_dir(desk.path(dir)).unwrap();
+    }
+    let mute = UnixListener::bind(desk.path("run/mount-0000000000000000.sock")).unwrap();
+    mute.set_nonblocking(true).unwrap();
+    let script = r#"mkdir -p /run/kmsfs; mount --bind "$1/run" /run/kmsfs; cd /; kmsfs=$0 mnt=$1/mnt
+        "$kmsfs" mount "$1/lower" "$mnt"; echo text >"$mnt/file"; "$kmsfs" status "$mnt"; "$kmsfs" info "$mnt/file"
+        "$kmsfs" lock --once "$mnt"; "$kmsfs" snapshot create "$1/lower" one; "$kmsfs" umount "$mnt""#;
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-ec", script, KMSFS]).arg(&desk.dir);
+    let environment = desk.command(&[]);
+    command.envs(environment.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    run(&mut command).ok();
+    assert_eq!(mute.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "it was asked");
 }
 
 #[test]

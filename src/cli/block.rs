@@ -95,7 +95,7 @@ fn place(entry: &Entry) -> Result<PathBuf, CliError> {
 }
 
 fn mounted_place(entry: &Entry) -> Option<PathBuf> {
-    control::mounts().into_iter().find(|status| status.lower == entry.lower).map(|status| status.mountpoint)
+    control::of_lower(&entry.lower).map(|status| status.mountpoint)
 }
 
 /// The loop device of the image in `place`.

@@ -13,18 +13,22 @@ use serde::{Deserialize, Serialize};
 
 use super::error::CliError;
 use super::figures::{self, Figures};
+use super::mount_plan::mount_table;
 use super::reencrypt_job::ReencryptState;
 use super::runtime_dir;
 use super::snapshot_job::SnapshotState;
+use crate::client::connect_unix;
 use crate::sys::at;
 use crate::volume::ReencryptOptions;
 
 /// Longest line taken.
 const MAX_LINE: u64 = 64 * 1024;
 /// A client that says nothing is dropped after this long.
-const SERVER_PATIENCE: Duration = Duration::from_secs(2);
+const SERVER_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a command waits for a mount's answer.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
+/// How long it waits for each mount where it looks at all of them: one that stands still is none that answers.
+const LISTING_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A socket that nobody listens on is removed at this age.
 const DEAD_AGE: Duration = Duration::from_mins(1);
@@ -266,10 +270,10 @@ fn write_line(stream: &UnixStream, value: &impl Serialize) -> std::io::Result<()
     stream.write_all(&line)
 }
 
-fn ask_socket(path: &Path, request: &Request) -> Result<Answer, String> {
-    let stream = UnixStream::connect(path).map_err(|e| e.to_string())?;
+fn ask_socket(path: &Path, request: &Request, patience: Duration) -> Result<Answer, String> {
+    let stream = connect_unix(path, patience).map_err(|e| e.to_string())?;
     write_line(&stream, request).map_err(|e| e.to_string())?;
-    parse(&read_line(&stream, CLIENT_PATIENCE)?)
+    parse(&read_line(&stream, patience)?)
 }
 
 /// Every mount that answers, with its socket.
@@ -281,7 +285,7 @@ fn answering() -> Vec<(PathBuf, Status)> {
     let sockets =
         listed.filter(|entry| entry.file_name().to_str().is_some_and(is_ours)).map(|entry| entry.path());
     let mut found: Vec<(PathBuf, Status)> = sockets
-        .filter_map(|path| match ask_socket(&path, &Request::Status) {
+        .filter_map(|path| match ask_socket(&path, &Request::Status, LISTING_PATIENCE) {
             Ok(Answer::Status(status)) => Some((path, *status)),
             Ok(_) => None,
             Err(_) => {
@@ -296,7 +300,8 @@ fn answering() -> Vec<(PathBuf, Status)> {
 
 /// Removes the socket that a killed mount left. A young one may belong to a mount that is about to listen.
 fn remove_if_dead(path: &Path) {
-    let refused = UnixStream::connect(path).is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused);
+    let dialled = connect_unix(path, Duration::ZERO);
+    let refused = dialled.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused);
     let age = std::fs::metadata(path).and_then(|stat| stat.modified()).map(|at| at.elapsed());
     let old = matches!(age, Ok(Ok(age)) if age > DEAD_AGE);
     if refused && old {
@@ -316,18 +321,45 @@ pub fn mounts() -> Vec<Status> {
 
 /// Asks every mount that answers the same. Those that did.
 pub fn ask_all(request: &Request) -> Vec<Status> {
-    let asked = answering().into_iter().filter_map(|(socket, status)| match ask_socket(&socket, request) {
+    let ask = |(socket, status): (PathBuf, Status)| match ask_socket(&socket, request, CLIENT_PATIENCE) {
         Ok(Answer::Failed(_)) | Err(_) => None,
         Ok(_) => Some(status),
-    });
-    asked.collect()
+    };
+    answering().into_iter().filter_map(ask).collect()
+}
+
+/// The mount at `mountpoint` by its own socket: no other mount, which may stand still, is asked.
+fn by_its_socket(mountpoint: &Path) -> Option<(PathBuf, Status)> {
+    let name = format!("{}.sock", runtime_dir::stem(mountpoint));
+    let mut sockets = runtime_dir::all().into_iter().map(|dir| dir.join(&name));
+    let ask = |socket: PathBuf| match ask_socket(&socket, &Request::Status, CLIENT_PATIENCE) {
+        Ok(Answer::Status(status)) if status.mountpoint == mountpoint => Some((socket, *status)),
+        _ => None,
+    };
+    sockets.find_map(ask)
+}
+
+/// The mount of the lower directory `lower`, which is resolved, if it has one that we may ask.
+pub fn of_lower(lower: &Path) -> Option<Status> {
+    let table = mount_table().into_iter().filter(|(_, below)| below == lower);
+    let mut near = table.filter_map(|(mountpoint, _)| by_its_socket(&mountpoint)).map(|(_, status)| status);
+    let is_it = |status: &Status| status.lower == lower;
+    // One that this process does not see mounted may be seen by others.
+    near.find(is_it).or_else(|| mounts().into_iter().find(is_it))
 }
 
 /// The mount that holds `path`, and the rest of the path below its mount point.
 pub fn holding(path: &Path) -> Option<(Status, PathBuf)> {
     let path = at::resolved(path);
-    let deepest = mounts().into_iter().filter(|status| path.starts_with(&status.mountpoint));
-    let status = deepest.max_by_key(|status| status.mountpoint.components().count())?;
+    let depth = |mountpoint: &Path| mountpoint.components().count();
+    let above = mount_table().into_iter().filter(|(mountpoint, _)| path.starts_with(mountpoint));
+    let (mountpoint, _) = above.max_by_key(|(mountpoint, _)| depth(mountpoint))?;
+    let near = by_its_socket(&mountpoint).map(|(_, status)| status);
+    let deepest = || {
+        let above = mounts().into_iter().filter(|status| path.starts_with(&status.mountpoint));
+        above.max_by_key(|status| depth(&status.mountpoint))
+    };
+    let status = near.or_else(deepest)?;
     let rest = path.strip_prefix(&status.mountpoint).ok()?.to_owned();
     Some((status, rest))
 }
@@ -339,9 +371,9 @@ pub(super) fn no_mount_at(mountpoint: &Path) -> CliError {
 /// Asks the mount at `mountpoint`.
 pub fn ask(mountpoint: &Path, request: &Request) -> Result<Answer, CliError> {
     let wanted = at::resolved(mountpoint);
-    let socket = answering().into_iter().find(|(_, status)| status.mountpoint == wanted);
-    let (socket, _) = socket.ok_or_else(|| no_mount_at(mountpoint))?;
-    match ask_socket(&socket, request) {
+    let others = || answering().into_iter().find(|(_, status)| status.mountpoint == wanted);
+    let (socket, _) = by_its_socket(&wanted).or_else(others).ok_or_else(|| no_mount_at(mountpoint))?;
+    match ask_socket(&socket, request, CLIENT_PATIENCE) {
         Ok(Answer::Failed(why)) | Err(why) => Err(CliError::failed(why)),
         Ok(answer) => Ok(answer),
     }

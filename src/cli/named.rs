@@ -159,7 +159,7 @@ fn set_quota(lower: &Path, registry: &Registry, bytes: u64) -> Result<Quota, Cli
 
 /// The mount of a volume, if it has one that we may ask.
 fn mount_of(entry: &Entry) -> Option<Status> {
-    control::mounts().into_iter().find(|status| status.lower == entry.lower)
+    control::of_lower(&entry.lower)
 }
 
 fn attach(args: &AttachArgs, kms: Option<&str>, verbose: u8) -> Result<(), CliError> {

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use super::args;
-use super::control::{self, Answer, Request, Status};
+use super::control::{self, Answer, Request};
 use super::error::CliError;
 use super::mount;
 use super::named::resolve;
@@ -19,7 +19,7 @@ use super::service::{self, Behalf};
 use super::snapshot_args::{
     CreateArgs, DeleteArgs, DiffArgs, ListArgs, MountArgs, RestoreArgs, SnapshotCommand,
 };
-use super::volumes::{DEFAULT_JOBS, stop_on_signals};
+use super::volumes::{DEFAULT_JOBS, mount_of, stop_on_signals};
 use crate::client::CacheLimits;
 use crate::volume::snapshot::{self, Changed, SnapshotRecord};
 use crate::volume::{self, CopyOptions, Moment, MountLock, Progress, Volume};
@@ -42,11 +42,6 @@ pub fn run(command: &SnapshotCommand, kms: Option<&str>, verbose: u8) -> Result<
 pub(super) fn open(lower: &Path, kms: Option<&str>) -> Result<Volume, CliError> {
     let kms = service::connect(kms, Behalf::Filesystem)?;
     Ok(Volume::open(lower, kms, CacheLimits::default())?)
-}
-
-fn mount_of(lower: &Path) -> Option<Status> {
-    let lower = std::fs::canonicalize(lower).ok()?;
-    control::mounts().into_iter().find(|status| status.lower == lower)
 }
 
 fn create(args: &CreateArgs, kms: Option<&str>) -> Result<(), CliError> {

@@ -158,8 +158,7 @@ fn watch_rotations(
 
 /// The mount of `lower`, if it has one that we may ask.
 pub(super) fn mount_of(lower: &Path) -> Option<Status> {
-    let lower = std::fs::canonicalize(lower).ok()?;
-    control::mounts().into_iter().find(|status| status.lower == lower)
+    control::of_lower(&std::fs::canonicalize(lower).ok()?)
 }
 
 /// Has the mount of `lower` read the volume record again. `false` where none is found or it did not.

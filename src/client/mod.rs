@@ -24,4 +24,4 @@ pub use error::ClientError;
 pub use kms::{Decrypted, GeneratedKey, KeyFacts, Kms, KmsConfig, Probe, ReEncryptItem, ReEncrypted};
 pub use retry::{RetryLimits, jitter};
 pub use services::Services;
-pub use stream::Timeouts;
+pub use stream::{Timeouts, connect_unix};

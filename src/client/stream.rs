@@ -133,7 +133,10 @@ impl Connector {
 }
 
 /// Connects without waiting beyond `timeout` on a daemon whose backlog is full.
-fn connect_unix(path: &std::path::Path, timeout: Duration) -> io::Result<UnixStream> {
+///
+/// # Errors
+/// Those of socket(2) and connect(2), and `TimedOut`.
+pub fn connect_unix(path: &std::path::Path, timeout: Duration) -> io::Result<UnixStream> {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
     let address = SocketAddrUnix::new(path)?;
     let deadline = Instant::now() + timeout;
