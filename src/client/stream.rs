@@ -27,9 +27,10 @@ pub struct Timeouts {
 }
 
 impl Timeouts {
-    /// For calls that a program waits for in the middle of a file operation, to a daemon on the same machine.
+    /// For calls that a program waits for in the middle of a file operation, to a daemon on the same machine: longer
+    /// than a disk or a scheduler under load holds up a daemon that is well.
     pub const fn prompt() -> Self {
-        Self { connect: Duration::from_secs(1), io: Duration::from_millis(1500) }
+        Self { connect: Duration::from_secs(1), io: Duration::from_secs(5) }
     }
 }
 

@@ -18,7 +18,7 @@ use crate::tree::KeySource;
 use crate::tree::file::{Durability, FileContext, Integrity, LastEnd, Stage, TagLog};
 
 /// How often a mount tries to take its lock, and the pause between.
-const TAKE_TRIES: u32 = 4;
+const TAKE_TRIES: u32 = 10;
 const TAKE_PAUSE: Duration = Duration::from_millis(50);
 
 /// An open volume.

@@ -1,6 +1,10 @@
 //! A volume mounted in the test's own process, with data keys from a map instead of a key daemon.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)] // Each test file uses its own part.
 
+#[allow(clippy::duplicate_mod, reason = "some test files use both supports")]
+#[path = "../programs/fresh_dir.rs"]
+mod fresh_dir;
+
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -18,6 +22,8 @@ use kmsfs::tree::{
     TreeOptions,
 };
 use parking_lot::Mutex;
+
+use fresh_dir::fresh_dir;
 
 /// The name under which the map's keys are wrapped.
 pub const KEY_ARN: &str = "arn:aws:kms:local:000000000000:key/test";
@@ -92,17 +98,15 @@ impl MapKeys {
     }
 }
 
-static NUMBER: AtomicU64 = AtomicU64::new(0);
+/// Any wait for something that must come.
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// A directory below the system's temporary one, removed at the end.
 pub struct TempDir(pub PathBuf);
 
 impl TempDir {
     pub fn new(label: &str) -> Self {
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("kmsfs-{label}-{}-{number}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Self(path.canonicalize().unwrap())
+        Self(fresh_dir(label))
     }
 
     pub fn join(&self, name: &str) -> PathBuf {
@@ -242,7 +246,12 @@ impl Mount {
         self.stop();
         assert_eq!(self.tree().open_file_count(), 0, "files left open");
         self.tree = None;
-        assert_eq!(open_descriptors(&self.root), 0, "descriptors left open");
+        // The flusher looks once a second, and lets go of the tree where it finds that it was the last.
+        let deadline = Instant::now() + PATIENCE;
+        while open_descriptors(&self.root) > 0 {
+            assert!(Instant::now() < deadline, "descriptors left open");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 

@@ -3,19 +3,23 @@
 #![allow(clippy::unwrap_used, clippy::must_use_candidate, reason = "a failed step is a failed test")]
 
 #[allow(clippy::duplicate_mod, reason = "some test files use both supports")]
+#[path = "../programs/fresh_dir.rs"]
+mod fresh_dir;
+#[allow(clippy::duplicate_mod, reason = "some test files use both supports")]
 #[path = "../programs/kill.rs"]
 mod kill;
 pub mod port;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+
+use fresh_dir::fresh_dir;
 
 /// Nothing waits longer.
 pub const PATIENCE: Duration = Duration::from_mins(2);
@@ -30,11 +34,7 @@ pub struct Kmsd {
 impl Kmsd {
     /// A fresh directory, not initialised.
     pub fn bare() -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let base = std::env::temp_dir().join(format!("kmsd-test-{}-{number}", std::process::id()));
-        fs::create_dir(&base).unwrap();
-        Self { base, extra: Vec::new(), input: None }
+        Self { base: fresh_dir("kmsd"), extra: Vec::new(), input: None }
     }
 
     /// Initialised with a key file, not running.
@@ -143,7 +143,9 @@ pub fn kmsd(arguments: &[&str], input: Option<&str>) -> Output {
     command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
     let mut child = command.spawn().unwrap();
     if let Some(text) = input {
-        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        // Who needs no input may have ended before it came.
+        let written = child.stdin.take().unwrap().write_all(text.as_bytes());
+        assert!(written.is_ok() || written.is_err_and(|e| e.kind() == ErrorKind::BrokenPipe));
     }
     child.wait_with_output().unwrap()
 }

@@ -1,6 +1,7 @@
 //! The built programs on a desk of their own: a key daemon with its store, volumes, mounts.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)] // Each test file uses its own part.
 
+mod fresh_dir;
 mod kill;
 
 use std::collections::BTreeMap;
@@ -9,15 +10,14 @@ use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+
+use fresh_dir::fresh_dir;
 
 pub const KMSFS: &str = env!("CARGO_BIN_EXE_kmsfs");
 pub const KMSD: &str = env!("CARGO_BIN_EXE_kmsd");
 /// Any wait for something that must come.
 pub const PATIENCE: Duration = Duration::from_mins(2);
-
-static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// What a program said.
 #[derive(Debug)]
@@ -72,10 +72,8 @@ impl Desk {
 
     /// With further arguments of `kmsd init`.
     pub fn made(label: &str, how: &[&str]) -> Self {
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let dir = std::env::temp_dir().join(format!("kmsfs-{label}-{}-{number}", std::process::id()));
-        fs::create_dir_all(dir.join("home")).unwrap();
-        let desk = Self { dir: dir.canonicalize().unwrap(), mounts: Vec::new().into() };
+        let desk = Self { dir: fresh_dir(label), mounts: Vec::new().into() };
+        fs::create_dir(desk.path("home")).unwrap();
         let seal = format!("keyfile:{}", desk.path("root.key").display());
         let mut init = Command::new(KMSD);
         run(init.arg("init").arg("--dir").arg(desk.path("state")).arg("--seal").arg(seal).args(how)).ok();
