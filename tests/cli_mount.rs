@@ -210,7 +210,7 @@ fn a_mount_that_stands_still_is_not_asked_about_another() {
     mute.set_nonblocking(true).unwrap();
     let script = r#"mkdir -p /run/kmsfs; mount --bind "$1/run" /run/kmsfs; cd /; kmsfs=$0 mnt=$1/mnt
         "$kmsfs" mount "$1/lower" "$mnt"; echo text >"$mnt/file"; "$kmsfs" status "$mnt"; "$kmsfs" info "$mnt/file"
-        "$kmsfs" lock --once "$mnt"; "$kmsfs" snapshot create "$1/lower" one; "$kmsfs" umount "$mnt""#;
+        "$kmsfs" top "$mnt" --batch 1; "$kmsfs" lock --once "$mnt"; "$kmsfs" snapshot create "$1/lower" one; "$kmsfs" umount "$mnt""#;
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "sh", "-ec", script, KMSFS]).arg(&desk.dir);
     let environment = desk.command(&[]);

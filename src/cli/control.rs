@@ -339,6 +339,17 @@ fn by_its_socket(mountpoint: &Path) -> Option<(PathBuf, Status)> {
     sockets.find_map(ask)
 }
 
+fn at_place(mountpoint: &Path) -> Option<(PathBuf, Status)> {
+    let wanted = at::resolved(mountpoint);
+    let others = || answering().into_iter().find(|(_, status)| status.mountpoint == wanted);
+    by_its_socket(&wanted).or_else(others)
+}
+
+/// The mount at `mountpoint`.
+pub fn mount_at(mountpoint: &Path) -> Result<Status, CliError> {
+    at_place(mountpoint).map(|(_, status)| status).ok_or_else(|| no_mount_at(mountpoint))
+}
+
 /// The mount of the lower directory `lower`, which is resolved, if it has one that we may ask.
 pub fn of_lower(lower: &Path) -> Option<Status> {
     let table = mount_table().into_iter().filter(|(_, below)| below == lower);
@@ -364,15 +375,13 @@ pub fn holding(path: &Path) -> Option<(Status, PathBuf)> {
     Some((status, rest))
 }
 
-pub(super) fn no_mount_at(mountpoint: &Path) -> CliError {
+fn no_mount_at(mountpoint: &Path) -> CliError {
     CliError::failed(format!("{} is not a mount point of kmsfs that you may ask", mountpoint.display()))
 }
 
 /// Asks the mount at `mountpoint`.
 pub fn ask(mountpoint: &Path, request: &Request) -> Result<Answer, CliError> {
-    let wanted = at::resolved(mountpoint);
-    let others = || answering().into_iter().find(|(_, status)| status.mountpoint == wanted);
-    let (socket, _) = by_its_socket(&wanted).or_else(others).ok_or_else(|| no_mount_at(mountpoint))?;
+    let (socket, _) = at_place(mountpoint).ok_or_else(|| no_mount_at(mountpoint))?;
     match ask_socket(&socket, request, CLIENT_PATIENCE) {
         Ok(Answer::Failed(why)) | Err(why) => Err(CliError::failed(why)),
         Ok(answer) => Ok(answer),

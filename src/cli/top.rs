@@ -17,7 +17,6 @@ use super::control::{self, Status};
 use super::error::CliError;
 use super::figures::{Figures, micros};
 use super::output::{line, size};
-use crate::sys::at;
 use crate::sys::figures::{BOUNDS_US, Timing};
 
 /// Lines that one mount takes at least.
@@ -47,15 +46,10 @@ pub fn run(args: &TopArgs) -> Result<(), CliError> {
 }
 
 fn mounts(wanted: Option<&Path>) -> Result<Vec<Status>, CliError> {
-    let mut found = control::mounts();
-    if let Some(wanted) = wanted {
-        let wanted = at::resolved(wanted);
-        found.retain(|status| status.mountpoint == wanted);
-        if found.is_empty() {
-            return Err(control::no_mount_at(&wanted));
-        }
+    match wanted {
+        Some(mountpoint) => control::mount_at(mountpoint).map(|status| vec![status]),
+        None => Ok(control::mounts()),
     }
-    Ok(found)
 }
 
 /// What happened between two looks, for the mounts that were there in both.
