@@ -73,6 +73,38 @@ def plot(results, peers, ratio, title):
     return "\n".join(parts) + "\n"
 
 
+def curves(panels):
+    """An SVG of panels (title, unit, points of each series) two in a row, each from zero up to its greatest value."""
+    across, wide, high = 2, WIDTH // 2, 170
+    rows = (len(panels) + across - 1) // across
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{rows * high + 10}" font-family="sans-serif" '
+             'font-size="10"><rect width="100%" height="100%" fill="#ffffff"/>']
+    for index, (title, unit, series) in enumerate(panels):
+        parts += panel(title, unit, series, index % across * wide, index // across * high, wide, high)
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def panel(title, unit, series, left, top, wide, high):
+    """One panel: the axis of the numbers is of equal steps, whatever lies between two points."""
+    inner_left, inner_top, inner_wide, inner_high = left + 50, top + 34, wide - 70, high - 64
+    greatest = max(value for points in series.values() for _, value in points) or 1.0
+    count = max(len(points) for points in series.values())
+    first, last = next(iter(series.values()))[0][0], next(iter(series.values()))[-1][0]
+    base = inner_top + inner_high
+    parts = [f'<text x="{left + 8}" y="{top + 14}">{title}</text>',
+             f'<text x="{left + 8}" y="{inner_top + 8}">{number(greatest)}</text><text x="{left + 8}" y="{base}">0 {unit}</text>',
+             f'<path d="M{inner_left} {inner_top}V{base}H{inner_left + inner_wide}" fill="none" stroke="#888"/>',
+             f'<text x="{inner_left}" y="{base + 14}">{first:,}</text>',
+             f'<text x="{inner_left + inner_wide}" y="{base + 14}" text-anchor="end">{last:,}</text>']
+    for place, (name, points) in enumerate(series.items()):
+        colour = COLOURS["kmsfs"] if name == "kmsfs" else COLOURS["best peer"]
+        dots = " ".join(f"{inner_left + inner_wide * n / max(1, count - 1):.1f},{base - inner_high * value / greatest:.1f}"
+                        for n, (_, value) in enumerate(points))
+        parts.append(f'<polyline points="{dots}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        parts.append(f'<text x="{inner_left + 60 * place}" y="{top + 28}" fill="{colour}">{name}</text>')
+    return parts
+
+
 def publish(key, about, results, peers, ratio):
     """Replaces the part of the page between the marks of `key` and writes the plot that it shows."""
     PLOTS.mkdir(exist_ok=True)
@@ -80,6 +112,17 @@ def publish(key, about, results, peers, ratio):
     said = (f"Linux {about['kernel']}, {about['cores']} cores ({about['processor']}), lower directory on {about['lower']}, "
             f"medians of {about['rounds']} round(s){'' if about['size'] == 'full' else ', ' + about['size'] + ' sizes'}, {about['date']}. {about['note']}".rstrip())
     inner = f"{said}\n\n{table(results, peers, ratio)}\n\n![{key}](plots/{key}.svg)"
+    replace(key, inner)
+
+
+def publish_plain(key, text, plot):
+    """Replaces the part of the page between the marks of `key` by a text and a plot."""
+    PLOTS.mkdir(exist_ok=True)
+    (PLOTS / f"{key}.svg").write_text(plot)
+    replace(key, f"{text}\n\n![{key}](plots/{key}.svg)")
+
+
+def replace(key, inner):
     begin, end = f"<!-- bench {key} -->", f"<!-- end of bench {key} -->"
     page = PAGE.read_text()
     head, _, rest = page.partition(begin)
