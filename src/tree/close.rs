@@ -168,7 +168,7 @@ impl Tree {
 pub(super) fn seal(slot: &FileSlot) -> Result<(), FsError> {
     let Some(open) = &slot.open else { return Ok(()) };
     if open.writable
-        && let Err(e) = open.io.seal()
+        && let Err(e) = open.seal()
         // Nobody can open it again; and the space that its seal may lack is perhaps its own.
         && !(slot.handles == 0 && open.io.is_removed())
     {
@@ -178,7 +178,7 @@ pub(super) fn seal(slot: &FileSlot) -> Result<(), FsError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::os::fd::OwnedFd;
     use std::path::PathBuf;
     use std::sync::atomic::AtomicU32;
@@ -192,7 +192,7 @@ mod tests {
     use crate::tree::file::tests::new_dir;
     use crate::tree::{
         Asker, Caller, Durability, FileContext, FreshKey, Integrity, KeySource, LastEnd, NewObject,
-        OpenManner, ROOT_ID, Stage, TagLog, TreeOptions, WriteManner,
+        OpenManner, ROOT_ID, SetAttr, SetTime, Stage, TagLog, Time, TreeOptions, WriteManner,
     };
 
     const WRITING: OpenManner = OpenManner { write: true, truncate: false, clear_set_id: false };
@@ -211,14 +211,14 @@ mod tests {
         }
     }
 
-    struct Bench(PathBuf);
+    pub(in crate::tree) struct Bench(PathBuf);
 
     impl Bench {
-        fn new() -> Self {
+        pub(in crate::tree) fn new() -> Self {
             Self(new_dir())
         }
 
-        fn tree(&self) -> Arc<Tree> {
+        pub(in crate::tree) fn tree(&self) -> Arc<Tree> {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY;
             let root: OwnedFd = rustix::fs::open(&self.0, flags, Mode::empty()).unwrap();
             let key = Arc::new(VolumeKey::new(Secret::random()));
@@ -246,7 +246,7 @@ mod tests {
     }
 
     /// A new file with `data`, still open for one writing handle.
-    fn written(tree: &Tree, name: &[u8], data: &[u8]) -> u64 {
+    pub(in crate::tree) fn written(tree: &Tree, name: &[u8], data: &[u8]) -> u64 {
         let caller = Caller { uid: 0, gid: 0, pid: 0 };
         let new = NewObject { permissions: 0o600, umask: 0, caller };
         let (attr, _) = tree.create(ROOT_ID, name, new, true, KeyUser::Mount).unwrap();
@@ -312,6 +312,39 @@ mod tests {
         tree.release_file(id, true);
         fault::clear();
         assert_eq!((tree.left_open_count(), tree.open_file_count()), (0, 0));
+    }
+
+    /// Writes as the kernel does that collects writes, closes, and gives the time of the last write.
+    fn written_back(tree: &Tree, id: u64) -> Time {
+        let from_cache = WriteManner { from_cache: true, clear_set_id: false };
+        tree.write(id, 0, &[7; 5_000], from_cache, Asker::Mount).unwrap();
+        tree.release_file(id, true);
+        tree.attr(id).unwrap().modified
+    }
+
+    #[test]
+    fn a_closed_file_has_the_time_that_the_kernel_knows() {
+        let bench = Bench::new();
+        let tree = bench.tree();
+        let caller = Caller { uid: 0, gid: 0, pid: 0 };
+        let long_ago = Time { seconds: 1_000, nanoseconds: 5 };
+        let set = SetAttr { modified: Some(SetTime::At(long_ago)), ..SetAttr::default() };
+        // The time of the creation, whatever became of it since.
+        let new = NewObject { permissions: 0o600, umask: 0, caller };
+        let (made, _) = tree.create(ROOT_ID, b"new", new, true, KeyUser::Mount).unwrap();
+        let lower = tree.nodes.find(made.node_id).unwrap().link().unwrap().name;
+        let behind = std::fs::File::open(bench.0.join(&*lower)).unwrap();
+        behind.set_modified(std::time::UNIX_EPOCH).unwrap();
+        assert_eq!(written_back(&tree, made.node_id), made.modified);
+        // What it told last.
+        let id = written(&tree, b"told", &[5; 100]);
+        tree.set_attr(id, set, caller, Asker::Mount).unwrap();
+        assert_eq!(written_back(&tree, id), long_ago);
+        // A change of size that it told no time for moved it.
+        let id = written(&tree, b"cut", &[5; 100]);
+        tree.set_attr(id, set, caller, Asker::Mount).unwrap();
+        tree.truncate(id, 50, Asker::Mount).unwrap();
+        assert!(written_back(&tree, id) > long_ago);
     }
 
     #[test]

@@ -82,7 +82,9 @@ impl Tree {
         let mut slot = node.file.write();
         slot.handles += 1;
         slot.writers += u32::from(write);
-        slot.open = Some(Box::new(OpenFile::new(io, true)));
+        let open = OpenFile::new(io, true);
+        open.note_modified(Some(attr.modified));
+        slot.open = Some(Box::new(open));
         self.note_open(&node);
         drop(slot);
         Ok((attr, node.generation()))
@@ -186,9 +188,6 @@ impl Tree {
         self.check_writable()?;
         let dir = self.dir(parent)?;
         let lower = dir.lower_name(name)?;
-        if self.stat_if_present(&dir, &lower.entry)?.is_some() {
-            return Err(FsError::Os(Errno::EXIST));
-        }
         let temporary = name::temporary(random_array());
         let permissions = effective_permissions(&dir, new);
         let change = self.change_names();
@@ -205,12 +204,11 @@ impl Tree {
         });
         let (fd, id) = made.inspect_err(|_| discard_dir(&dir, &temporary))?;
         change.made(&dir, &lower);
-        let (attr, generation) = self.look_up_entry(&dir, &lower.entry)?;
+        let attr = self.attr_of(&fs::fstat(&fd)?)?;
+        let node = self.nodes.look_up(attr.node_id, attr.kind, parent, &lower.entry);
         // It is mostly filled next.
-        if self.node_id(&fs::fstat(&fd)?) == attr.node_id {
-            self.dirs.insert(Arc::new(Dir::made(&self.volume_key, attr.node_id, fd, id, &dir)));
-        }
-        Ok((attr, generation))
+        self.dirs.insert(Arc::new(Dir::made(&self.volume_key, attr.node_id, fd, id, &dir)));
+        Ok((attr, node.generation()))
     }
 
     /// Puts the record into the new directory `temporary` and sets its owner and permissions; gives its identity.

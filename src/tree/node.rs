@@ -40,8 +40,7 @@ pub struct OpenFile {
     pub io: Arc<FileIo>,
     /// Whether the lower descriptor can write.
     pub writable: bool,
-    /// The modification time as the kernel has it, once written-back data has moved the lower one.
-    pub kernel_modified: Mutex<Option<Time>>,
+    modified: Mutex<Modified>,
     /// What the lower file took, in blocks, when it was last synced; no such number before the first time.
     synced_blocks: AtomicU64,
 }
@@ -49,28 +48,73 @@ pub struct OpenFile {
 /// Stands for no number of blocks.
 const NO_BLOCKS: u64 = u64::MAX;
 
+/// What is known of the time of the last write.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Modified {
+    /// Nothing: the lower file has it.
+    Unknown,
+    /// The lower file has this one, and nothing was written since.
+    Stands(Time),
+    /// The kernel has this one; written-back data has moved that of the lower file.
+    Moved(Time),
+}
+
 impl OpenFile {
     /// A file just opened.
     pub fn new(io: Arc<FileIo>, writable: bool) -> Self {
-        Self { io, writable, kernel_modified: Mutex::default(), synced_blocks: AtomicU64::new(NO_BLOCKS) }
+        let modified = Mutex::new(Modified::Unknown);
+        Self { io, writable, modified, synced_blocks: AtomicU64::new(NO_BLOCKS) }
     }
 
     /// Before data that the kernel wrote back: the time of that write is the kernel's to tell, and it tells only
     /// what it changed since it last asked. So the lower time as it was stands until it does.
-    pub fn note_modified(&self) -> Result<(), Errno> {
-        let mut known = self.kernel_modified.lock();
-        if known.is_none() {
-            *known = Some(self.lower_modified()?);
-        }
+    pub fn note_written_back(&self) -> Result<(), Errno> {
+        let mut known = self.modified.lock();
+        *known = match *known {
+            Modified::Unknown => Modified::Moved(self.lower_modified()?),
+            Modified::Stands(time) | Modified::Moved(time) => Modified::Moved(time),
+        };
         Ok(())
+    }
+
+    /// The lower file was given `time`; `None` where a write moves its time, as the kernel knows.
+    pub fn note_modified(&self, time: Option<Time>) {
+        *self.modified.lock() = time.map_or(Modified::Unknown, Modified::Stands);
+    }
+
+    /// Before a change that is no write: it moves the lower time, and the kernel tells where that is to be another.
+    pub fn note_changed(&self) {
+        let mut known = self.modified.lock();
+        if matches!(*known, Modified::Stands(_)) {
+            *known = Modified::Unknown;
+        }
     }
 
     /// Gives the lower file the time that the kernel has.
     pub fn restore_modified(&self) -> Result<(), Errno> {
-        match self.kernel_modified.lock().take() {
-            Some(time) if time != self.lower_modified()? => at::set_modified(self.io.lower_fd(), time.into()),
-            _ => Ok(()),
+        let mut known = self.modified.lock();
+        if let Modified::Moved(time) = *known {
+            *known = Modified::Unknown;
+            at::set_modified(self.io.lower_fd(), time.into())?;
+            *known = Modified::Stands(time);
         }
+        Ok(())
+    }
+
+    /// Leaves the file sealed and with the time that the kernel has.
+    pub fn seal(&self) -> Result<(), FsError> {
+        let known = *self.modified.lock();
+        let time = match known {
+            Modified::Unknown => None,
+            Modified::Stands(time) | Modified::Moved(time) => Some(time),
+        };
+        if self.io.seal_with(time.map(|time| (time.seconds, time.nanoseconds)))? {
+            let mut now = self.modified.lock();
+            if let (Some(time), true) = (time, *now == known) {
+                *now = Modified::Stands(time);
+            }
+        }
+        Ok(())
     }
 
     /// Notes the blocks that the file takes now, which was just synced; whether they are others than at the last time.

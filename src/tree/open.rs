@@ -69,6 +69,7 @@ impl Tree {
         let opened = if truncate {
             self.with_changed_file(&node, asker, |file| {
                 ready(file)?;
+                file.note_changed();
                 file.io.truncate(0)?;
                 file.clear_set_id(clear_set_id)
             })
@@ -277,9 +278,9 @@ impl Tree {
         let node = self.node(id)?;
         self.with_changed_file(&node, asker, |file| {
             if manner.from_cache {
-                file.note_modified()?;
+                file.note_written_back()?;
             } else {
-                *file.kernel_modified.lock() = None;
+                file.note_modified(None);
             }
             let written = if manner.from_cache {
                 file.io.write(offset, data).map(|()| data.len())
@@ -297,7 +298,10 @@ impl Tree {
         if node.kind != Kind::File {
             return Err(FsError::Os(if node.kind == Kind::Dir { Errno::ISDIR } else { Errno::INVAL }));
         }
-        self.with_changed_file(&node, asker, |file| file.io.truncate(size))
+        self.with_changed_file(&node, asker, |file| {
+            file.note_changed();
+            file.io.truncate(size)
+        })
     }
 
     /// Preallocates, punches or zeroes a range of `len` bytes from `offset` on. `clear_set_id` as in [`WriteManner`].
@@ -312,6 +316,7 @@ impl Tree {
         self.check_writable()?;
         let node = self.node(id)?;
         self.with_changed_file(&node, asker, |file| {
+            file.note_changed();
             file.io.allocate(what, offset, len)?;
             file.clear_set_id(clear_set_id)
         })

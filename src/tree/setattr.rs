@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{self, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
-use super::attr::{Attr, Caller, Kind, SetAttr, SetTime};
+use super::attr::{Attr, Caller, Kind, SetAttr, SetTime, modified};
 use super::namespace::Tree;
 use super::node::{Node, OpenFile};
 use super::open::clear_set_id_bits;
@@ -40,13 +40,14 @@ impl Tree {
             if set.accessed.is_some() || set.modified.is_some() {
                 at::set_times(fd, &timestamps(&set))?;
             }
+            let stat = fs::fstat(fd)?;
             if set.modified.is_some()
                 && let Some(open) = open
             {
                 // The kernel has told its time of the last write; what was kept of the lower one is out of date.
-                *open.kernel_modified.lock() = None;
+                open.note_modified(Some(modified(&stat)));
             }
-            Ok(fs::fstat(fd)?)
+            Ok(stat)
         })?;
         let attr = self.attr_of(&stat)?;
         node.note_told(attr.blocks);

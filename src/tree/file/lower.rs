@@ -193,9 +193,18 @@ impl Lower {
         &self,
         write: impl FnOnce() -> Result<(), E>,
     ) -> Result<(), E> {
-        let before = self.modified()?;
+        self.with_mtime(None, write)
+    }
+
+    /// Runs `write`, then sets the modification time to `time`, or puts back what it was before.
+    pub(super) fn with_mtime<E: From<Errno>>(
+        &self,
+        time: Option<(i64, u32)>,
+        write: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
+        let time = time.map_or_else(|| self.modified(), Ok)?;
         write()?;
-        Ok(self.set_modified(before)?)
+        Ok(self.set_modified(time)?)
     }
 }
 

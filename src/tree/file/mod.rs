@@ -286,13 +286,19 @@ impl FileIo {
 
     /// Makes the seal say that the file is closed and whole. Leaves the modification time alone.
     pub fn seal(&self) -> Result<(), FsError> {
+        self.seal_with(None).map(drop)
+    }
+
+    /// The same, and gives the lower file the modification time `time` (seconds, nanoseconds) where that is another one;
+    /// `false` where the file was sealed already, so that nothing was done.
+    pub fn seal_with(&self, time: Option<(i64, u32)>) -> Result<bool, FsError> {
         if self.context.read_only || !self.is_unsealed() {
-            return Ok(());
+            return Ok(false);
         }
         self.flush()?;
         let mut inner = self.for_writing()?;
-        let Inner::Loaded(body) = &mut *inner else { return Ok(()) };
-        self.lower.keeping_mtime(|| body.write_clean_seal(&self.lower))
+        let Inner::Loaded(body) = &mut *inner else { return Ok(false) };
+        self.lower.with_mtime(time, || body.write_clean_seal(&self.lower)).map(|()| true)
     }
 
     /// Whether the file has no name any more.
