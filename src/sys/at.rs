@@ -107,7 +107,11 @@ pub fn stat(dir: impl AsFd, name: &[u8]) -> Result<Stat, Errno> {
 pub fn set_mode(fd: impl AsFd, mode: u32) -> Result<(), Errno> {
     #[cfg(test)]
     steps::admit("set_mode")?;
-    fs::chmod(proc_path(fd), Mode::from_raw_mode(mode))
+    let mode = Mode::from_raw_mode(mode);
+    match fs::fchmod(&fd, mode) {
+        Err(Errno::BADF) => fs::chmod(proc_path(fd), mode),
+        done => done,
+    }
 }
 
 /// Sets owner and group; works on `O_PATH`.
@@ -259,13 +263,24 @@ pub fn set_len(fd: impl AsFd, len: u64) -> Result<(), Errno> {
 /// The value of an attribute of the inode of `fd`; works on `O_PATH`.
 pub fn xattr(fd: impl AsFd, name: &[u8]) -> Result<Vec<u8>, Errno> {
     let path = proc_path(fd);
+    whole_xattr(|value| fs::getxattr(path.as_str(), name, rustix::buffer::spare_capacity(value)))
+}
+
+/// The value of an attribute of the entry `entry` of `dir`, which may be opened with `O_PATH`, in one call.
+pub fn xattr_of_entry(dir: impl AsFd, entry: &[u8], name: &[u8]) -> Result<Vec<u8>, Errno> {
+    let path = [proc_path(dir).as_bytes(), b"/", checked(entry)?].concat();
+    whole_xattr(|value| fs::lgetxattr(path.as_slice(), name, rustix::buffer::spare_capacity(value)))
+}
+
+/// The value that `get` puts into the room it is given, which is made larger once.
+fn whole_xattr(get: impl Fn(&mut Vec<u8>) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
     let mut value = Vec::with_capacity(256);
-    match fs::getxattr(path.as_str(), name, rustix::buffer::spare_capacity(&mut value)) {
+    match get(&mut value) {
         Err(Errno::RANGE) => {}
         other => return other.map(|_| value),
     }
     value.reserve(XATTR_SIZE_MAX);
-    fs::getxattr(path.as_str(), name, rustix::buffer::spare_capacity(&mut value))?;
+    get(&mut value)?;
     Ok(value)
 }
 

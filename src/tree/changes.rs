@@ -7,6 +7,7 @@
 //! Locks: the gate before any file's, `names` after the gate.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{RwLock, RwLockReadGuard};
@@ -29,6 +30,17 @@ pub(super) struct Gate {
     current: RwLock<Option<Arc<Moment>>>,
     /// Held for reading by changes of names while a copy is made; the walker looks at a name when nobody holds it.
     names: RwLock<()>,
+    /// How many changes of names have begun, and how many of them ended.
+    begun: AtomicU64,
+    ended: AtomicU64,
+}
+
+impl Gate {
+    /// A value that stays the same while no name changes; `None` where one is changing.
+    pub(super) fn steady_names(&self) -> Option<u64> {
+        let ended = self.ended.load(Ordering::SeqCst);
+        (self.begun.load(Ordering::SeqCst) == ended).then_some(ended)
+    }
 }
 
 /// Counts the changes under way on a thread, in debug builds, to find whoever waits within one.
@@ -66,6 +78,15 @@ pub(super) struct Change<'a> {
     _passage: Passage,
     current: RwLockReadGuard<'a, Option<Arc<Moment>>>,
     _names: Option<RwLockReadGuard<'a, ()>>,
+    of_names: bool,
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        if self.of_names {
+            self.tree.gate.ended.fetch_add(1, Ordering::SeqCst);
+        }
+    }
 }
 
 /// How a freeze went.
@@ -79,14 +100,15 @@ impl Tree {
     /// Begins a change of data or attributes.
     pub(super) fn change(&self) -> Change<'_> {
         let current = self.gate.current.read();
-        Change { tree: self, _passage: Passage::begin(), current, _names: None }
+        Change { tree: self, _passage: Passage::begin(), current, _names: None, of_names: false }
     }
 
     /// Begins a change of names.
     pub(super) fn change_names(&self) -> Change<'_> {
         let current = self.gate.current.read();
         let names = current.is_some().then(|| self.gate.names.read());
-        Change { tree: self, _passage: Passage::begin(), current, _names: names }
+        self.gate.begun.fetch_add(1, Ordering::SeqCst);
+        Change { tree: self, _passage: Passage::begin(), current, _names: names, of_names: true }
     }
 
     /// Stops all changes, at most after `patience`, with every file sealed on the lower file system; does `act` and goes

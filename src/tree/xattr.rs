@@ -117,17 +117,36 @@ impl Tree {
         if name == CAPABILITY && node.lacks_capability() {
             return Err(FsError::Os(Errno::NODATA));
         }
-        let route = self.route(&node, name)?;
-        let fd = self.inode(&node)?;
-        let lower = match route {
-            Route::Passed => return Ok(at::xattr(&fd, name)?),
+        let lower = match self.route(&node, name)? {
+            Route::Passed => return self.lower_xattr(&node, name),
             Route::Sealed(lower) => lower,
         };
-        let sealed = at::xattr(&fd, lower.as_bytes())?;
+        let sealed = self.lower_xattr(&node, lower.as_bytes())?;
         self.with_xattr_key(&node, false, asker, |key, owner| {
             codec::open_value(key, owner, name, &sealed)
                 .map_err(|_| FsError::Corrupt(format!("an extended attribute of inode {id} does not open")))
         })
+    }
+
+    /// The value of an attribute of the lower inode, in one call where it goes: a listing asks this of every file.
+    fn lower_xattr(&self, node: &Node, name: &[u8]) -> Result<Vec<u8>, FsError> {
+        if let Some(found) = self.xattr_by_name(node, name) {
+            return Ok(found?);
+        }
+        let inode = self.inode(node)?;
+        Ok(at::xattr(&inode, name)?)
+    }
+
+    /// The same by a name of the node. `None` where that may have become another inode's meanwhile, or is not at hand.
+    fn xattr_by_name(&self, node: &Node, name: &[u8]) -> Option<Result<Vec<u8>, Errno>> {
+        if node.kind == Kind::Dir || node.pinned().is_some() {
+            return None;
+        }
+        let steady = self.gate.steady_names()?;
+        let link = node.link()?;
+        let dir = self.dirs.find(link.parent)?;
+        let found = at::xattr_of_entry(&dir.fd, link.name.as_bytes(), name);
+        (self.gate.steady_names() == Some(steady) && found != Err(Errno::NOENT)).then_some(found)
     }
 
     /// Sets an attribute.
@@ -222,5 +241,36 @@ impl Tree {
             (caller.uid == 0 || !name.starts_with(TRUSTED)) && name != KEY_ATTRIBUTE.as_bytes()
         };
         Ok(at::list_xattrs(&fd)?.into_iter().filter_map(plain).filter(visible).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::ROOT_ID;
+    use crate::tree::close::tests::{Bench, written};
+
+    #[test]
+    fn an_attribute_is_read_by_the_name_of_its_file_only_while_no_name_changes() {
+        let bench = Bench::new();
+        let tree = bench.tree();
+        let id = written(&tree, b"file", &[5; 100]);
+        let caller = Caller { uid: 0, gid: 0, pid: 0 };
+        tree.set_xattr(id, b"user.a", b"value", XattrMode::Any, caller, Asker::Mount).unwrap();
+        let node = tree.node(id).unwrap();
+        let Route::Sealed(lower) = tree.route(&node, b"user.a").unwrap() else { panic!("not encrypted") };
+        let by_name = || tree.xattr_by_name(&node, lower.as_bytes());
+        let value = || tree.xattr(id, b"user.a", Asker::Mount).unwrap();
+        assert!(by_name().unwrap().is_ok());
+        assert_eq!(by_name().map(|_| value()), Some(b"value".to_vec()));
+        {
+            let _changing = tree.change_names();
+            assert!(by_name().is_none());
+            assert_eq!(value(), b"value");
+        }
+        assert!(by_name().unwrap().is_ok());
+        tree.unlink(ROOT_ID, b"file").unwrap();
+        assert!(by_name().is_none(), "it has no name");
+        assert_eq!(value(), b"value");
     }
 }
