@@ -73,7 +73,8 @@ impl<D: AsRef<[u8]>> Record<D> {
     /// The bytes of the record.
     pub(super) fn encode(&self, keys: &FileKeys, file_id: FileId) -> Vec<u8> {
         let len = BLOCKS_AT + self.blocks.iter().map(Logged::len).sum::<usize>() + TAG_LEN;
-        let mut out = Vec::with_capacity(len.next_multiple_of(ALIGN));
+        // The log fills the last page up.
+        let mut out = Vec::with_capacity(len + BLOCK_LEN);
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&[0; 4]);
         out.extend_from_slice(&file_id.0);

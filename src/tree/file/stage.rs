@@ -48,6 +48,12 @@ impl Staged {
     }
 }
 
+impl AsRef<[u8]> for Staged {
+    fn as_ref(&self) -> &[u8] {
+        self.data()
+    }
+}
+
 /// What the log is to hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Manner {
@@ -223,7 +229,7 @@ impl FileIo {
                 old_len,
                 new: staged.entry,
                 new_len: staged.len,
-                data: (moves || manner == Manner::Data).then(|| staged.data().to_vec()),
+                data: (moves || manner == Manner::Data).then(|| staged.clone()),
             });
         }
         let (size, before) = (flight_size(body), (body.sealed, body.seal_bytes, body.seal_stored));

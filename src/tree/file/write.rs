@@ -34,11 +34,29 @@ pub(super) struct Change {
 }
 
 impl Change {
-    /// Room for the blocks `first..=last`.
+    /// Room for the blocks `first..=last`, with nothing in it yet.
     fn new(first: u64, last: u64) -> Self {
-        let len = layout::block_offset(last) + BLOCK - layout::block_offset(first);
-        let image = vec![0; len as usize];
+        let image = Vec::with_capacity(image_len(first, last));
         Self { first, image, entries: vec![HOLE; (last - first + 1) as usize], short: false }
+    }
+
+    /// The blocks that `data` at `offset` touches: those that it fills sealed, zeros for the others. Whole blocks depend on
+    /// nothing but the data, so no lock is needed.
+    fn of_data(keys: &FileKeys, id: FileId, offset: u64, data: &[u8]) -> Self {
+        let end = offset + data.len() as u64;
+        let mut change = Self::new(offset / BLOCK, (end - 1) / BLOCK);
+        let (from, to) = (offset.div_ceil(BLOCK), end / BLOCK);
+        let mut nonces = vec![[0; 12]; to.saturating_sub(from) as usize];
+        random_nonces(&mut nonces);
+        for (block, nonce) in (from..to).zip(&nonces) {
+            // What is filled with data next is not filled with zeros before.
+            change.image.resize(change.place(block), 0);
+            let source = (block * BLOCK - offset) as usize;
+            change.image.extend_from_slice(&data[source..source + BLOCK_LEN]);
+            change.seal(keys, id, block, BLOCK_LEN, nonce);
+        }
+        change.image.resize(image_len(change.first, change.last()), 0);
+        change
     }
 
     /// Nothing but a change of size.
@@ -66,7 +84,8 @@ impl Change {
     /// A change of one block to `data`.
     pub(super) fn of_block(keys: &FileKeys, id: FileId, block: u64, data: &[u8]) -> Self {
         let mut change = Self::new(block, block);
-        change.image[..data.len()].copy_from_slice(data);
+        change.image.extend_from_slice(data);
+        change.image.resize(BLOCK_LEN, 0);
         change.seal(keys, id, block, data.len(), &random_array());
         change
     }
@@ -163,10 +182,7 @@ impl FileIo {
         offset: u64,
         data: &[u8],
     ) -> Result<bool, (usize, FsError)> {
-        let end = offset + data.len() as u64;
-        // Whole blocks depend on nothing but the data: they are sealed before the file is locked.
-        let mut change = Change::new(offset / BLOCK, (end - 1) / BLOCK);
-        seal_whole_blocks(&mut change, keys, id, offset, data);
+        let mut change = Change::of_data(keys, id, offset, data);
         self.place_part(offset, data, &mut change).map_err(|e| (change.placed(offset, data.len()), e))
     }
 
@@ -414,20 +430,9 @@ impl FileIo {
     }
 }
 
-fn seal_whole_blocks(change: &mut Change, keys: &FileKeys, id: FileId, offset: u64, data: &[u8]) {
-    let end = offset + data.len() as u64;
-    let (from, to) = (offset.div_ceil(BLOCK), end / BLOCK);
-    if from >= to {
-        return;
-    }
-    let mut nonces = vec![[0; 12]; (to - from) as usize];
-    random_nonces(&mut nonces);
-    for (block, nonce) in (from..to).zip(&nonces) {
-        let at = change.place(block);
-        let source = (block * BLOCK - offset) as usize;
-        change.image[at..at + BLOCK_LEN].copy_from_slice(&data[source..source + BLOCK_LEN]);
-        change.seal(keys, id, block, BLOCK_LEN, nonce);
-    }
+/// Lower bytes from the place of block `first` to the end of block `last`.
+fn image_len(first: u64, last: u64) -> usize {
+    (layout::block_offset(last) + BLOCK - layout::block_offset(first)) as usize
 }
 
 /// Takes the last block out of the image where it goes to the header page.
