@@ -12,6 +12,9 @@ use crate::tree::{FreshKey, KeyUser};
 
 /// Keys of one stock kept at least while files are being created.
 const MIN_TARGET: usize = 8;
+/// Keys of one stock kept at most where each is used before it grows old: the more are made at a time, the less often
+/// do those who take them, the thread that fetches them and the service wake each other.
+const STEADY_TARGET: usize = 64;
 /// Keys of one stock kept at most.
 const MAX_TARGET: usize = 256;
 /// Stocks kept at most; the one not used for longest makes room.
@@ -39,7 +42,7 @@ struct State {
 
 struct Stock {
     keys: VecDeque<(Instant, FreshKey)>,
-    /// How many keys to hold; grows when the stock ran dry, shrinks when keys grew old in it.
+    /// How many keys to hold; grows when the stock is used up or ran dry, shrinks when keys grew old in it.
     target: usize,
     refill: bool,
     used: Instant,
@@ -73,6 +76,9 @@ impl Pool {
             stock.target = (stock.target * 2).clamp(MIN_TARGET, MAX_TARGET);
         }
         if stock.keys.len() * 2 <= stock.target && !stock.refill {
+            if fresh.is_some() {
+                stock.target = stock.target.max((stock.target * 2).min(STEADY_TARGET));
+            }
             stock.refill = true;
             self.wanted.notify_one();
         }
@@ -203,8 +209,26 @@ mod tests {
         assert_eq!(pool.len(), MIN_TARGET);
         assert!(pool.wait(Duration::ZERO).is_none());
         (0..MIN_TARGET).for_each(|_| assert!(pool.take(KeyUser::Mount, "k").is_some()));
-        assert!(pool.take(KeyUser::Mount, "k").is_none());
         assert_eq!(pool.wait(Duration::ZERO).unwrap().count, 2 * MIN_TARGET);
+        assert!(pool.take(KeyUser::Mount, "k").is_none());
+        assert_eq!(pool.wait(Duration::ZERO).unwrap().count, 4 * MIN_TARGET);
+    }
+
+    #[test]
+    fn a_stock_that_is_used_up_is_filled_with_more_at_a_time_up_to_a_bound() {
+        let pool = Pool::default();
+        pool.take(KeyUser::Mount, "k");
+        let mut counts = Vec::new();
+        for _ in 0..6 {
+            let refill = pool.wait(Duration::ZERO).unwrap();
+            counts.push(refill.count);
+            pool.fill(&refill, fresh(refill.count));
+            while pool.wait(Duration::ZERO).is_none() {
+                assert!(pool.take(KeyUser::Mount, "k").is_some(), "it ran dry");
+            }
+        }
+        assert_eq!(counts, [8, 12, 24, 48, 32, 32]);
+        assert!(pool.len() <= STEADY_TARGET);
     }
 
     #[test]
