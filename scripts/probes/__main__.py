@@ -8,7 +8,7 @@ and on the plain filesystem beside it. Needs root, and a DIR that other users ma
 """
 import os, shutil, signal, sys, traceback
 
-import contents, maps, names, rights
+import calls, contents, maps, names, rights
 from kit import Skipped
 
 # Seconds. Nothing here takes a tenth of it; what does hangs.
@@ -17,7 +17,7 @@ SKIPPED = 77
 
 
 def probes():
-    for module in (names, contents, rights, maps):
+    for module in (names, contents, rights, maps, calls):
         for name, act in vars(module).items():
             if callable(act) and getattr(act, "__module__", "") == module.__name__ and act.__code__.co_argcount == 0:
                 yield name, act

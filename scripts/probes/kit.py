@@ -6,8 +6,9 @@ FOLLOW = 0x400
 KEEP, PUNCH, COLLAPSE, ZERO = 1, 2, 8, 16
 NOREPLACE, EXCHANGE, WHITEOUT = 1, 2, 4
 USER, GROUP = 12345, 12346
-# More than the granularity of the kernel's clock for time stamps, in seconds.
-TICK = 0.02
+# More than the granularity of the kernel's clock for time stamps, in seconds, and than it stands still where the machine's
+# processors are taken away for a moment.
+TICK = 0.05
 
 
 class Skipped(Exception):
