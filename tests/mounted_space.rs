@@ -146,6 +146,21 @@ fn punched_and_zeroed_ranges_read_zero_and_the_rest_stays() {
 }
 
 #[test]
+fn space_that_was_set_apart_and_never_written_goes_back_with_a_punch() {
+    let volume = Volume::new("prealloc-punch");
+    let mount = volume.mount();
+    let file = new_file(&mount.join("f"));
+    let bytes = || file.metadata().unwrap().blocks() * 512;
+    file.write_all_at(b"start", 0).unwrap();
+    fallocate(&file, FallocateFlags::empty(), 0, 4 << 20).unwrap();
+    let full = bytes();
+    fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 1 << 16, 3 << 20).unwrap();
+    assert!(bytes() + (3 << 20) <= full + (1 << 17), "{full} bytes of blocks before, {} after", bytes());
+    drop(file);
+    mount.unmount();
+}
+
+#[test]
 fn preallocation_grows_only_when_asked() {
     let volume = Volume::new("prealloc");
     let mount = volume.mount();

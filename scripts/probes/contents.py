@@ -57,6 +57,7 @@ def preallocated_space_reads_zero_and_counts():
     assert os.fstat(fd).st_size == 1 << 20 and os.pread(fd, 1 << 20, 0) == b"head" + bytes((1 << 20) - 4)
     before = os.fstat(fd).st_blocks
     fallocate(fd, PUNCH | KEEP, 65536, 1 << 19)
+    os.fsync(fd)  # btrfs counts then.
     assert os.fstat(fd).st_blocks * 512 <= before * 512 - (1 << 19) + 65536
     os.ftruncate(fd, 0)
     assert os.fstat(fd).st_blocks * 512 <= 65536

@@ -318,9 +318,15 @@ impl FileIo {
             let page_no = layout::tag_page(block);
             let stop = layout::first_block(page_no + 1).min(to);
             self.clear_in_page(body, keys, page_no, block, stop)?;
-            block = self.lower.next_data(layout::block_offset(stop - 1) + BLOCK)?.map_or(to, |at| {
-                stop.max(layout::block_at(at)) // Groups that the lower file holds nothing for have no tags.
-            });
+            // Groups that the lower file holds nothing for have no tags, but perhaps a place that was set apart.
+            let (behind, end) =
+                (layout::block_offset(stop - 1) + BLOCK, layout::block_offset(to - 1) + BLOCK);
+            let next = self.lower.next_data(behind)?;
+            let gap = next.unwrap_or(end).min(end).saturating_sub(behind);
+            if gap > 0 {
+                self.lower.punch(behind, gap)?;
+            }
+            block = next.map_or(to, |at| stop.max(layout::block_at(at)));
         }
         Ok(())
     }
