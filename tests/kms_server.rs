@@ -399,6 +399,7 @@ fn a_wrong_key_file_or_passphrase_is_told_and_the_right_one_goes() {
     let other = daemon.base.join("other");
     fs::write(&other, "0123456789012345678901234567890123456789").unwrap();
     let seal = format!("keyfile:{}", other.display());
+    fs::set_permissions(&other, fs::Permissions::from_mode(0o644)).unwrap();
     assert_fails(&daemon.serve(&["--seal", &seal], None), 4, "chmod 0400");
     fs::set_permissions(&other, fs::Permissions::from_mode(0o400)).unwrap();
     assert_fails(&daemon.serve(&["--seal", &seal], None), 4, "does not unseal");

@@ -82,6 +82,7 @@ fn files_that_are_no_pair_or_open_to_others_are_refused() {
     };
     assert_fails(&serve(&certificate_file, &other), 6, "does not go with the certificate");
     assert_fails(&serve(&key, &key), 6, "holds no certificate");
+    fs::set_permissions(&certificate_file, fs::Permissions::from_mode(0o644)).unwrap();
     assert_fails(&serve(&certificate_file, &certificate_file), 6, "chmod 0400");
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
     assert_fails(&serve(&certificate_file, &key), 6, "chmod 0400");
