@@ -25,7 +25,7 @@ fn a_volume_is_made_attached_described_and_deleted_by_name() {
     assert!(made.contains(&arn), "the host's default key: {made}");
     assert_eq!(fs::metadata(desk.path("registry")).unwrap().mode() & 0o777, 0o700);
     volume(&desk, "create projects").fails(1, "already");
-    volume(&desk, "create ../x").fails(2, "cannot name a volume");
+    volume(&desk, "create ../x").fails(2, "cannot be taken");
 
     let mnt = desk.path("mnt");
     fs::create_dir(&mnt).unwrap();
@@ -38,6 +38,29 @@ fn a_volume_is_made_attached_described_and_deleted_by_name() {
     assert_eq!(listed[0]["attached"], mnt.to_str().unwrap());
     volume(&desk, "detach projects").ok();
     volume(&desk, "detach projects").fails(1, "is not attached");
+
+    // A mount that was killed stays in the kernel's table until the volume is detached.
+    volume(&desk, "attach projects {mnt}").ok();
+    fs::write(mnt.join("more"), "data").unwrap();
+    desk.kill_mount();
+    programs::eventually("the dead mount shows", || {
+        fs::read_dir(&mnt).map_or(true, |mut dir| dir.next().is_some_and(|entry| entry.is_err()))
+    });
+    volume(&desk, "attach projects {mnt}").fails(6, "unmount it first");
+    let said = volume(&desk, "detach projects");
+    assert!(said.code == 0 && said.err.contains("had ended without being detached"), "{said:?}");
+    volume(&desk, "detach projects").fails(1, "is not attached");
+
+    // With a key of one's own, which the volume learns, and no other one afterwards.
+    fs::write(desk.path("own.key"), [9; 32]).unwrap();
+    fs::write(desk.path("other.key"), [8; 32]).unwrap();
+    volume(&desk, "attach projects {mnt} --customer-key own={own.key}").ok();
+    desk.kmsfs("cp --customer-key own {mnt}/file {mnt}/copy").ok();
+    volume(&desk, "detach projects").ok();
+    volume(&desk, "attach projects {mnt} --customer-key own={other.key}").fails(4, "'own'");
+    volume(&desk, "attach projects {mnt} --customer-key own={own.key}").ok();
+    assert_eq!(fs::read_to_string(mnt.join("copy")).unwrap(), "data");
+    volume(&desk, "detach projects").ok();
     let described = volume(&desk, "describe projects --json").json();
     assert_eq!((&described["state"], &described["record_key"]), (&"available".into(), &arn.as_str().into()));
 
@@ -110,6 +133,8 @@ fn a_block_volume_holds_a_filesystem_gives_back_space_and_grows() {
         let mnt = desk.path("mnt");
         fs::create_dir(&mnt).unwrap();
         volume(&desk, "attach disk").fails(2, "name a mount point");
+        volume(&desk, "attach disk {registry}").fails(7, "is not empty");
+        volume(&desk, "attach disk {none}").fails(7, "does not exist");
         volume(&desk, "attach disk {mnt}").ok();
         let _guard = Detach(&desk);
         volume(&desk, "attach disk {mnt}").fails(6, "is attached at");
@@ -155,6 +180,45 @@ impl Drop for Detach<'_> {
     fn drop(&mut self) {
         let _ = volume(self.0, "detach disk");
     }
+}
+
+#[test]
+fn what_was_written_on_a_block_volume_is_in_its_snapshot_and_a_copy_of_that_is_a_block_volume() {
+    if !can_block("ext4") {
+        return;
+    }
+    let desk = Desk::new("volumes-block-copy");
+    desk.key("k");
+    desk.key("other");
+    let mnt = desk.path("mnt");
+    fs::create_dir(&mnt).unwrap();
+    volume(&desk, "create disk --key alias/k --block 32M").ok();
+    volume(&desk, "attach disk {mnt}").ok();
+    let _guard = Detach(&desk);
+    // Not synced by anybody: the filesystem on the volume holds it back.
+    fs::write(mnt.join("kept"), vec![7; 100_000]).unwrap();
+    run(desk.command_of("snapshot create {mnt} one").env("KMSFS_STATE_DIR", desk.path("registry"))).ok();
+    fs::remove_file(mnt.join("kept")).unwrap();
+    volume(&desk, "detach disk").ok();
+
+    run(desk
+        .command_of("copy disk@one {copy} --key alias/other")
+        .env("KMSFS_STATE_DIR", desk.path("registry")))
+    .ok();
+    volume(&desk, "delete disk --yes").ok();
+    volume(&desk, "add disk {copy} --block").ok();
+    let described = volume(&desk, "describe disk --json").json();
+    assert_eq!(described["volume"]["block"], serde_json::json!({ "bytes": 32 << 20, "filesystem": "ext4" }));
+    volume(&desk, "attach disk {mnt}").ok();
+    assert_eq!(fs::read(mnt.join("kept")).unwrap(), vec![7; 100_000]);
+    volume(&desk, "attach disk {mnt} --idle 1m").fails(6, "is attached at");
+    volume(&desk, "detach disk").ok();
+    volume(&desk, "attach disk {mnt} --idle 1m").fails(2, "takes no --idle");
+    let said = volume(&desk, "forget disk").ok();
+    assert!(said.contains("'kmsfs volume add --block'"), "{said}");
+    desk.kmsfs("init {plain} --key alias/k").ok();
+    volume(&desk, "add disk {plain} --block").fails(3, "holds no block volume");
+    volume(&desk, "describe disk").fails(3, "there is no volume");
 }
 
 /// Bytes that a tree takes on disk.

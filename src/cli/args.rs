@@ -129,7 +129,7 @@ pub struct MountArgs {
     /// Stay in the foreground, log to standard error
     #[arg(long, short)]
     pub foreground: bool,
-    /// Let other users in; the lower files' owners and modes decide
+    /// Let other users in: owners and modes decide, and the key service for each user
     #[arg(long)]
     pub allow_other: bool,
     /// Refuse every change
@@ -302,7 +302,7 @@ pub struct SendArgs {
     /// Where to write: a file, or s3://BUCKET/PREFIX, where the stream becomes PREFIX/SNAPSHOT.kmsfs. Default: standard output
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// Address of the store of an s3:// place. Default: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, Amazon S3. Access key and region
+    /// Address of the store of an s3:// place. Default: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, the profile's, Amazon S3. Access key and region
     /// are those of AWS_ACCESS_KEY_ID and the like, or of AWS_PROFILE
     #[arg(long, value_name = "URL")]
     pub endpoint: Option<String>,
@@ -425,7 +425,7 @@ pub struct CpArgs {
     pub customer_key: Option<String>,
 }
 
-fn parse_customer_key(text: &str) -> Result<(String, PathBuf), String> {
+pub(super) fn parse_customer_key(text: &str) -> Result<(String, PathBuf), String> {
     match text.split_once('=') {
         Some((name, file)) if !name.is_empty() && !file.is_empty() => Ok((name.to_owned(), file.into())),
         _ => Err("a name and a file, NAME=FILE or NAME=fd:N".to_owned()),

@@ -14,6 +14,7 @@ use super::args::MountArgs;
 use super::control;
 use super::error::{CliError, Exit};
 use super::mount;
+use super::mount_plan::check_mountpoint;
 use super::mounts;
 use super::output::line;
 use super::runtime_dir;
@@ -27,6 +28,8 @@ const SECTOR: &str = "4096";
 /// How long a loop device may take to let go of its image.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(50);
+/// The option that lets a mount point hold something; not one of the filesystem.
+const NON_EMPTY: &str = "nonempty";
 /// Smallest image: below it, mkfs.xfs refuses.
 const SMALLEST: u64 = 300 << 20;
 const SMALLEST_EXT4: u64 = 16 << 20;
@@ -134,22 +137,35 @@ fn detach_remains(entry: &Entry, lazy: bool) -> Result<(), CliError> {
         if let Some(mountpoint) = mountpoint_of(&device) {
             unmount_device(&mountpoint, lazy)?;
         }
-        // One whose filesystem just went lets go by itself, and its number may be somebody else's by now.
-        if remains(&place).1.as_deref() == Some(&*device) {
-            let _ = run("losetup", |c| {
-                c.args(["--detach", &device]);
-            });
-        }
+        let _ = let_go(&device, || remains(&place).1.as_deref() == Some(&*device));
     }
     if mounted {
         mounts::unmount(&place, true)?;
     }
     let _ = std::fs::remove_dir(&place);
+    tell_remains(entry);
+    Ok(())
+}
+
+/// Says that a detached volume had no daemon any more.
+pub fn tell_remains(entry: &Entry) {
     eprintln!(
         "kmsfs: the mount of {} had ended without being detached; what it left is taken away",
         entry.name
     );
-    Ok(())
+}
+
+/// Lets go of `device` if `is_ours`. While it is held open its number is given to no other image; one whose filesystem
+/// just went has let go by itself, and may be somebody else's by now.
+fn let_go(device: &str, is_ours: impl FnOnce() -> bool) -> Result<(), CliError> {
+    let Ok(_held) = File::open(device) else { return Ok(()) };
+    if !is_ours() {
+        return Ok(());
+    }
+    run("losetup", |c| {
+        c.args(["--detach", device]);
+    })
+    .map(drop)
 }
 
 fn unmount_device(mountpoint: &Path, lazy: bool) -> Result<(), CliError> {
@@ -183,11 +199,47 @@ fn mount_volume(entry: &Entry, how: MountArgs, kms: Option<&str>, verbose: u8) -
     Ok(place)
 }
 
+/// Has what was written on the block volume mounted at `place` put into its image: the filesystem on it keeps much back,
+/// and so does the kernel for a bare device. Nothing for other volumes.
+pub fn flush(place: &Path) -> Result<(), CliError> {
+    if !place.join(IMAGE).exists() {
+        return Ok(());
+    }
+    let Some(device) = device_of(place) else { return Ok(()) };
+    let place = mountpoint_of(&device).unwrap_or_else(|| device.into());
+    let synced = File::open(&place)
+        .and_then(|file| if place.is_dir() { Ok(rustix::fs::syncfs(file)?) } else { file.sync_all() });
+    synced.map_err(|e| CliError::failed(format!("cannot sync {}: {e}", place.display())))
+}
+
 fn set_up_loop(place: &Path, read_only: bool) -> Result<String, CliError> {
     run("losetup", |c| {
         c.args(["--find", "--show", "--direct-io=on", "--sector-size", SECTOR]);
         c.args(read_only.then_some("--read-only")).arg(place.join(IMAGE));
     })
+}
+
+/// What block volume lies in the lower directory of `entry`, by its image.
+pub fn found(entry: &Entry, kms: Option<&str>, verbose: u8) -> Result<Block, CliError> {
+    check_tools(BlockFilesystem::None)?;
+    let how = MountArgs { read_only: true, ..MountArgs::default() };
+    let place = mount_volume(entry, how, kms, verbose)?;
+    let image = place.join(IMAGE);
+    let seen = std::fs::metadata(&image).map_err(|_| {
+        let text = format!("{} holds no block volume", entry.lower.display());
+        CliError::new(Exit::Volume, text)
+    });
+    let block = seen.map(|seen| Block { bytes: seen.len(), filesystem: filesystem_on(&image) });
+    let ended = mounts::unmount(&place, false);
+    let _ = std::fs::remove_dir(&place);
+    block.and_then(|block| ended.map(|()| block))
+}
+
+fn filesystem_on(image: &Path) -> String {
+    let kind = run("blkid", |c| {
+        c.args(["--probe", "--output", "value", "--match-tag", "TYPE"]).arg(image);
+    });
+    kind.ok().filter(|kind| matches!(kind.as_str(), "ext4" | "xfs")).unwrap_or_else(|| "none".to_owned())
 }
 
 /// Makes the image and its filesystem, in a volume that was just made.
@@ -230,9 +282,7 @@ fn whole_sectors(bytes: u64) -> u64 {
 
 /// Lets go of the loop device, and waits until it has let go of its image.
 fn release(device: &str, place: &Path) -> Result<(), CliError> {
-    run("losetup", |c| {
-        c.args(["--detach", device]);
-    })?;
+    let_go(device, || device_of(place).as_deref() == Some(device))?;
     wait_until("the loop device lets go of its image", || device_of(place).is_none())
 }
 
@@ -259,6 +309,16 @@ pub fn attach(entry: &Entry, args: &AttachArgs, kms: Option<&str>, verbose: u8) 
             return Err(CliError::new(Exit::Usage, text));
         }
     }
+    for (given, option) in
+        [(!args.customer_key.is_empty(), "--customer-key"), (args.idle.is_some(), "--idle")]
+    {
+        if given {
+            return Err(CliError::new(Exit::Usage, format!("a block volume takes no {option}")));
+        }
+    }
+    if let Some(mountpoint) = &args.mountpoint {
+        check_mountpoint(mountpoint, args.options.iter().any(|option| option == NON_EMPTY))?;
+    }
     if !matches!(remains(&place_of(entry)?), (false, None)) {
         let text = format!(
             "the mount of {0} has ended and left its device; 'kmsfs volume detach {0}' takes it away",
@@ -272,10 +332,8 @@ pub fn attach(entry: &Entry, args: &AttachArgs, kms: Option<&str>, verbose: u8) 
         let Some(mountpoint) = &args.mountpoint else { return line(&device) };
         let mounted = mount_device(&device, mountpoint, &block.filesystem, args);
         // Once it is mounted the device goes with the mount.
-        let released = run("losetup", |c| {
-            c.args(["--detach", &device]);
-        });
-        mounted.and(released.map(drop))
+        let released = let_go(&device, || device_of(&place).as_deref() == Some(&*device));
+        mounted.and(released)
     });
     attached.inspect_err(|_| {
         let _ = wait_until("", || device_of(&place).is_none());
@@ -285,7 +343,7 @@ pub fn attach(entry: &Entry, args: &AttachArgs, kms: Option<&str>, verbose: u8) 
 
 fn mount_device(device: &str, mountpoint: &Path, fs: &str, args: &AttachArgs) -> Result<(), CliError> {
     let mut options = vec!["discard".to_owned()];
-    options.extend(args.options.iter().cloned());
+    options.extend(args.options.iter().filter(|option| *option != NON_EMPTY).cloned());
     if args.read_only {
         options.push("ro".to_owned());
     }
@@ -305,12 +363,8 @@ pub fn detach(entry: &Entry, lazy: bool) -> Result<(), CliError> {
         if let Some(mountpoint) = mountpoint_of(&device) {
             unmount_device(&mountpoint, lazy)?;
         }
-        if device_of(&place).is_some() && !lazy {
-            // A device without a mount; one whose mount just went lets go by itself.
-            let _ = run("losetup", |c| {
-                c.args(["--detach", &device]);
-            });
-            wait_until("the loop device lets go of its image", || device_of(&place).is_none())?;
+        if !lazy {
+            release(&device, &place)?;
         }
     }
     mounts::unmount(&place, lazy)?;

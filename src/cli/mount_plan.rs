@@ -170,37 +170,40 @@ impl MountPlan {
         let missing =
             |path: &Path, e: &std::io::Error| CliError::new(Exit::Mount, format!("{}: {e}", path.display()));
         self.lower = std::fs::canonicalize(&self.lower).map_err(|e| missing(&self.lower, &e))?;
-        let shown = self.mountpoint.display().to_string();
-        let refused = |exit, why: &str| Err(CliError::new(exit, format!("mount point {shown} {why}")));
-        self.mountpoint = match std::fs::canonicalize(&self.mountpoint) {
-            Ok(path) => path,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                return refused(Exit::Mount, "does not exist; make it with mkdir");
-            }
-            Err(e) if is_dead(&e) => return refused(Exit::Busy, DEAD),
-            Err(e) => return Err(missing(&self.mountpoint, &e)),
-        };
-        if !self.mountpoint.is_dir() {
-            return refused(Exit::Mount, "is not a directory");
+        if std::fs::canonicalize(&self.mountpoint).is_ok_and(|place| place.starts_with(&self.lower)) {
+            let shown = self.mountpoint.display();
+            let text = format!("mount point {shown} lies inside the lower directory; choose a place outside");
+            return Err(CliError::new(Exit::Mount, text));
         }
-        if self.mountpoint.starts_with(&self.lower) {
-            return refused(Exit::Mount, "lies inside the lower directory; choose a place outside");
-        }
-        if is_mounted(&self.mountpoint) {
-            if std::fs::read_dir(&self.mountpoint).is_err_and(|e| is_dead(&e)) {
-                return refused(Exit::Busy, DEAD);
-            }
-            return refused(Exit::Busy, "is in use: a kmsfs is mounted there");
-        }
-        let mut entries = std::fs::read_dir(&self.mountpoint).map_err(|e| missing(&self.mountpoint, &e))?;
-        if entries.next().is_some() && !self.non_empty {
-            return refused(
-                Exit::Mount,
-                "is not empty; choose another, or hide what is there with -o nonempty",
-            );
-        }
+        self.mountpoint = check_mountpoint(&self.mountpoint, self.non_empty)?;
         Ok(())
     }
+}
+
+/// The whole path of `mountpoint`, where something can be mounted there: it is a directory, and empty unless `non_empty`.
+pub fn check_mountpoint(mountpoint: &Path, non_empty: bool) -> Result<PathBuf, CliError> {
+    let shown = mountpoint.display();
+    let refused = |exit, why: &str| CliError::new(exit, format!("mount point {shown} {why}"));
+    let told = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::NotFound => refused(Exit::Mount, "does not exist; make it with mkdir"),
+        _ if is_dead(&e) => refused(Exit::Busy, DEAD),
+        _ => CliError::new(Exit::Mount, format!("{shown}: {e}")),
+    };
+    let place = std::fs::canonicalize(mountpoint).map_err(told)?;
+    if !std::fs::metadata(&place).map_err(told)?.is_dir() {
+        return Err(refused(Exit::Mount, "is not a directory"));
+    }
+    let mut entries = std::fs::read_dir(&place).map_err(told)?;
+    // A mount whose daemon is gone may open, and fail only here.
+    let first = entries.next().transpose().map_err(told)?;
+    if is_mounted(&place) {
+        return Err(refused(Exit::Busy, "is in use: a kmsfs is mounted there"));
+    }
+    if first.is_some() && !non_empty {
+        let why = "is not empty; choose another, or hide what is there with -o nonempty";
+        return Err(refused(Exit::Mount, why));
+    }
+    Ok(place)
 }
 
 const DEAD: &str = "holds a mount whose daemon is gone; unmount it first, with 'kmsfs umount'";

@@ -9,6 +9,7 @@ use super::block;
 use super::control::{self, Status};
 use super::error::{CliError, Exit};
 use super::mount;
+use super::mount_plan::mount_table;
 use super::mounts;
 use super::output::{facts, json as print_json, line, size, table, time_of};
 use super::service::{self, Behalf};
@@ -33,7 +34,7 @@ pub fn run(command: &VolumeCommand, kms: Option<&str>, verbose: u8) -> Result<()
         VolumeCommand::Describe(args) => describe(args),
         VolumeCommand::Resize(args) => resize(args, kms, verbose),
         VolumeCommand::Delete(args) => delete(args),
-        VolumeCommand::Add(args) => add(args, kms),
+        VolumeCommand::Add(args) => add(args, kms, verbose),
         VolumeCommand::Forget(args) => forget(args),
         VolumeCommand::Gc(args) => gc(args),
         VolumeCommand::Defaults(args) => defaults(args),
@@ -70,10 +71,23 @@ pub fn resolve(place: &Path) -> Result<(PathBuf, Option<String>), CliError> {
         return Ok((status.lower, Some(status.kms)));
     }
     let name = place.to_str().filter(|name| registry::check_name(name).is_ok() && !place.exists());
+    if let Some(entry) = name.is_none().then(|| block_mounted_at(place)).flatten() {
+        return Ok((entry.lower, entry.kms));
+    }
     match name {
         Some(name) => registry().find(name).map(|entry| (entry.lower, entry.kms)).map_err(CliError::from),
         None => Ok((place.to_owned(), None)),
     }
+}
+
+/// The block volume whose filesystem is mounted at `place`.
+fn block_mounted_at(place: &Path) -> Option<Entry> {
+    let place = std::fs::canonicalize(place).ok()?;
+    if volume::peek(&place).is_ok() {
+        return None;
+    }
+    let blocks = registry().list().ok()?.into_iter().flatten().filter(|entry| entry.block.is_some());
+    blocks.into_iter().find(|entry| block::attached_at(entry).as_deref() == Some(&*place))
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, CliError> {
@@ -183,6 +197,7 @@ fn attach(args: &AttachArgs, kms: Option<&str>, verbose: u8) -> Result<(), CliEr
     let plan = MountArgs {
         options: args.options.clone(),
         allow_other: args.allow_other,
+        customer_key: args.customer_key.clone(),
         read_only: args.read_only,
         idle: args.idle,
         attach: args.granted_name(),
@@ -198,8 +213,21 @@ fn detach(args: &DetachArgs) -> Result<(), CliError> {
     }
     match mount_of(&entry) {
         Some(status) => mounts::unmount(&status.mountpoint, args.lazy),
-        None => Err(CliError::failed(format!("volume {} is not attached", entry.name))),
+        None => detach_remains(&entry),
     }
+}
+
+/// Takes away the mounts of a volume whose daemons are gone.
+fn detach_remains(entry: &Entry) -> Result<(), CliError> {
+    let left: Vec<_> = mount_table().into_iter().filter(|(_, lower)| *lower == entry.lower).collect();
+    if left.is_empty() {
+        return Err(CliError::failed(format!("volume {} is not attached", entry.name)));
+    }
+    // One that only does not answer is left alone.
+    drop(MountLock::take(&entry.lower)?);
+    left.iter().try_for_each(|(place, _)| mounts::unmount(place, true))?;
+    block::tell_remains(entry);
+    Ok(())
 }
 
 fn list(args: &ListArgs) -> Result<(), CliError> {
@@ -335,7 +363,7 @@ fn remove_all(entry: &Entry, changing: &Changing<'_>) -> Result<(), CliError> {
     Ok(changing.remove(&entry.name)?)
 }
 
-fn add(args: &AddArgs, kms: Option<&str>) -> Result<(), CliError> {
+fn add(args: &AddArgs, kms: Option<&str>, verbose: u8) -> Result<(), CliError> {
     let registry = registry();
     let changing = registry.change()?;
     let record = volume::peek(&args.lower)?;
@@ -345,7 +373,7 @@ fn add(args: &AddArgs, kms: Option<&str>) -> Result<(), CliError> {
         let text = format!("{} is the volume '{}' already", lower.display(), known.name);
         return Err(CliError::failed(text));
     }
-    let entry = Entry {
+    let mut entry = Entry {
         name: args.name.clone(),
         lower,
         volume_id: record.volume_id.to_string(),
@@ -357,6 +385,10 @@ fn add(args: &AddArgs, kms: Option<&str>) -> Result<(), CliError> {
         block: None,
         attachment: None,
     };
+    registry::check_name(&entry.name)?;
+    if args.block {
+        entry.block = Some(block::found(&entry, kms, verbose)?);
+    }
     Ok(changing.add(&entry)?)
 }
 
@@ -366,7 +398,8 @@ fn forget(args: &NameArgs) -> Result<(), CliError> {
     let changing = registry.change()?;
     let entry = registry.find(&args.name)?;
     changing.remove(&entry.name)?;
-    line(&format!("{} stays where it is; 'kmsfs volume add' takes it up again", entry.lower.display()))
+    let again = if entry.block.is_some() { "volume add --block" } else { "volume add" };
+    line(&format!("{} stays where it is; 'kmsfs {again}' takes it up again", entry.lower.display()))
 }
 
 /// Retires what mounts left that were killed. One that cannot be retired now does not keep the others.

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::args::parse_customer_key;
+
 /// One command about snapshots.
 #[derive(Debug, Subcommand)]
 pub enum SnapshotCommand {
@@ -52,6 +54,12 @@ pub struct MountArgs {
     pub name: String,
     /// Mount point: an empty directory
     pub mountpoint: PathBuf,
+    /// Let other users in: owners and modes decide, and the key service for each user
+    #[arg(long)]
+    pub allow_other: bool,
+    /// Bring a key of your own along, as with 'kmsfs mount'
+    #[arg(long, value_name = "NAME=FILE", value_parser = parse_customer_key)]
+    pub customer_key: Vec<(String, PathBuf)>,
 }
 
 /// Arguments of `snapshot diff`.

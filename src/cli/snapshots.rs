@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use super::args;
+use super::block;
 use super::control::{self, Answer, Request};
 use super::error::CliError;
 use super::mount;
@@ -50,7 +51,8 @@ fn create(args: &CreateArgs, kms: Option<&str>) -> Result<(), CliError> {
     stop_on_signals(&progress)?;
     let shown = Shown::start(&progress, "snapshot", args.json);
     let made = match mount_of(&lower) {
-        Some(status) => of_mount(&status.mountpoint, &args.name, &progress),
+        Some(status) => block::flush(&status.mountpoint)
+            .and_then(|()| of_mount(&status.mountpoint, &args.name, &progress)),
         None => open(&lower, service::for_volume(kms, volume_kms.as_deref())).and_then(|volume| {
             watched(&progress, |moment| Ok(snapshot::make_offline(&volume, &args.name, moment)?))
         }),
@@ -135,6 +137,8 @@ fn mount_one(args: &MountArgs, kms: Option<&str>, verbose: u8) -> Result<(), Cli
     let place = snapshot::path_of(&lower, &args.name)?;
     let plan = args::MountArgs {
         read_only: true,
+        allow_other: args.allow_other,
+        customer_key: args.customer_key.clone(),
         options: vec!["snapshot".to_owned()],
         ..args::MountArgs::of(place, args.mountpoint.clone())
     };

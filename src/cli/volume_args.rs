@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::args::parse_duration;
+use super::args::{parse_customer_key, parse_duration};
 
 /// One command about volumes by name.
 #[derive(Debug, Subcommand)]
@@ -104,9 +104,12 @@ pub struct AttachArgs {
     /// Mount options, as for 'kmsfs mount'
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     pub options: Vec<String>,
-    /// Let other users in; the lower files' owners and modes decide
+    /// Let other users in: owners and modes decide, and the key service for each user
     #[arg(long)]
     pub allow_other: bool,
+    /// Bring a key of your own along, as with 'kmsfs mount'
+    #[arg(long, value_name = "NAME=FILE", value_parser = parse_customer_key)]
+    pub customer_key: Vec<(String, PathBuf)>,
     /// Refuse every change
     #[arg(long)]
     pub read_only: bool,
@@ -177,6 +180,9 @@ pub struct AddArgs {
     pub name: String,
     /// Its lower directory
     pub lower: PathBuf,
+    /// It is a block volume: one that was forgotten, or a copy of one. Needs root
+    #[arg(long)]
+    pub block: bool,
 }
 
 /// Arguments of `volume defaults`.

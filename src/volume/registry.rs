@@ -57,7 +57,7 @@ impl std::fmt::Display for RegistryError {
         match self {
             Self::BadName(name) => write!(
                 f,
-                "'{name}' cannot name a volume: letters, digits, '.', '_' and '-', at most {NAME_MAX}, no '.' or '-' first"
+                "the name '{name}' cannot be taken: letters, digits, '.', '_' and '-', at most {NAME_MAX}, no '.' or '-' first"
             ),
             Self::Unknown(name) => {
                 write!(
