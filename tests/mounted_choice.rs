@@ -192,6 +192,14 @@ fn a_key_that_is_brought_along_opens_its_files_and_no_service_is_asked() {
     desk.kmsfs("key enable alias/k").ok();
     desk.try_mount("--customer-key own={other.key}").fails(4, "'own'");
     desk.try_mount("--read-only --customer-key new={other.key}").fails(4, "'new'");
+    desk.try_mount("").ok();
+    desk.kmsfs("snapshot create {mnt} s").ok();
+    desk.umount();
+    fs::create_dir(desk.path("snap")).unwrap();
+    desk.kmsfs("snapshot mount {lower} s {snap} --customer-key own={own.key}").ok();
+    desk.adopt(desk.path("snap"));
+    assert_eq!(fs::read_to_string(desk.path("snap/dir/file")).unwrap(), "secret");
+    desk.kmsfs("umount {snap}").ok();
     // A rewrap has nothing to move there.
     let report = desk.kmsfs("rewrap {lower} --json").json();
     assert_eq!((&report["failed"], &report["current"]), (&0.into(), &2.into()), "{report}");
@@ -206,4 +214,36 @@ fn a_key_that_is_brought_along_opens_its_files_and_no_service_is_asked() {
     programs::run(&mut shell).ok();
     desk.adopt(mnt.clone());
     assert_eq!(fs::read_to_string(mnt.join("dir/file")).unwrap(), "secret");
+}
+
+#[test]
+fn a_copy_under_another_key_keeps_customer_keys_and_no_other_choice() {
+    let desk = Desk::with_volume("choice-copy");
+    desk.key("b");
+    desk.key("other");
+    fs::write(desk.path("own.key"), [0x5a; 32]).unwrap();
+    let mnt = desk.path("mnt");
+    desk.try_mount("--customer-key own={own.key}").ok();
+    for (dir, choice) in [("own", "--customer-key own"), ("b", "--key alias/b")] {
+        fs::create_dir(mnt.join(dir)).unwrap();
+        desk.kmsfs(&format!("default {{mnt}}/{dir} {choice}")).ok();
+        fs::create_dir(mnt.join(dir).join("below")).unwrap();
+        fs::write(mnt.join(dir).join("file"), dir).unwrap();
+    }
+    desk.umount();
+    desk.kmsfs("copy {lower} {copy} --key alias/other").ok();
+    desk.kmsfs("fsck {copy} --customer-key own={own.key}").ok();
+    fs::create_dir(desk.path("there")).unwrap();
+    desk.kmsfs("mount {copy} {there} --customer-key own={own.key}").ok();
+    desk.adopt(desk.path("there"));
+    for dir in ["own", "b"] {
+        let at = desk.path("there").join(dir);
+        assert_eq!(fs::read_to_string(at.join("file")).unwrap(), dir);
+        fs::write(at.join("below/new"), "new").unwrap();
+    }
+    let tree = desk.kmsfs("info -r {there} --json").json();
+    assert_eq!(tree["keys"][desk.arn("other")]["files"], 2, "{tree}");
+    assert_eq!(tree["keys"].as_object().unwrap().len(), 2, "{tree}");
+    assert_eq!(tree["defaults"].as_object().unwrap().len(), 2, "the choices of the customer key: {tree}");
+    desk.kmsfs("umount {there}").ok();
 }

@@ -105,7 +105,7 @@ impl From<VolumeError> for CliError {
                 Exit::Volume
             }
             VolumeError::Key(_, KeyError::Unavailable(_)) => Exit::Service,
-            VolumeError::Key(..) | VolumeError::UnfitKey(..) => Exit::Key,
+            VolumeError::Key(..) | VolumeError::UnfitKey(..) | VolumeError::CustomerKey(..) => Exit::Key,
             VolumeError::NoGrant(_, e) | VolumeError::GrantLeft(_, e) => {
                 if matches!(e, KeyError::Unavailable(_)) { Exit::Service } else { Exit::Key }
             }

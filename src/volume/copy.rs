@@ -19,10 +19,12 @@ use super::report::Progress;
 use super::rewrap::{RewrapOptions, RewrapReport, rewrap};
 use super::snapshot::{SNAPSHOT_RECORD, finish_restore_first, walk_offline};
 use super::walk::{self, Directory, Entry, Visitor};
-use super::{Epoch, Volume, VolumeError, key_error, record_file};
+use super::{Epoch, KEY_ATTRIBUTE, Volume, VolumeError, key_error, plain_path, record_file};
 use crate::client::{CacheLimits, Kms};
+use crate::crypto::VolumeKey;
 use crate::format::header::{SLOT_LEN, SLOT_OFFSETS, SlotWrite, Slots};
 use crate::format::name::{Kind, classify};
+use crate::format::{customer, xattr};
 use crate::sys::at;
 use crate::tree::{Moment, is_unfinished};
 
@@ -170,13 +172,13 @@ fn put_under(
         let why = report.ended_early.clone().or(first).unwrap_or_else(|| "not every header".to_owned());
         return Err(VolumeError::io("put under another key", lower, std::io::Error::other(why)));
     }
-    purge(&volume, jobs)?;
+    purge_all(&volume, jobs, true)?;
     keep_one_key(&volume)?;
     Epoch::begin_copy(&volume)?;
     Ok(report)
 }
 
-/// The record of the copy names the new key alone.
+/// The record of the copy names the new key, and the customer keys, which no service could have moved.
 fn keep_one_key(volume: &Volume) -> Result<(), VolumeError> {
     let (root, lower) = (volume.root()?, volume.path());
     let mut record = record_file::read(root.as_fd(), lower)?;
@@ -184,7 +186,8 @@ fn keep_one_key(volume: &Volume) -> Result<(), VolumeError> {
     let decrypted = unwrap_record(volume.keys.kms(), &record)?;
     let failed = |e| VolumeError::Record(lower.to_owned(), e);
     let (volume_key, mut settings) = record.open(&decrypted.data_key).map_err(failed)?;
-    settings.keys = vec![wrapped.key_arn.clone()];
+    settings.keys.retain(|key| customer::is_customer(key));
+    settings.keys.insert(0, wrapped.key_arn.clone());
     settings.default_key = wrapped.key_arn;
     record.reseal(&decrypted.data_key, &volume_key, &settings).map_err(failed)?;
     record.forget_other();
@@ -193,9 +196,15 @@ fn keep_one_key(volume: &Volume) -> Result<(), VolumeError> {
 
 /// Takes away the wraps that do not count any more from every header, once those that do are durable. Returns how many.
 pub fn purge(volume: &Volume, jobs: usize) -> Result<u64, VolumeError> {
+    purge_all(volume, jobs, false)
+}
+
+/// The same; with `choices` also what directories chose, unless it is a customer key: the copy's record will not name it.
+fn purge_all(volume: &Volume, jobs: usize, choices: bool) -> Result<u64, VolumeError> {
     let root = volume.root()?;
     at::sync_filesystem(&root).map_err(|e| VolumeError::io("sync", volume.path(), e))?;
-    let purge = Purge { failed: Mutex::new(None), purged: 0.into() };
+    let choices_of = choices.then(|| Arc::clone(&volume.key));
+    let purge = Purge { failed: Mutex::new(None), purged: 0.into(), choices_of };
     walk::walk(volume.root()?, jobs, &purge);
     at::sync_filesystem(&root).map_err(|e| VolumeError::io("sync", volume.path(), e))?;
     match purge.failed.into_inner() {
@@ -207,6 +216,8 @@ pub fn purge(volume: &Volume, jobs: usize) -> Result<u64, VolumeError> {
 struct Purge {
     failed: Mutex<Option<(PathBuf, Errno)>>,
     purged: std::sync::atomic::AtomicU64,
+    /// The volume's key, where choices of directories go, too.
+    choices_of: Option<Arc<VolumeKey>>,
 }
 
 impl Purge {
@@ -229,6 +240,27 @@ impl Purge {
         }
     }
 
+    fn forget_choice(&self, dir: &Directory) -> Result<(), Errno> {
+        let Some(key) = &self.choices_of else { return Ok(()) };
+        let Some(name) = xattr::lower_name(key, xattr::PREFIX, KEY_ATTRIBUTE.as_bytes()) else {
+            return Ok(());
+        };
+        let sealed = match at::xattr(dir.fd(), name.as_bytes()) {
+            Ok(sealed) => sealed,
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        let chosen = plain_path::dir_id(key, dir).and_then(|id| {
+            xattr::open_value(&key.dir_key(&id).xattr, &id, KEY_ATTRIBUTE.as_bytes(), &sealed).ok()
+        });
+        // What does not open is damage, which the check tells of.
+        let Some(chosen) = chosen else { return Ok(()) };
+        if std::str::from_utf8(&chosen).is_ok_and(customer::is_customer) {
+            return Ok(());
+        }
+        at::remove_xattr(dir.fd(), name.as_bytes())
+    }
+
     fn fail(&self, dir: &Directory, name: &CStr, e: Errno) {
         self.failed.lock().get_or_insert_with(|| (dir.path_of(name), e));
     }
@@ -239,7 +271,11 @@ impl Visitor for Purge {
 
     fn worker(&self) {}
 
-    fn directory(&self, (): &mut (), _: &Arc<Directory>) {}
+    fn directory(&self, (): &mut (), dir: &Arc<Directory>) {
+        if let Err(e) = self.forget_choice(dir) {
+            self.fail(dir, c"", e);
+        }
+    }
 
     fn entries(&self, (): &mut (), dir: &Arc<Directory>, entries: &[Entry]) {
         for entry in entries {

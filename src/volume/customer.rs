@@ -85,7 +85,7 @@ impl Volume {
     /// Brings `key` along under `name`. Where the volume knows that name it must be the same key; else, unless it is
     /// `read_only`, the volume learns it.
     fn bring(&self, name: &str, key: CustomerKey, read_only: bool) -> Result<(), VolumeError> {
-        let refused = |why: &str| VolumeError::Key(format!("'{name}'"), KeyError::Denied(why.to_owned()));
+        let refused = |why: &str| VolumeError::CustomerKey(name.to_owned(), why.to_owned());
         if !customer::is_name(name) {
             return Err(refused(
                 "a customer key's name has 1 to 32 letters, digits, dots, hyphens and underscores",
@@ -93,7 +93,7 @@ impl Volume {
         }
         let id = match self.customer_key(name) {
             Some(id) if customer::fits(&id, &key) => id,
-            Some(_) => return Err(refused("the customer key of that name is another one")),
+            Some(_) => return Err(refused("the volume's key of that name is another one; bring that one")),
             None if read_only => return Err(refused("the volume knows no customer key of that name")),
             None => {
                 let id = customer::make_id(name, &key);

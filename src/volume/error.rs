@@ -54,6 +54,8 @@ pub enum VolumeError {
     NamesNotBound(PathBuf),
     /// The key cannot wrap data keys: its name, and why.
     UnfitKey(String, String),
+    /// The customer key of this name cannot be brought along, and why.
+    CustomerKey(String, String),
     /// The lower file system said no: to what, on which path.
     Io(&'static str, PathBuf, io::Error),
     /// The plaintext tree cannot be opened.
@@ -141,6 +143,9 @@ impl std::fmt::Display for VolumeError {
                  on another filesystem (ext4, XFS, btrfs, tmpfs)",
                 path.display()
             ),
+            Self::CustomerKey(name, why) => {
+                write!(f, "the customer key '{name}' cannot be brought along: {why}")
+            }
             Self::UnfitKey(key, why) => write!(f, "the key {key} cannot be used for a volume: {why}"),
             Self::Io(what, path, e) => {
                 write!(f, "cannot {what} {}: {e}", path.display())?;
