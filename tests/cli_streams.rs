@@ -77,7 +77,7 @@ fn a_cut_stream_is_gone_on_with_and_a_changed_one_is_refused() {
     for part in [1, 3, 5, 7, 9] {
         let (cut, dir) = (whole.len() * part / 10, format!("backup{part}"));
         fs::write(desk.path("cut"), &whole[..cut]).unwrap();
-        desk.kmsfs(&format!("receive {{{dir}}} --input {{cut}}")).fails(1, "receive into");
+        desk.kmsfs(&format!("receive {{{dir}}} --input {{cut}}")).fails(1, "the stream stops before its end");
         assert!(!desk.path(&dir).join("a").exists(), "what is cut is no snapshot");
         let position = desk.kmsfs(&format!("receive {{{dir}}} --position a")).ok();
         desk.kmsfs(&format!("send {{lower}}@a --resume {} --output {{rest}}", position.trim())).ok();

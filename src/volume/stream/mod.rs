@@ -214,7 +214,7 @@ impl<R: Read> Reader<R> {
     /// Reads the first word of a stream.
     fn open(mut from: R) -> io::Result<(Self, Begin)> {
         let mut magic = [0; MAGIC.len()];
-        from.read_exact(&mut magic)?;
+        from.read_exact(&mut magic).map_err(cut)?;
         if &magic != MAGIC {
             return Err(damaged("it is not a stream of kmsfs"));
         }
@@ -234,15 +234,15 @@ impl<R: Read> Reader<R> {
 
     fn raw(&mut self) -> io::Result<(u8, Vec<u8>, [u8; 32])> {
         let mut head = [0; 5];
-        self.from.read_exact(&mut head)?;
+        self.from.read_exact(&mut head).map_err(cut)?;
         let length = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
         if length > BODY_MAX {
             return Err(damaged("a frame is longer than any"));
         }
         let mut body = vec![0; length];
-        self.from.read_exact(&mut body)?;
+        self.from.read_exact(&mut body).map_err(cut)?;
         let mut hash = [0; 32];
-        self.from.read_exact(&mut hash)?;
+        self.from.read_exact(&mut hash).map_err(cut)?;
         Ok((head[0], body, hash))
     }
 
@@ -255,6 +255,12 @@ impl<R: Read> Reader<R> {
         self.at = next;
         Ok((kind, body))
     }
+}
+
+/// Says what a stream that stops too early is.
+fn cut(e: io::Error) -> io::Error {
+    let ended = e.kind() == io::ErrorKind::UnexpectedEof;
+    if ended { io::Error::new(e.kind(), "the stream stops before its end") } else { e }
 }
 
 fn damaged(why: &str) -> io::Error {
