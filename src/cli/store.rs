@@ -45,7 +45,7 @@ pub fn send(
     }
     let sent = stream::send(snapshot, base, &mut upload, &SendOptions::default(), progress);
     let outcome = sent.map_err(CliError::from).and_then(|sent| Ok(upload.finish().map(|()| sent)?));
-    outcome.map_err(|e| match upload.kept() {
+    outcome.map_err(|e| match upload.keep() {
         0 => e,
         parts => e.with_hint(&format!(
             "what was sent is kept there (parts: {parts}): the same command goes on, with --abandon it is taken away"

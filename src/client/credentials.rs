@@ -56,8 +56,8 @@ impl Credentials {
     /// Finds credentials as the AWS command line does: variables, then the profile in the shared files.
     pub fn find(variables: Variables<'_>, endpoint: &Endpoint) -> Result<Self, ClientError> {
         let set = |name: &str| variables(name).filter(|v| !v.is_empty());
-        let profile_name = set("AWS_PROFILE").or_else(|| set("AWS_DEFAULT_PROFILE"));
-        let profile = Profile::load(&set, profile_name.as_deref().unwrap_or("default"))?;
+        let profile_name = profile_name(&set);
+        let profile = Profile::load(&set, &profile_name)?;
         let region = set("AWS_REGION")
             .or_else(|| set("AWS_DEFAULT_REGION"))
             .or_else(|| profile.region.clone())
@@ -78,12 +78,27 @@ impl Credentials {
             }
             _ => Err(ClientError::Credentials(format!(
                 "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or put an access key under profile '{}' in {}",
-                profile_name.as_deref().unwrap_or("default"),
+                profile_name,
                 shared_file(&set, "AWS_SHARED_CREDENTIALS_FILE", "credentials")
                     .map_or_else(|| "~/.aws/credentials".to_owned(), |p| p.display().to_string()),
             ))),
         }
     }
+}
+
+fn profile_name(set: &dyn Fn(&str) -> Option<String>) -> String {
+    set("AWS_PROFILE").or_else(|| set("AWS_DEFAULT_PROFILE")).unwrap_or_else(|| "default".to_owned())
+}
+
+/// The address that the profile in the shared files names for every service, unless `AWS_IGNORE_CONFIGURED_ENDPOINT_URLS`
+/// is `true` (AWS SDKs and Tools reference, service-specific endpoints). Of sections `services` nothing is read.
+#[cfg(feature = "s3")]
+pub(super) fn profile_endpoint(variables: Variables<'_>) -> Result<Option<String>, ClientError> {
+    let set = |name: &str| variables(name).filter(|v| !v.is_empty());
+    if set("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+        return Ok(None);
+    }
+    Ok(Profile::load(&set, &profile_name(&set))?.endpoint)
 }
 
 fn host_region(endpoint: &Endpoint) -> Option<String> {
@@ -99,6 +114,8 @@ struct Profile {
     secret: Option<SecretAccessKey>,
     session_token: Option<String>,
     region: Option<String>,
+    #[cfg_attr(not(feature = "s3"), allow(dead_code, reason = "asked for stores alone"))]
+    endpoint: Option<String>,
 }
 
 impl Profile {
@@ -123,6 +140,7 @@ impl Profile {
             self.session_token = text("aws_session_token");
         }
         self.region = text("region").or_else(|| self.region.take());
+        self.endpoint = text("endpoint_url").or_else(|| self.endpoint.take());
     }
 }
 

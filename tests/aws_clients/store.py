@@ -3,7 +3,7 @@
 Arguments, if any: certificate and key for https. Prints one line of JSON: endpoint, and the access key of the one user who
 may use it. Then answers each line of standard input with one of JSON:
 
-    limit [N]   refuses parts of uploads beyond the N-th; without N, none
+    limit [N]   refuses parts of uploads with numbers beyond N; without N, none
     lose        carries out the next completion of an upload, and loses its answer
     parts       how many parts came
     list        names of objects, and after them of uploads that are not ended
@@ -14,6 +14,7 @@ import os
 import ssl
 import sys
 import threading
+from urllib.parse import parse_qs
 
 # The calls that make the user and the bucket need no credentials; all that follow do.
 os.environ["INITIAL_NO_AUTH_ACTION_COUNT"] = "4"
@@ -38,7 +39,8 @@ class Store:
     def __call__(self, environ, start_response):
         method, query = environ["REQUEST_METHOD"], environ.get("QUERY_STRING", "")
         if method == "PUT" and "partNumber=" in query:
-            if self.limit is not None and self.parts >= self.limit:
+            number = int(parse_qs(query)["partNumber"][0])
+            if self.limit is not None and number > self.limit:
                 environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
                 start_response("400 Bad Request", [("Content-Length", str(len(REFUSAL)))])
                 return [REFUSAL]

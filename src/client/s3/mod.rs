@@ -109,7 +109,7 @@ pub struct Store {
 
 impl Store {
     /// Prepares calls, with what the usual variables and files of AWS say: credentials, region, and, where `endpoint` is not
-    /// given, `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`. No connection is made yet.
+    /// given, `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL` or the profile's `endpoint_url`. No connection is made yet.
     pub fn open(
         location: Location,
         endpoint: Option<&str>,
@@ -119,6 +119,10 @@ impl Store {
         let set = |name: &str| variables(name).filter(|value| !value.is_empty());
         let endpoint = endpoint.map(str::to_owned).or_else(|| set("AWS_ENDPOINT_URL_S3"));
         let endpoint = endpoint.or_else(|| set("AWS_ENDPOINT_URL"));
+        let endpoint = match endpoint {
+            None => super::credentials::profile_endpoint(variables).map_err(|e| failed(&e))?,
+            named => named,
+        };
         if let Some(bad) =
             endpoint.as_ref().filter(|e| !e.starts_with("http://") && !e.starts_with("https://"))
         {

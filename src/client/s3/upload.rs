@@ -1,13 +1,16 @@
 //! One object, uploaded in parts.
 //!
 //! A stream of the same snapshots is the same bytes each time: what is written first is compared with what an interrupted
-//! attempt sent, and not sent again. An object that fits one part is put at once, and leaves nothing behind when that fails.
+//! attempt sent, and not sent again. Some parts are on their way at a time, and noted in their order. An object that fits
+//! one part is put at once, and leaves nothing behind when that fails.
 
+use std::collections::VecDeque;
 use std::io::{self, Write};
 
 use object_store::PutPayload;
 use object_store::multipart::{MultipartStore, PartId};
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
 
 use super::{Store, StoreError, full_text};
 use crate::api::hex;
@@ -20,6 +23,9 @@ const PART_MIN: u64 = 5 << 20;
 const PART_MAX: u64 = 1 << 30;
 /// Bytes of a part where nothing asks for more.
 const PART_USUAL: u64 = 16 << 20;
+/// Parts on their way at a time, and bytes of all of these where there is more than one.
+const LANES_MAX: u64 = 4;
+const LANES_BYTES: u64 = 128 << 20;
 /// Longest note read: an id of [`PARTS_MAX`] parts each.
 const NOTE_MAX: u64 = 4 << 20;
 
@@ -35,6 +41,12 @@ struct Note {
 struct Part {
     id: String,
     sha256: String,
+}
+
+/// A part on its way.
+struct Going {
+    sha256: String,
+    task: JoinHandle<object_store::Result<PartId>>,
 }
 
 /// Bytes of each part, so that a stream of about `bytes` has room in one upload.
@@ -59,6 +71,7 @@ impl Store {
             part_bytes,
             earlier,
             sent: 0,
+            going: VecDeque::new(),
             waiting: Vec::new(),
         })
     }
@@ -108,20 +121,45 @@ pub struct Upload<'a> {
     /// Parts that were there when it was gone on with.
     pub earlier: usize,
     sent: usize,
+    /// Parts behind those of the note, in their order.
+    going: VecDeque<Going>,
     waiting: Vec<u8>,
 }
 
 impl Upload<'_> {
-    /// Parts that are in the store, for another attempt to go on with.
-    pub fn kept(&self) -> usize {
+    /// Ends early: waits for what is on its way. Returns how many parts are in the store, for another attempt to go on with.
+    pub fn keep(&mut self) -> usize {
+        while !self.going.is_empty() {
+            let _ = self.settle();
+        }
+        self.noted()
+    }
+
+    fn noted(&self) -> usize {
         self.note.as_ref().map_or(0, |note| note.parts.len())
+    }
+
+    fn lanes(&self) -> usize {
+        (LANES_BYTES / self.part_bytes).clamp(1, LANES_MAX) as usize
     }
 
     fn begin(&self) -> Result<Note, StoreError> {
         let path = self.store.path(&self.name)?;
         let begun = self.store.runtime.block_on(self.store.client.create_multipart(&path));
         let upload = begun.map_err(|e| self.store.error(&self.name, &e))?;
-        Ok(Note { upload, part_bytes: self.part_bytes, parts: Vec::new() })
+        let note = Note { upload, part_bytes: self.part_bytes, parts: Vec::new() };
+        match self.write_note(&note) {
+            Ok(()) => Ok(note),
+            Err(e) => {
+                let _ = self.store.give_up(&self.name, &note);
+                Err(e)
+            }
+        }
+    }
+
+    fn write_note(&self, note: &Note) -> Result<(), StoreError> {
+        let text = serde_json::to_vec(note).expect("strings and numbers");
+        self.store.put(&format!("{}{NOTE_SUFFIX}", self.name), text)
     }
 
     fn end_part(&mut self) -> Result<(), StoreError> {
@@ -141,11 +179,31 @@ impl Upload<'_> {
                 self.part_bytes >> 20
             )));
         }
-        let mut note = match self.note.take() {
+        while self.going.len() >= self.lanes() {
+            self.settle()?;
+        }
+        let note = match self.note.take() {
             Some(note) => note,
             None => self.begin()?,
         };
-        let outcome = self.put_part(&mut note, number, bytes, hash);
+        let (client, path, upload) =
+            (self.store.client.clone(), self.store.path(&self.name)?, note.upload.clone());
+        self.note = Some(note);
+        let put = async move { client.put_part(&path, &upload, number, PutPayload::from(bytes)).await };
+        self.going.push_back(Going { sha256: hash, task: self.store.runtime.spawn(put) });
+        Ok(())
+    }
+
+    /// Waits for the first part on its way, and notes it. When it fails those behind it are given up: a note has no gaps.
+    fn settle(&mut self) -> Result<(), StoreError> {
+        let (Some(first), Some(mut note)) = (self.going.pop_front(), self.note.take()) else { return Ok(()) };
+        let outcome = self.note_part(&mut note, first);
+        if outcome.is_err() {
+            for behind in self.going.drain(..) {
+                behind.task.abort();
+                let _ = self.store.runtime.block_on(behind.task);
+            }
+        }
         if outcome.is_err() && note.parts.is_empty() {
             // Nothing that another attempt could go on with.
             let _ = self.store.give_up(&self.name, &note);
@@ -155,20 +213,12 @@ impl Upload<'_> {
         outcome
     }
 
-    fn put_part(
-        &self,
-        note: &mut Note,
-        number: usize,
-        bytes: Vec<u8>,
-        sha256: String,
-    ) -> Result<(), StoreError> {
-        let path = self.store.path(&self.name)?;
-        let put = self.store.client.put_part(&path, &note.upload, number, PutPayload::from(bytes));
-        let put = self.store.runtime.block_on(put);
+    fn note_part(&self, note: &mut Note, part: Going) -> Result<(), StoreError> {
+        let ended = self.store.runtime.block_on(part.task);
+        let put = ended.map_err(|e| StoreError(format!("'{}' was not sent: {e}", self.name)))?;
         let id = put.map_err(|e| self.failed(note, &e))?.content_id;
-        note.parts.push(Part { id, sha256 });
-        let text = serde_json::to_vec(note).expect("strings and numbers");
-        self.store.put(&format!("{}{NOTE_SUFFIX}", self.name), text)
+        note.parts.push(Part { id, sha256: part.sha256 });
+        self.write_note(note)
     }
 
     /// What was sent before is of another stream, as part `number` shows.
@@ -208,7 +258,10 @@ impl Upload<'_> {
         if !self.waiting.is_empty() {
             self.end_part()?;
         }
-        if self.sent < self.kept() {
+        while !self.going.is_empty() {
+            self.settle()?;
+        }
+        if self.sent < self.noted() {
             self.forget(self.sent)?;
         }
         let Some(mut note) = self.note.take() else { return Ok(()) };
