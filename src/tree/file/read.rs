@@ -154,14 +154,15 @@ fn open_part(
         place.fill(0);
         return Ok(());
     }
+    let id = body.superblock.file_id;
+    let wrong = || body.corrupt(format_args!("block {block} does not verify"));
     if skip == 0 && place.len() == source.len() {
-        let opened = open_block(keys, body.superblock.file_id, block, entry, source, place);
-        return opened.map_err(|_| body.corrupt(format_args!("block {block} does not verify")));
+        return open_block(keys, id, block, entry, source, place).map_err(|_| wrong());
     }
     let mut whole = [0; BLOCK_LEN];
     let whole = &mut whole[..source.len()];
-    open_block(keys, body.superblock.file_id, block, entry, source, whole)
-        .map_err(|_| body.corrupt(format_args!("block {block} does not verify")))?;
-    place.copy_from_slice(&whole[skip..skip + place.len()]);
+    open_block(keys, id, block, entry, source, whole).map_err(|_| wrong())?;
+    // What the log holds of it may be shorter than its place in the file.
+    place.copy_from_slice(whole.get(skip..skip + place.len()).ok_or_else(wrong)?);
     Ok(())
 }

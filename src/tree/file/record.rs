@@ -28,6 +28,8 @@ const BLOCK_FIELDS: usize = 16 + 2 * ENTRY_LEN;
 const HAS_SEAL: u32 = 1;
 const HAS_TIME: u32 = 2;
 const HAS_DATA: u32 = 1;
+/// Nanoseconds of a second.
+const NANOS: u32 = 1_000_000_000;
 const MAC_NONCE: [u8; 12] = *b"\0\0\0\0\0\0\0\0log\0";
 
 /// What a record says of one block.
@@ -134,7 +136,7 @@ pub(super) fn whole(bytes: &[u8]) -> Option<Whole> {
     })
 }
 
-/// Parses a whole record; `None` where the file's key does not vouch for it.
+/// Parses a whole record; `None` where the file's key does not vouch for it, or it says what cannot be.
 pub(super) fn parse(keys: &FileKeys, record: &[u8]) -> Option<Record<Vec<u8>>> {
     let (body, mac) = record.split_at(record.len() - TAG_LEN);
     let mut zeroed = body.to_vec();
@@ -149,11 +151,14 @@ pub(super) fn parse(keys: &FileKeys, record: &[u8]) -> Option<Record<Vec<u8>>> {
     for field in fields.chunks_exact(BLOCK_FIELDS) {
         blocks.push(parse_block(field, &mut data)?);
     }
-    let seconds = i64::from_le_bytes(body[48..56].try_into().ok()?);
+    let (seconds, nanos) = (i64::from_le_bytes(body[48..56].try_into().ok()?), u32_at(body, 44)?);
+    if flags & HAS_TIME != 0 && nanos >= NANOS {
+        return None;
+    }
     Some(Record {
         sequence: u64::from_le_bytes(body[24..32].try_into().ok()?),
         seal: (flags & HAS_SEAL != 0).then(|| body[SEAL_AT..BLOCKS_AT].try_into().expect("88 bytes")),
-        modified: (flags & HAS_TIME != 0).then_some((seconds, u32_at(body, 44)?)),
+        modified: (flags & HAS_TIME != 0).then_some((seconds, nanos)),
         blocks,
     })
 }

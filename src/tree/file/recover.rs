@@ -364,6 +364,10 @@ impl Repair<'_> {
     }
 
     fn set_entry(&self, body: &mut Body, block: u64, entry: Entry) -> Result<(), FsError> {
+        if body.repaired.get(&block).is_some_and(|held| held.entry != entry) {
+            // What the log held of it counts no longer.
+            body.repaired.remove(&block);
+        }
         let page_no = layout::tag_page(block);
         let old = body.page(&self.io.lower, self.keys, page_no)?.as_ref().clone();
         let mut page = old.page.clone();
