@@ -192,6 +192,37 @@ fn the_check_names_what_is_damaged_foreign_and_left_over() {
 }
 
 #[test]
+fn the_check_names_attributes_that_were_changed_below_and_says_what_is_left() {
+    let desk = Desk::with_volume("check-attributes");
+    let mnt = desk.mount();
+    fs::write(mnt.join("file"), "data").unwrap();
+    fs::create_dir(mnt.join("dir")).unwrap();
+    for name in ["file", "dir"] {
+        rustix::fs::setxattr(mnt.join(name), "user.note", b"value", rustix::fs::XattrFlags::empty()).unwrap();
+    }
+    desk.umount();
+    assert!(desk.kmsfs("fsck {lower}").ok().contains("2 directories, 1 file (4 B), 0 links, 0 special"));
+    let entries = fs::read_dir(desk.path("lower")).unwrap().map(|entry| entry.unwrap().path());
+    // Our own records are links to nowhere.
+    for entry in entries.filter(|path| path.exists()) {
+        let mut names = vec![0; 4096];
+        let len = rustix::fs::listxattr(&entry, &mut names).unwrap();
+        let names = std::str::from_utf8(&names[..len]).unwrap().split_terminator('\0');
+        for name in names.filter(|name| name.starts_with("user.kmsfs.")) {
+            rustix::fs::setxattr(&entry, name, &[1; 40], rustix::fs::XattrFlags::empty()).unwrap();
+        }
+    }
+    for (line, left) in [("fsck {lower}", "--repair"), ("fsck {lower} --repair", "2 errors are left")] {
+        let found = desk.kmsfs(line);
+        assert_eq!(found.code, 4, "{found:?}");
+        for what in ["(dir): the value of the extended attribute user.note", "(file): the value of", left] {
+            assert!(found.out.contains(what), "{what}: {found:?}");
+        }
+    }
+    assert_eq!(desk.kmsfs("fsck {lower} --quick").code, 0, "values are data");
+}
+
+#[test]
 fn wrong_usage_is_exit_code_2() {
     let desk = Desk::new("usage");
     for line in ["", "nonsense", "init", "rewrap {x} --jobs 0", "mount {x}", "mount {x} {y} --idle never"] {

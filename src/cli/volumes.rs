@@ -255,12 +255,12 @@ fn try_fsck(args: &FsckArgs, kms: Option<&str>) -> Result<CheckReport, CliError>
     if args.json {
         print_json(&report)?;
     } else {
-        print_check(&report)?;
+        print_check(&report, args)?;
     }
     Ok(report)
 }
 
-fn print_check(report: &CheckReport) -> Result<(), CliError> {
+fn print_check(report: &CheckReport, args: &FsckArgs) -> Result<(), CliError> {
     for finding in report.findings.iter().take(MAX_PRINTED) {
         let kind = if finding.error { "error" } else { "remark" };
         let plain = finding.path.as_ref().map(|p| format!(" ({})", p.display())).unwrap_or_default();
@@ -279,11 +279,11 @@ fn print_check(report: &CheckReport) -> Result<(), CliError> {
         (true, true) => "everything",
     };
     line(&format!(
-        "{} directories, {} files ({}), {} links, {} special: checked {depth}",
-        report.directories,
-        report.files,
+        "{}, {} ({}), {}, {} special: checked {depth}",
+        many(report.directories, "directory", "directories"),
+        many(report.files, "file", "files"),
         size(report.bytes),
-        report.links,
+        many(report.links, "link", "links"),
         report.specials
     ))?;
     if report.live {
@@ -291,13 +291,24 @@ fn print_check(report: &CheckReport) -> Result<(), CliError> {
     }
     let repaired = match report.errors_repaired + report.remarks_repaired {
         0 => String::new(),
-        n => format!(", {n} things repaired"),
+        n => format!(", {} repaired", many(n, "thing", "things")),
     };
-    match report.errors {
-        0 => line(&format!("no errors{repaired}")),
-        1 => line(&format!("1 error{repaired}")),
-        n => line(&format!("{n} errors{repaired}")),
+    let errors =
+        if report.errors == 0 { "no errors".to_owned() } else { many(report.errors, "error", "errors") };
+    line(&format!("{errors}{repaired}"))?;
+    match report.errors - report.errors_repaired {
+        0 => Ok(()),
+        _ if args.structure_only => Ok(()),
+        _ if !args.repair => line("'kmsfs fsck --repair' puts right what can be, and deletes nothing"),
+        left => line(&format!(
+            "{} left, which nothing here can put right: take back what they name from a backup",
+            many(left, "error is", "errors are")
+        )),
     }
+}
+
+fn many(n: u64, one: &str, more: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { more })
 }
 
 /// `kmsfs info`

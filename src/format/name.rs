@@ -105,7 +105,13 @@ pub fn decrypt(key: &DirKey, lower: &[u8]) -> Result<Vec<u8>, NameError> {
     let len = name.iter().position(|b| *b == 0).unwrap_or(padded_len);
     let canonical = len.next_multiple_of(PAD) == padded_len && name[len..].iter().all(|b| *b == 0);
     name.truncate(len);
-    if !canonical || name.is_empty() || name.contains(&b'/') || name == b"." || name == b".." {
+    if !canonical
+        || name.is_empty()
+        || name.len() > NAME_MAX
+        || name.contains(&b'/')
+        || name == b"."
+        || name == b".."
+    {
         return Err(NameError::Forged);
     }
     Ok(name)

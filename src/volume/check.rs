@@ -15,6 +15,7 @@ use rustix::fs::{AtFlags, FileType, readlinkat, statat};
 use rustix::io::Errno;
 use serde::Serialize;
 
+use super::check_attributes;
 use super::check_file::{self, Depth, Sound};
 use super::epoch::{EPOCH_FILE, Epoch};
 use super::plain_path::{self, NameTrouble};
@@ -86,6 +87,8 @@ pub enum Class {
     DuplicateId,
     /// A symbolic link's target does not open.
     Link,
+    /// The name or value of an extended attribute does not open.
+    Attribute,
     /// Could not be read.
     Unreadable,
     /// A sidecar without an entry, or a temporary name: left by a crash, harmless.
@@ -182,7 +185,8 @@ pub fn check(
     let (context, epoch) = volume.map(|v| files_of(v, repairs.is_some())).transpose()?.unzip();
     let repair =
         repairs.zip(context.clone()).map(|(volume, files)| Repair::new(volume, files)).transpose()?;
-    let depth = Depth { context: context.clone(), data: options.data, live, writable: repair.is_some() };
+    let key = volume.map(|volume| Arc::clone(&volume.key));
+    let depth = Depth { context: context.clone(), key, data: options.data, live, writable: repair.is_some() };
     let work = Check { volume, depth, repair, progress, report: Mutex::default(), ids: Mutex::default() };
     let mut worker = CheckReport::default();
     for name in [VOLUME_RECORD, VOLUME_RECORD_COPY] {
@@ -404,6 +408,19 @@ impl Check<'_> {
         }
     }
 
+    fn check_attributes_of(&self, report: &mut CheckReport, dir: &Directory) {
+        let Some(volume) = self.volume.filter(|_| self.depth.data) else { return };
+        let (Some(keys), Some(id)) = (self.dir_key(dir), plain_path::dir_id(&volume.key, dir)) else {
+            return;
+        };
+        if let Some(why) = check_attributes::trouble(dir.fd(), &volume.key, &keys.xattr, &id) {
+            match dir.parent() {
+                Some((parent, name)) => self.add(report, Class::Attribute, parent, name, why),
+                None => self.add(report, Class::Attribute, dir, c".", why),
+            }
+        }
+    }
+
     fn check_directory_record(&self, report: &mut CheckReport, dir: &Directory) {
         let c_name = CString::new(DIR_RECORD).expect("a constant without NUL");
         let why = match readlinkat(dir.fd(), DIR_RECORD, Vec::new()) {
@@ -458,6 +475,7 @@ impl Visitor for Check<'_> {
     fn directory(&self, report: &mut CheckReport, dir: &Arc<Directory>) {
         report.directories += 1;
         self.check_directory_record(report, dir);
+        self.check_attributes_of(report, dir);
     }
 
     fn entries(&self, report: &mut CheckReport, dir: &Arc<Directory>, entries: &[Entry]) {

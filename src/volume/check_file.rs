@@ -8,8 +8,8 @@ use rustix::fs::{OFlags, fstat};
 use rustix::io::Errno;
 
 use super::check::Class;
-use super::lower_file;
-use crate::crypto::Place;
+use super::{check_attributes, lower_file};
+use crate::crypto::{Place, VolumeKey};
 use crate::format::FileId;
 use crate::format::header::{HeaderError, Slots};
 use crate::format::layout::{BLOCK, lower_len, plain_size};
@@ -37,6 +37,8 @@ type Trouble = (Class, String);
 pub struct Depth {
     /// How files are opened; without it, structure alone is checked.
     pub context: Option<Arc<FileContext>>,
+    /// The key of the volume, likewise.
+    pub key: Option<Arc<VolumeKey>>,
     /// Whether to verify all data.
     pub data: bool,
     /// Whether a mount uses the tree at the same time.
@@ -92,7 +94,12 @@ fn try_check(
                 Arc::clone(context),
                 place,
             );
-            check_content(&io, identity, depth.data).map_err(|trouble| naming_key(&file, trouble))
+            let sound =
+                check_content(&io, identity, depth.data).map_err(|trouble| naming_key(&file, trouble))?;
+            match depth.key.as_ref().filter(|_| depth.data).and_then(|key| attributes(&file, &io, key)) {
+                None => Ok(sound),
+                Some(why) => Err((Class::Attribute, why)),
+            }
         }
     }
 }
@@ -144,6 +151,12 @@ fn check_content(io: &FileIo, identity: Option<(FileId, u64)>, data: bool) -> Re
     let more = problems.len().saturating_sub(MAX_TOLD);
     let more = if more > 0 { format!("; and {more} more") } else { String::new() };
     Err((Class::Data, format!("{}{more}", told.join("; "))))
+}
+
+/// What is wrong with the extended attributes of the file, if anything is.
+fn attributes(file: &OwnedFd, io: &FileIo, key: &VolumeKey) -> Option<String> {
+    let (keys, id) = io.keys_for_read().ok()??;
+    check_attributes::trouble(file, key, &keys.xattr, &id.0)
 }
 
 fn trouble(error: FsError) -> Trouble {

@@ -5,6 +5,7 @@
 mod attachment;
 mod census;
 mod check;
+mod check_attributes;
 mod check_file;
 pub mod context;
 mod copy;

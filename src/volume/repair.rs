@@ -82,7 +82,11 @@ impl<'a> Repair<'a> {
             Class::TornHeader => mend_header(dir, name),
             Class::Key => self.other_slot(dir, name),
             Class::Data => self.surplus(dir, name),
-            Class::VolumeRecord | Class::Unreadable | Class::Foreign | Class::DuplicateId => None,
+            Class::VolumeRecord
+            | Class::Attribute
+            | Class::Unreadable
+            | Class::Foreign
+            | Class::DuplicateId => None,
         }
     }
 

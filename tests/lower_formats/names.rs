@@ -65,6 +65,8 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
     long[201..].fill(0);
     let plain =
         [(0, &b"a name\0\0\0\0\0\0\0\0\0\0"[..]), (0, &long), (1, b"../target"), (2, b"user.attribute")];
+    // One byte longer than a name may be.
+    seeds.push([&[0, SEALED][..], &[b'y'; 256]].concat());
     for (kind, plain) in plain {
         seeds.extend([SEALED, SEALED | BOUND].map(|how| [&[kind, how][..], plain].concat()));
         seeds.push(vec![kind, EDITED]);
