@@ -12,8 +12,8 @@ use super::output::{facts, json as print_json, line, table, time_of};
 use super::service::{self, Behalf};
 use crate::volume::MountLock;
 
-/// How long `umount` waits for the mount to write everything and end.
-const UNMOUNT_PATIENCE: Duration = Duration::from_mins(2);
+/// How long `umount` waits for the mount to write everything and end: a slow disk may have gigabytes before it.
+const UNMOUNT_PATIENCE: Duration = Duration::from_mins(10);
 const UNMOUNT_POLL: Duration = Duration::from_millis(20);
 /// How often a busy mount is tried, so far apart: whoever merely looks at it (a `df`, a monitor) is gone by then.
 const BUSY_TRIES: u32 = 25;
@@ -131,9 +131,11 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), CliError> {
     while MountLock::take(&status.lower).is_err() {
         if Instant::now() > deadline {
             let text = format!(
-                "{} is unmounted, but process {} is still writing",
+                "{} is unmounted here, but process {} has not ended: it still writes to {}, or another mount namespace \
+                 holds the mount",
                 status.mountpoint.display(),
-                status.pid
+                status.pid,
+                status.lower.display()
             );
             return Err(CliError::new(Exit::Busy, text));
         }
