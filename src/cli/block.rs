@@ -316,15 +316,15 @@ pub fn attach(entry: &Entry, args: &AttachArgs, kms: Option<&str>, verbose: u8) 
             return Err(CliError::new(Exit::Usage, format!("a block volume takes no {option}")));
         }
     }
-    if let Some(mountpoint) = &args.mountpoint {
-        check_mountpoint(mountpoint, args.options.iter().any(|option| option == NON_EMPTY))?;
-    }
     if !matches!(remains(&place_of(entry)?), (false, None)) {
         let text = format!(
             "the mount of {0} has ended and left its device; 'kmsfs volume detach {0}' takes it away",
             entry.name
         );
         return Err(CliError::new(Exit::Busy, text));
+    }
+    if let Some(mountpoint) = &args.mountpoint {
+        check_mountpoint(mountpoint, args.options.iter().any(|option| option == NON_EMPTY))?;
     }
     let how = MountArgs { read_only: args.read_only, attach: args.granted_name(), ..MountArgs::default() };
     let place = mount_volume(entry, how, kms, verbose)?;
