@@ -418,6 +418,16 @@ fn stories() -> Vec<Vec<Op>> {
             Op::Truncate(8_192),
             Op::Sync,
         ],
+        // What was synced by the log is cut off, with an end that the header page keeps, and a seal comes after the cut that
+        // only the log has.
+        vec![
+            Op::Write(0, 8_692, 1),
+            Op::Sync,
+            w(1, 1, 2),
+            Op::Sync,
+            Op::Truncate(3_072),
+            Op::Truncate(6_000),
+        ],
     ]
 }
 

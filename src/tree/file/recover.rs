@@ -59,7 +59,9 @@ impl FileIo {
         let writable = rustix::fs::fcntl_getfl(&self.lower).is_ok_and(|flags| flags.contains(OFlags::RDWR));
         let stores = writable && !self.context.read_only;
         let mut repair = Repair { io: self, keys: &keys, stores, settled: BTreeMap::new() };
-        repair.follow_log(body, records)?;
+        let cuts = cuts_of(records);
+        repair.make_up_for_cuts(body, seal, &cuts)?;
+        repair.follow_log(body, records, &cuts)?;
         let size = if seal.state == State::Cutting {
             repair.complete_cut(body, seal.size)?;
             let inline = body.inline_block();
@@ -101,15 +103,31 @@ impl FileIo {
 }
 
 impl Repair<'_> {
+    /// A header page from before a cut that a later seal of the log has superseded: its tags behind the cut, and the end
+    /// of the file that it keeps, went with the cut, as the log's words on them do. (Tags on other pages are of no concern:
+    /// such a seal waits until the cut is durable.)
+    fn make_up_for_cuts(&self, body: &mut Body, newest: &Seal, cuts: &[Option<Seal>]) -> Result<(), FsError> {
+        let unseen = |cut: &&Seal| (body.sealed.epoch + 1..newest.epoch).contains(&cut.epoch);
+        let Some(size) = cuts.iter().flatten().filter(unseen).map(|cut| cut.size).min() else {
+            return Ok(());
+        };
+        let kept = layout::block_count(size);
+        if body.inline_block().is_some_and(|block| block >= kept) {
+            body.set_tail(Vec::new());
+        }
+        self.drop_beyond(body, kept)
+    }
+
     /// Gives each block that the log speaks of the newest version that is to be had.
     fn follow_log(
         &mut self,
         body: &mut Body,
         records: &[(Option<Seal>, Record<Vec<u8>>)],
+        cuts: &[Option<Seal>],
     ) -> Result<(), FsError> {
         let mut words = BTreeMap::<u64, Vec<&Word>>::new();
-        for (seal, record) in records {
-            if let Some(cut) = seal.filter(|seal| seal.state == State::Cutting) {
+        for ((_, record), cut) in records.iter().zip(cuts) {
+            if let Some(cut) = cut {
                 words.retain(|block, _| *block < layout::block_count(cut.size));
             }
             for word in &record.blocks {
@@ -375,6 +393,19 @@ impl Repair<'_> {
         body.replace_page(page_no, &old, CachedPage::new(self.keys, page_no, page));
         Ok(())
     }
+}
+
+/// The cut that each record tells of, but for one that the next seal takes back: its word gives the block that the cut
+/// ended in its old tag again, and says so by an old length of nothing.
+fn cuts_of(records: &[(Option<Seal>, Record<Vec<u8>>)]) -> Vec<Option<Seal>> {
+    let takes_back =
+        |record: &Record<Vec<u8>>| record.blocks.iter().any(|word| word.old != HOLE && word.old_len == 0);
+    let after = |index: usize| records[index + 1..].iter().find(|(seal, _)| seal.is_some());
+    let cut = |(index, (seal, _)): (usize, &(Option<Seal>, _))| {
+        let cut = seal.filter(|seal| seal.state == State::Cutting)?;
+        (!after(index).is_some_and(|(_, record)| takes_back(record))).then_some(cut)
+    };
+    records.iter().enumerate().map(cut).collect()
 }
 
 /// The size that the lower length tells, unless it is farther from what was promised than a writer goes and nothing
