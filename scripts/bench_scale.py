@@ -36,8 +36,9 @@ def pid_of(mountpoint):
 
 
 def processor_seconds(pid):
+    """In its own code, and in the kernel for it."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+    return int(fields[11]) / TICKS, int(fields[12]) / TICKS
 
 
 def memory(pid, line="VmRSS"):
@@ -48,9 +49,9 @@ def memory(pid, line="VmRSS"):
 
 def cost(pid, count, work):
     """Microseconds of an operation: of the daemon's processor time, and of the clock."""
-    busy, start = processor_seconds(pid), time.perf_counter()
+    busy, start = sum(processor_seconds(pid)), time.perf_counter()
     work()
-    return 1e6 * (processor_seconds(pid) - busy) / count, 1e6 * (time.perf_counter() - start) / count
+    return 1e6 * (sum(processor_seconds(pid)) - busy) / count, 1e6 * (time.perf_counter() - start) / count
 
 
 class Curves:
@@ -235,7 +236,7 @@ def keep_at(work, where, over, done, failed):
 
 def soak(target, seconds):
     """All kinds of work in one mount for so long. Gives (second, MiB of kmsfs, MiB of kmsd, descriptors, work) by time."""
-    pids = pid_of(target.dir), int((target.daemon.state / "kmsd.lock").read_text().split()[0])
+    pids = pid_of(target.dir), target.daemon.pid()
     kinds = (churn, stream, scatter, database, look)
     over, failed, done, samples = threading.Event(), [], {kind.__name__: 0 for kind in kinds}, []
     threads = [threading.Thread(target=keep_at, args=(kind, target.dir, over, done, failed)) for kind in kinds]

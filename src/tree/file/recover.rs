@@ -423,3 +423,38 @@ fn believable(body: &Body, firm: u64, reached: u64, standing: u64) -> u64 {
     );
     kept
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cut_counts_unless_the_next_seal_takes_it_back() {
+        let seal = |epoch, state| Seal {
+            epoch,
+            size: 3_000,
+            root: [0; 16],
+            state,
+            firm: 0,
+            session: 1,
+            place: [0; 16],
+        };
+        let word =
+            |old_len| Logged { block: 0, old: [1; 28], old_len, new: [2; 28], new_len: 3_000, data: None };
+        let record = |seal: Option<Seal>, old_len| {
+            (seal, Record { sequence: 0, seal: None, modified: None, blocks: vec![word(old_len)] })
+        };
+        let cut = Some(seal(5, State::Cutting));
+        let told = |after: Vec<(Option<Seal>, Record<Vec<u8>>)>| {
+            cuts_of(&[vec![record(cut, 4_096), record(None, 4_096)], after].concat())[0].is_some()
+        };
+        assert!(told(vec![]));
+        assert!(told(vec![record(Some(seal(6, State::Dirty)), 3_000)]));
+        assert!(!told(vec![record(Some(seal(6, State::Dirty)), 0)]));
+        // Later seals speak of something else.
+        assert!(told(vec![
+            record(Some(seal(6, State::Dirty)), 3_000),
+            record(Some(seal(7, State::Dirty)), 0)
+        ]));
+    }
+}
