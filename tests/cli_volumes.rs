@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use programs::{Desk, Said, run};
+use serde_json::Value;
 
 /// Runs `kmsfs volume` with the desk's own registry.
 fn volume(desk: &Desk, line: &str) -> Said {
@@ -46,10 +47,25 @@ fn a_volume_is_made_attached_described_and_deleted_by_name() {
     programs::eventually("the dead mount shows", || {
         fs::read_dir(&mnt).map_or(true, |mut dir| dir.next().is_some_and(|entry| entry.is_err()))
     });
-    volume(&desk, "attach projects {mnt}").fails(6, "unmount it first");
+    let listed = volume(&desk, "list");
+    assert!(
+        listed.out.contains("mount-gone") && listed.err.contains("'kmsfs volume detach projects'"),
+        "{listed:?}"
+    );
+    let described = volume(&desk, "describe projects --json").json();
+    assert_eq!((&described["state"], &described["attached"]), (&"mount-gone".into(), &Value::Null));
+    volume(&desk, "delete projects --yes").fails(6, "its mount was killed");
     let said = volume(&desk, "detach projects");
     assert!(said.code == 0 && said.err.contains("had ended without being detached"), "{said:?}");
     volume(&desk, "detach projects").fails(1, "is not attached");
+
+    // So does the next attach.
+    volume(&desk, "attach projects {mnt}").ok();
+    desk.kill_mount();
+    let said = volume(&desk, "attach projects {mnt}");
+    assert!(said.code == 0 && said.err.contains("had ended without being detached"), "{said:?}");
+    assert_eq!(volume(&desk, "list --json").json()[0]["state"], "in-use");
+    volume(&desk, "detach projects").ok();
 
     // With a key of one's own, which the volume learns, and no other one afterwards.
     fs::write(desk.path("own.key"), [9; 32]).unwrap();
@@ -81,6 +97,51 @@ fn a_volume_that_is_there_is_taken_up_and_forgotten() {
     volume(&desk, "forget old").ok();
     assert!(desk.path("lower/.kmsfs.volume").exists());
     volume(&desk, "forget old").fails(3, "there is no volume");
+}
+
+/// Makes the entry of `name` that of a volume whose making was cut.
+fn cut_the_making_of(desk: &Desk, name: &str) {
+    let path = desk.path(&format!("registry/volumes/{name}.json"));
+    let entry = fs::read_to_string(&path).unwrap();
+    fs::write(&path, entry.replace("\"available\"", "\"creating\"")).unwrap();
+}
+
+#[test]
+fn a_volume_whose_making_was_cut_is_no_volume_and_the_same_command_makes_it() {
+    let desk = Desk::new("volumes-cut");
+    desk.key("k");
+    // Cut where the key is asked for, which a daemon that stands still holds up.
+    let frozen = desk.freeze_kmsd();
+    let mut making = desk.command_of("volume create cut --key alias/k");
+    let mut making = making.env("KMSFS_STATE_DIR", desk.path("registry")).spawn().unwrap();
+    programs::eventually("it is noted", || desk.path("registry/volumes/cut.json").exists());
+    making.kill().unwrap();
+    making.wait().unwrap();
+    drop(frozen);
+    assert_eq!(volume(&desk, "list --json").json()[0]["state"], "creating");
+    let mnt = desk.path("mnt");
+    fs::create_dir(&mnt).unwrap();
+    volume(&desk, "attach cut {mnt}").fails(3, "'kmsfs volume create cut' makes it anew");
+    volume(&desk, "resize cut 1G").fails(3, "is being made");
+    volume(&desk, "create cut --key alias/k").ok();
+
+    // Cut behind the record, before it, and with something of somebody else's in its place.
+    let lower = desk.path("registry/data/cut");
+    let first = fs::read(lower.join(".kmsfs.volume")).unwrap();
+    cut_the_making_of(&desk, "cut");
+    volume(&desk, "create cut --key alias/k").ok();
+    assert_ne!(fs::read(lower.join(".kmsfs.volume")).unwrap(), first);
+    cut_the_making_of(&desk, "cut");
+    fs::remove_file(lower.join(".kmsfs.volume")).unwrap();
+    fs::remove_file(lower.join(".kmsfs.volume.bak")).unwrap();
+    fs::write(lower.join("letter"), "mine").unwrap();
+    volume(&desk, "create cut --key alias/k").fails(1, "'kmsfs volume forget cut'");
+    assert_eq!(fs::read_to_string(lower.join("letter")).unwrap(), "mine");
+    fs::remove_file(lower.join("letter")).unwrap();
+    volume(&desk, "create cut --key alias/k").ok();
+    cut_the_making_of(&desk, "cut");
+    volume(&desk, "delete cut --yes").ok();
+    assert!(!lower.exists());
 }
 
 #[test]
@@ -162,7 +223,14 @@ fn a_block_volume_holds_a_filesystem_gives_back_space_and_grows() {
             "{grown:?}"
         );
         fs::write(mnt.join("kept"), vec![7; 100_000]).unwrap();
+        // Cut between the steps of a detachment.
+        system("umount", &[mnt.to_str().unwrap()]).ok();
+        programs::eventually("the device is gone", || {
+            volume(&desk, "list --json").json()[0]["state"] == "in-part"
+        });
+        volume(&desk, "attach disk {mnt}").fails(6, "'kmsfs volume detach disk'");
         volume(&desk, "detach disk").ok();
+        assert_eq!(volume(&desk, "list --json").json()[0]["state"], "available");
         volume(&desk, "resize disk 500M").ok();
         desk.kmsfs("fsck {registry}/data/disk").ok();
         volume(&desk, "attach disk {mnt}").ok();

@@ -184,11 +184,39 @@ fn mountpoint_of(device: &str) -> Option<PathBuf> {
     found.ok().filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
-/// Where a block volume is attached: its filesystem's mount point, or the device.
-pub fn attached_at(entry: &Entry) -> Option<PathBuf> {
-    let place = mounted_place(entry)?;
-    let Some(device) = device_of(&place) else { return Some(place) };
-    Some(mountpoint_of(&device).unwrap_or_else(|| device.into()))
+/// What there is of an attached block volume.
+pub enum Standing {
+    /// No mount of it answers.
+    NotMounted,
+    /// Its volume is mounted, without the device or without the filesystem on it.
+    InPart,
+    /// All of it: the filesystem's mount point, or the device of a volume without one.
+    At(PathBuf),
+}
+
+/// How far a block volume is attached.
+pub fn standing(entry: &Entry) -> Standing {
+    let Some(place) = mounted_place(entry) else { return Standing::NotMounted };
+    let Some(device) = device_of(&place) else { return Standing::InPart };
+    if entry.block.as_ref().is_some_and(|block| block.filesystem == "none") {
+        return Standing::At(device.into());
+    }
+    mountpoint_of(&device).map_or(Standing::InPart, Standing::At)
+}
+
+/// Where a killed mount of a block volume has left something.
+pub fn left_at(entry: &Entry) -> Option<PathBuf> {
+    let place = place_of(entry).ok()?;
+    match remains(&place) {
+        (false, None) => None,
+        (_, device) => Some(device.and_then(|device| mountpoint_of(&device)).unwrap_or(place)),
+    }
+}
+
+/// Takes away what the interrupted making of a block volume has mounted.
+pub fn take_back(entry: &Entry) -> Result<(), CliError> {
+    let is_there = entry.block.is_some() && (mounted_place(entry).is_some() || left_at(entry).is_some());
+    if is_there { detach(entry, false) } else { Ok(()) }
 }
 
 /// Mounts the volume at its private place and gives that.
@@ -242,14 +270,19 @@ fn filesystem_on(image: &Path) -> String {
     kind.ok().filter(|kind| matches!(kind.as_str(), "ext4" | "xfs")).unwrap_or_else(|| "none".to_owned())
 }
 
+/// Says early that a filesystem does not fit.
+pub fn check_size(bytes: u64, fs: BlockFilesystem) -> Result<(), CliError> {
+    let least = if fs == BlockFilesystem::Xfs { SMALLEST } else { SMALLEST_EXT4 };
+    if bytes >= least {
+        return Ok(());
+    }
+    let text = format!("a block volume with {} takes at least {} MiB", fs.name(), least >> 20);
+    Err(CliError::new(Exit::Usage, text))
+}
+
 /// Makes the image and its filesystem, in a volume that was just made.
 pub fn format(entry: &Entry, kms: Option<&str>, verbose: u8) -> Result<(), CliError> {
     let Some(block) = &entry.block else { return Ok(()) };
-    let least = if block.filesystem == "xfs" { SMALLEST } else { SMALLEST_EXT4 };
-    if block.bytes < least {
-        let text = format!("a block volume with {} takes at least {} MiB", block.filesystem, least >> 20);
-        return Err(CliError::new(Exit::Usage, text));
-    }
     let place = mount_volume(entry, MountArgs::default(), kms, verbose)?;
     let made = make_image(&place, block);
     let ended = mounts::unmount(&place, false);
@@ -315,13 +348,6 @@ pub fn attach(entry: &Entry, args: &AttachArgs, kms: Option<&str>, verbose: u8) 
         if given {
             return Err(CliError::new(Exit::Usage, format!("a block volume takes no {option}")));
         }
-    }
-    if !matches!(remains(&place_of(entry)?), (false, None)) {
-        let text = format!(
-            "the mount of {0} has ended and left its device; 'kmsfs volume detach {0}' takes it away",
-            entry.name
-        );
-        return Err(CliError::new(Exit::Busy, text));
     }
     if let Some(mountpoint) = &args.mountpoint {
         check_mountpoint(mountpoint, args.options.iter().any(|option| option == NON_EMPTY))?;

@@ -33,6 +33,8 @@ mod streams;
 mod top;
 mod versions;
 mod volume_args;
+mod volume_create;
+mod volume_state;
 mod volumes;
 
 use std::ffi::OsString;

@@ -11,27 +11,24 @@ use super::error::{CliError, Exit};
 use super::mount;
 use super::mount_plan::mount_table;
 use super::mounts;
-use super::output::{facts, json as print_json, line, size, table, time_of};
-use super::service::{self, Behalf};
+use super::output::{facts, json as print_json, line, size};
+use super::service;
 use super::volume_args::{
-    AddArgs, AttachArgs, BlockFilesystem, CreateArgs, DefaultsArgs, DeleteArgs, DescribeArgs, DetachArgs,
-    GcArgs, ListArgs, NameArgs, ResizeArgs, VolumeCommand,
+    AddArgs, AttachArgs, DefaultsArgs, DeleteArgs, DetachArgs, GcArgs, NameArgs, ResizeArgs, VolumeCommand,
 };
-use super::volumes::default_sheet_dir;
-use crate::sys::at;
-use crate::volume::registry::{
-    self, Block, Changing, Defaults, Entry, Quota, Registry, RegistryError, State,
-};
-use crate::volume::{self, InitOptions, MountLock, SERVICE_KEY, VolumeError};
+use super::volume_create;
+use super::volume_state::{self, Standing};
+use crate::volume::registry::{self, Block, Changing, Defaults, Entry, Quota, Registry, State};
+use crate::volume::{self, MountLock, SERVICE_KEY, VolumeError};
 
 /// Runs a `kmsfs volume` command.
 pub fn run(command: &VolumeCommand, kms: Option<&str>, verbose: u8) -> Result<(), CliError> {
     match command {
-        VolumeCommand::Create(args) => create(args, kms, verbose),
+        VolumeCommand::Create(args) => volume_create::create(args, kms, verbose),
         VolumeCommand::Attach(args) => attach(args, kms, verbose),
         VolumeCommand::Detach(args) => detach(args),
-        VolumeCommand::List(args) => list(args),
-        VolumeCommand::Describe(args) => describe(args),
+        VolumeCommand::List(args) => volume_state::list(args),
+        VolumeCommand::Describe(args) => volume_state::describe(args),
         VolumeCommand::Resize(args) => resize(args, kms, verbose),
         VolumeCommand::Delete(args) => delete(args),
         VolumeCommand::Add(args) => add(args, kms, verbose),
@@ -87,105 +84,26 @@ fn block_mounted_at(place: &Path) -> Option<Entry> {
         return None;
     }
     let blocks = registry().list().ok()?.into_iter().flatten().filter(|entry| entry.block.is_some());
-    blocks.into_iter().find(|entry| block::attached_at(entry).as_deref() == Some(&*place))
+    blocks.into_iter().find(|entry| matches!(block::standing(entry), block::Standing::At(at) if at == place))
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, CliError> {
+pub(super) fn absolute(path: &Path) -> Result<PathBuf, CliError> {
     std::path::absolute(path).map_err(|e| CliError::failed(format!("{}: {e}", path.display())))
 }
 
-fn create(args: &CreateArgs, kms: Option<&str>, verbose: u8) -> Result<(), CliError> {
-    registry::check_name(&args.name)?;
-    if args.block.is_some() {
-        block::check_tools(args.fs)?;
-    }
-    let registry = registry();
-    let changing = registry.change()?;
-    if registry.find(&args.name).is_ok() {
-        return Err(RegistryError::Exists(args.name.clone()).into());
-    }
-    let at = args.at.clone().unwrap_or_else(|| registry.default_lower(&args.name));
-    let lower = absolute(&at)?;
-    let service = service::connect(kms, Behalf::Filesystem)?;
-    let sheet_dir = args.recovery_sheet.clone().unwrap_or_else(default_sheet_dir);
-    let key = key_for_new(args.key.as_deref())?;
-    let prepared = volume::prepare_lower(&lower)?;
-    let quota = args.size.map(|bytes| set_quota(&lower, &registry, bytes)).transpose();
-    let made = quota.and_then(|quota| {
-        Ok((
-            quota,
-            volume::init(&lower, &service, &InitOptions { key, sheet_dir, bind_names: args.bind_names })?,
-        ))
-    });
-    let (quota, made) = made.inspect_err(|_| {
-        if prepared {
-            let _ = volume::remove_lower(&lower);
-        }
-    })?;
-    let entry = Entry {
-        name: args.name.clone(),
-        lower: at::resolved(&lower),
-        volume_id: made.id.to_string(),
-        key_arn: made.key_arn.clone(),
-        kms: kms.map(str::to_owned),
-        created: now(),
-        state: State::Available,
-        quota,
-        block: args.block.map(|bytes| Block { bytes, filesystem: filesystem_name(args.fs).to_owned() }),
-        attachment: None,
-    };
-    changing.add(&entry)?;
-    if entry.block.is_some() {
-        block::format(&entry, kms, verbose).inspect_err(|_| {
-            let _ = remove_all(&entry, &changing);
-        })?;
-    }
-    if args.json {
-        let sheet = &made.sheet;
-        return print_json(&json!({ "volume": entry, "recovery_sheet": sheet }));
-    }
-    line(&format!("made volume {} ({}) in {}", entry.name, entry.volume_id, entry.lower.display()))?;
-    line(&format!("key: {}", entry.key_arn))?;
-    line(&format!("recovery sheet: {} (keep a copy elsewhere)", made.sheet.display()))
-}
-
-fn now() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
-}
-
-fn filesystem_name(fs: BlockFilesystem) -> &'static str {
-    match fs {
-        BlockFilesystem::Ext4 => "ext4",
-        BlockFilesystem::Xfs => "xfs",
-        BlockFilesystem::None => "none",
-    }
-}
-
-/// A project number that no volume of the registry has, and the limit under it.
-fn set_quota(lower: &Path, registry: &Registry, bytes: u64) -> Result<Quota, CliError> {
-    const FIRST_PROJECT: u32 = 0x6b6d_0000;
-    let used: Vec<u32> =
-        registry.list()?.into_iter().flatten().filter_map(|entry| Some(entry.quota?.project)).collect();
-    let project = (FIRST_PROJECT..u32::MAX).find(|number| !used.contains(number)).unwrap_or(FIRST_PROJECT);
-    volume::limit_lower(lower, project, bytes)?;
-    Ok(Quota { bytes, project })
-}
-
 /// The mount of a volume, if it has one that we may ask.
-fn mount_of(entry: &Entry) -> Option<Status> {
+pub(super) fn mount_of(entry: &Entry) -> Option<Status> {
     control::of_lower(&entry.lower)
 }
 
 fn attach(args: &AttachArgs, kms: Option<&str>, verbose: u8) -> Result<(), CliError> {
     let entry = registry().find(&args.name)?;
-    if entry.state == State::Deleting {
-        let text =
-            format!("volume {0} is being deleted; 'kmsfs volume delete {0} --yes' ends that", entry.name);
-        return Err(CliError::new(Exit::Volume, text));
-    }
-    if let Some(status) = mount_of(&entry) {
-        let text = format!("volume {} is attached at {}", entry.name, status.mountpoint.display());
-        return Err(CliError::new(Exit::Busy, text));
+    let standing = Standing::of(&entry);
+    match standing {
+        Standing::MountGone(_) if entry.block.is_some() => block::detach(&entry, false)?,
+        Standing::MountGone(_) => detach_remains(&entry)?,
+        _ if standing.may_be_attached() => {}
+        _ => return Err(standing.refusal(&entry)),
     }
     let kms = kms.or(entry.kms.as_deref());
     if entry.block.is_some() {
@@ -230,78 +148,13 @@ fn detach_remains(entry: &Entry) -> Result<(), CliError> {
     Ok(())
 }
 
-fn list(args: &ListArgs) -> Result<(), CliError> {
-    let (mut rows, mut values) = (Vec::new(), Vec::new());
-    for entry in registry().list()? {
-        let entry = match entry {
-            Ok(entry) => entry,
-            Err(e) => {
-                eprintln!("kmsfs: {e}");
-                continue;
-            }
-        };
-        let place = attached_at(&entry);
-        let shown = place.as_ref().map_or_else(|| "-".to_owned(), |place| place.display().to_string());
-        let kind = if entry.block.is_some() { "block" } else { "files" };
-        rows.push(vec![entry.name.clone(), kind.to_owned(), state_name(&entry, place.is_some()), shown]);
-        values.push(json!({ "volume": entry, "attached": place }));
-    }
-    if args.json {
-        return print_json(&values);
-    }
-    if rows.is_empty() {
-        return line("no volumes; 'kmsfs volume create NAME' makes one");
-    }
-    table(&["NAME", "KIND", "STATE", "ATTACHED AT"], &rows)
-}
-
-fn attached_at(entry: &Entry) -> Option<PathBuf> {
-    if entry.block.is_some() { block::attached_at(entry) } else { Some(mount_of(entry)?.mountpoint) }
-}
-
-fn state_name(entry: &Entry, attached: bool) -> String {
-    match entry.state {
-        State::Deleting => "deleting",
-        State::Available if attached => "in-use",
-        State::Available if volume::peek(&entry.lower).is_err() => "missing",
-        State::Available => "available",
-    }
-    .to_owned()
-}
-
-fn describe(args: &DescribeArgs) -> Result<(), CliError> {
-    let entry = registry().find(&args.name)?;
-    let place = attached_at(&entry);
-    let record = volume::peek(&entry.lower);
-    let wrapped = record.as_ref().ok().map(|record| record.active().wrapped.clone());
-    let state = state_name(&entry, place.is_some());
-    if args.json {
-        let key = wrapped.as_ref().map(|wrapped| &wrapped.key_arn);
-        return print_json(&json!({ "volume": entry, "state": state, "attached": place, "record_key": key }));
-    }
-    facts(&[
-        ("name", Some(entry.name)),
-        ("state", Some(state)),
-        ("attached at", place.map(|place| place.display().to_string())),
-        ("lower directory", Some(entry.lower.display().to_string())),
-        ("volume id", Some(entry.volume_id)),
-        ("key", Some(wrapped.map_or(entry.key_arn, |wrapped| wrapped.key_arn))),
-        ("key service", entry.kms),
-        ("made", Some(time_of(entry.created))),
-        ("quota", entry.quota.map(|quota| size(quota.bytes))),
-        (
-            "mounts as",
-            entry.attachment.map(|left| format!("{} ({} grants)", left.principal, left.grants.len())),
-        ),
-        ("block device", entry.block.map(|block| format!("{}, {}", size(block.bytes), block.filesystem))),
-        ("trouble", record.err().map(|e| e.to_string())),
-    ])
-}
-
 fn resize(args: &ResizeArgs, kms: Option<&str>, verbose: u8) -> Result<(), CliError> {
     let registry = registry();
     let changing = registry.change()?;
     let mut entry = registry.find(&args.name)?;
+    if entry.state != State::Available {
+        return Err(Standing::of(&entry).refusal(&entry));
+    }
     if let Some(block) = &entry.block {
         let old = block.bytes;
         block::grow(&entry, args.size, kms, verbose)?;
@@ -325,13 +178,9 @@ fn delete(args: &DeleteArgs) -> Result<(), CliError> {
     }
     let changing = registry.change()?;
     let entry = registry.find(&args.name)?;
-    if let Some(place) = attached_at(&entry) {
-        let text = format!(
-            "volume {0} is attached at {1}; 'kmsfs volume detach {0}' first",
-            entry.name,
-            place.display()
-        );
-        return Err(CliError::new(Exit::Busy, text));
+    let standing = Standing::of(&entry);
+    if standing.is_mounted() {
+        return Err(standing.refusal(&entry));
     }
     if !args.yes {
         let text = format!(
@@ -345,7 +194,7 @@ fn delete(args: &DeleteArgs) -> Result<(), CliError> {
 }
 
 /// Removes lower directory and entry; what a crash interrupts is gone on with by the next deletion.
-fn remove_all(entry: &Entry, changing: &Changing<'_>) -> Result<(), CliError> {
+pub(super) fn remove_all(entry: &Entry, changing: &Changing<'_>) -> Result<(), CliError> {
     changing.put(&Entry { state: State::Deleting, ..entry.clone() })?;
     let _lock = match MountLock::take(&entry.lower) {
         Ok(lock) => Some(lock),
@@ -361,6 +210,11 @@ fn remove_all(entry: &Entry, changing: &Changing<'_>) -> Result<(), CliError> {
         _ => volume::remove_lower(&entry.lower)?,
     }
     Ok(changing.remove(&entry.name)?)
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 fn add(args: &AddArgs, kms: Option<&str>, verbose: u8) -> Result<(), CliError> {

@@ -52,6 +52,17 @@ pub enum BlockFilesystem {
     None,
 }
 
+impl BlockFilesystem {
+    /// As it stands in the registry.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+            Self::None => "none",
+        }
+    }
+}
+
 /// Arguments of `volume create`.
 #[derive(Debug, Args)]
 pub struct CreateArgs {

@@ -38,7 +38,11 @@ pub fn init(args: &InitArgs, kms: Option<&str>) -> Result<(), CliError> {
     }
     let key = key_for_new(args.key.as_deref())?;
     let sheet_dir = args.recovery_sheet.clone().unwrap_or_else(default_sheet_dir);
-    let made = volume::init(&args.lower, &kms, &InitOptions { key, sheet_dir, bind_names: args.bind_names })?;
+    let made = volume::init(
+        &args.lower,
+        &kms,
+        &InitOptions { key, sheet_dir, bind_names: args.bind_names, id: None },
+    )?;
     if args.json {
         let id = made.id.to_string();
         return print_json(

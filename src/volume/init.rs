@@ -2,19 +2,21 @@
 
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, XattrFlags, fsync, symlinkat, unlinkat};
 
+use super::lower_dir::remove_tree;
 use super::open::open_lower;
 use super::{VolumeError, context, key_error, record_file};
 use crate::api::ErrorCode;
 use crate::client::{ClientError, GeneratedKey, Kms};
 use crate::crypto::{Secret, VolumeKey, random_array};
 use crate::format::dir::{self, DIR_RECORD, DIR_RECORD_COPY};
-use crate::format::name::LOWER_NAME_MAX;
+use crate::format::name::{LOWER_NAME_MAX, TEMPORARY_PREFIX};
 use crate::format::record::{VOLUME_RECORD, VOLUME_RECORD_COPY, VolumeRecord, VolumeSettings};
 use crate::format::{VolumeId, WrappedKey};
 use crate::sys::at;
@@ -23,6 +25,8 @@ use crate::sys::at;
 pub const SERVICE_KEY: &str = "alias/aws/kmsfs";
 /// Largest recovery sheet read.
 const SHEET_MAX: u64 = 256 * 1024;
+/// A file system's own directory, which does not count.
+const LOST_AND_FOUND: &str = "lost+found";
 const SHEET_BEGIN: &str = "-----BEGIN KMSFS VOLUME RECORD-----";
 const SHEET_END: &str = "-----END KMSFS VOLUME RECORD-----";
 
@@ -35,6 +39,8 @@ pub struct InitOptions {
     pub sheet_dir: PathBuf,
     /// Whether files, directories and links are bound to their directory and name.
     pub bind_names: bool,
+    /// Identity of the volume, where it was noted before; else it gets one.
+    pub id: Option<VolumeId>,
 }
 
 /// What was made.
@@ -50,9 +56,8 @@ pub struct Made {
 
 /// Makes a volume in `lower`, which is an empty directory or none yet.
 pub fn init(lower: &Path, kms: &Kms, options: &InitOptions) -> Result<Made, VolumeError> {
-    check_empty(lower)?;
-    check_place(lower)?;
-    let id = VolumeId(random_array());
+    check_new(lower)?;
+    let id = options.id.unwrap_or_else(new_id);
     // The key first: a service that says no leaves nothing behind.
     let generated = kms
         .generate_data_key(&options.key, &context::record(id), None)
@@ -76,6 +81,48 @@ pub fn init(lower: &Path, kms: &Kms, options: &InitOptions) -> Result<Made, Volu
             Err(e)
         }
     }
+}
+
+/// An identity that no volume has yet.
+pub fn new_id() -> VolumeId {
+    VolumeId(random_array())
+}
+
+/// Whether a volume can be made in `lower`: an empty directory or none yet, in a place where one may be.
+pub fn check_new(lower: &Path) -> Result<(), VolumeError> {
+    check_empty(lower)?;
+    check_place(lower)
+}
+
+/// Takes out of `lower` what the interrupted making of the volume `id` left there, and its recovery sheet. Refused where
+/// anything else has come to be there.
+pub fn take_back(lower: &Path, id: &str, sheet_dir: &Path) -> Result<(), VolumeError> {
+    let failed = |e: std::io::Error| VolumeError::io("clear", lower, e);
+    let listing = match std::fs::read_dir(lower) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(failed)?,
+    };
+    let names = listing.map(|entry| Ok(entry?.file_name())).collect::<Result<Vec<_>, _>>().map_err(failed)?;
+    let names: Vec<_> = names.into_iter().filter(|name| name != LOST_AND_FOUND).collect();
+    let is_its = match super::open::peek(lower) {
+        Ok(record) => record.volume_id.to_string() == id,
+        // Without a record nothing but what its making begins with can be there.
+        Err(_) => names.iter().all(|name| is_of_making(name.as_bytes())),
+    };
+    if !is_its {
+        return Err(VolumeError::NotEmpty(lower.to_owned()));
+    }
+    let root = open_lower(lower)?;
+    names.iter().try_for_each(|name| remove_tree(&root, name.as_bytes())).map_err(|e| failed(e.into()))?;
+    match std::fs::remove_file(sheet_dir.join(format!("{id}.txt"))) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(VolumeError::io("remove", sheet_dir, e)),
+        _ => Ok(()),
+    }
+}
+
+fn is_of_making(name: &[u8]) -> bool {
+    let records = [VOLUME_RECORD, VOLUME_RECORD_COPY, DIR_RECORD];
+    records.iter().any(|record| record.as_bytes() == name) || name.starts_with(TEMPORARY_PREFIX.as_bytes())
 }
 
 /// Why there is no data key under `key`.
@@ -114,8 +161,7 @@ fn check_empty(lower: &Path) -> Result<(), VolumeError> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(VolumeError::io("read", lower, e)),
     };
-    // A file system's own lost+found does not count.
-    let foreign = entries.any(|entry| entry.map_or(true, |e| e.file_name() != "lost+found"));
+    let foreign = entries.any(|entry| entry.map_or(true, |e| e.file_name() != LOST_AND_FOUND));
     if foreign { Err(VolumeError::NotEmpty(lower.to_owned())) } else { Ok(()) }
 }
 

@@ -53,7 +53,7 @@ pub use count::count_files;
 pub use epoch::Epoch;
 pub use error::{VolumeError, key_error};
 pub use info::{FileInfo, SlotInfo, file_info};
-pub use init::{InitOptions, Made, SERVICE_KEY, init, restore};
+pub use init::{InitOptions, Made, SERVICE_KEY, check_new, init, new_id, restore, take_back};
 pub use keys::VolumeKeys;
 pub use lower_dir::{change_limit, limit_lower, prepare_lower, remove_lower, split_lower};
 pub use mounted::MountedTree;

@@ -89,6 +89,8 @@ pub enum State {
     /// It can be attached.
     #[default]
     Available,
+    /// It is being made; whoever meets this under the lock knows that its making was interrupted.
+    Creating,
     /// Its deletion has begun; deleting it again goes on with that.
     Deleting,
 }

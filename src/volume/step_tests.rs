@@ -68,7 +68,8 @@ impl Bench {
         let service = FakeService::start(&dir);
         let (lower, kms) = (dir.join("lower"), service.client());
         prepare_lower(&lower).unwrap();
-        let options = InitOptions { key: KEY_A.into(), sheet_dir: dir.join("sheets"), bind_names: false };
+        let options =
+            InitOptions { key: KEY_A.into(), sheet_dir: dir.join("sheets"), bind_names: false, id: None };
         init(&lower, &kms, &options).unwrap();
         let bench = Self { dir, lower, service, kms, kept: Memory::default(), _alone: alone };
         bench.in_mount(|tree, caller| {
