@@ -245,6 +245,21 @@ fn a_killed_run_loses_nothing_and_the_next_one_goes_on() {
     desk.kmsfs("fsck {lower}").ok();
 }
 
+#[test]
+fn a_command_that_was_killed_is_given_again_while_the_mount_goes_on_with_it() {
+    let desk = Desk::with_volume("reencrypt-again");
+    let mnt = desk.mount();
+    for n in 0..8_u8 {
+        fs::write(mnt.join(format!("f{n}")), [n; 100]).unwrap();
+    }
+    let mut running = desk.command_of("reencrypt {mnt} --rate 2").spawn().unwrap();
+    eventually("files are done", || running.try_wait().unwrap().is_some() || has_done(&desk));
+    let _ = running.kill();
+    let _ = running.wait();
+    let report = desk.kmsfs("reencrypt {mnt} --rate 2 --json").json();
+    assert_eq!((&report["done"], &report["failed"]), (&8.into(), &0.into()));
+}
+
 /// Directories within each other: more than a thread of so many bytes has room for if each level took some of its stack.
 const LEVELS: usize = 400;
 const STACK: &str = "262144";

@@ -213,9 +213,12 @@ fn a_mount_killed_during_a_snapshot_leaves_none_and_the_next_one_works() {
     populate(&mnt);
     let making = begin(&desk, "one");
     desk.kill_mount();
+    let ended = making.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
     assert!(
-        !making.wait_with_output().unwrap().status.success()
-            || desk.path("lower/.kmsfs.snapshots/one").exists()
+        said.contains("mount it again, and give the same command")
+            || desk.path("lower/.kmsfs.snapshots/one").exists(),
+        "{said}"
     );
     run(Command::new("umount").arg("-l").arg(&mnt)).ok();
     let finished = desk.path("lower/.kmsfs.snapshots/one").exists();

@@ -51,8 +51,14 @@ fn a_stream_and_what_changed_since_make_the_same_trees_without_a_key() {
     assert!(len(&part) < len(&whole) / 3, "{} {}", len(&part), len(&whole));
     desk.kmsfs("receive --check --input {b.stream}").ok();
     desk.kmsfs("receive {backup} --input {b.stream}").fails(1, "the base 'a' is not here");
+    desk.kmsfs("receive {backup} --position a").fails(1, "nothing of 'a' has come yet");
     desk.kmsfs("receive {backup} --input {a.stream}").ok();
+    desk.kmsfs("receive {backup} --position a").fails(1, "was received already");
+    // What a kill behind the last step leaves goes with the same command.
+    fs::write(desk.path("backup/.kmsfs.receive-a"), "").unwrap();
+    fs::write(desk.path("backup/.kmsfs.t.room-a"), "").unwrap();
     desk.kmsfs("receive {backup} --input {a.stream}").fails(1, "was received already");
+    assert_eq!(fs::read_dir(desk.path("backup")).unwrap().count(), 1);
     desk.kmsfs("receive {backup} --input {b.stream}").ok();
     for name in ["a", "b"] {
         let source = manifest(&desk.path(&format!("lower/.kmsfs.snapshots/{name}")));
@@ -109,6 +115,12 @@ fn a_stream_that_fills_the_disk_goes_on_once_there_is_room() {
     desk.kmsfs("snapshot create {mnt} a").ok();
     desk.kmsfs("send {lower}@a --output {a.stream}").ok();
     let disk = SmallDisk::mount(&desk);
+    // A file of it has its name when it is whole; until then the one before stays.
+    fs::write(desk.path("disk/kept"), "older").unwrap();
+    desk.kmsfs("send {lower}@a --output {disk}/kept").fails(1, "No space left");
+    assert_eq!(fs::read_to_string(desk.path("disk/kept")).unwrap(), "older");
+    assert_eq!(fs::read_dir(desk.path("disk")).unwrap().count(), 1);
+    fs::remove_file(desk.path("disk/kept")).unwrap();
     let receive = "receive {disk}/back --input {a.stream}";
     desk.kmsfs(receive).fails(1, "No space left").fails(1, "the same stream goes on there");
     let position = desk.kmsfs("receive {disk}/back --position a").ok();

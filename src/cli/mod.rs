@@ -9,6 +9,7 @@ mod control;
 mod defaults;
 mod error;
 mod figures;
+mod follow;
 mod key_args;
 mod key_data;
 mod keys;

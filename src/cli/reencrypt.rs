@@ -3,12 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use super::args::ReencryptArgs;
 use super::control::{self, Answer, Request, Status};
 use super::error::{CliError, Exit};
+use super::follow::Followed;
 use super::named::resolve;
 use super::output::{json as print_json, line, size, time_of};
 use super::progress::{Shown, tell_mount};
@@ -16,9 +15,6 @@ use super::service::{self, Behalf};
 use super::volumes::{DEFAULT_JOBS, MAX_PRINTED, mount_of, stop_on_signals, tell_mount_of};
 use crate::client::CacheLimits;
 use crate::volume::{self, Progress, ReencryptOptions, ReencryptReport, Volume};
-
-/// How often a mount is asked how far it is.
-const POLL: Duration = Duration::from_millis(50);
 
 /// What is to be re-encrypted.
 struct Place {
@@ -108,22 +104,16 @@ fn by_mount(
     let mountpoint = &status.mountpoint;
     control::ask(mountpoint, &Request::Reencrypt(options))?;
     let _telling = tell_mount(progress, "reencrypt", mountpoint.clone());
-    loop {
-        let Answer::Reencrypt(state) = control::ask(mountpoint, &Request::ReencryptState)? else {
-            return Err(CliError::failed("the mount gave an answer to another question"));
-        };
-        progress.done.store(state.files, Ordering::Relaxed);
-        if let Some(why) = state.failed {
-            return Err(CliError::failed(why));
-        }
-        if let Some(report) = state.report {
-            return Ok(report);
-        }
-        if progress.stop.load(Ordering::Relaxed) {
-            control::ask(mountpoint, &Request::ReencryptCancel)?;
-        }
-        std::thread::sleep(POLL);
-    }
+    let followed = Followed {
+        mountpoint,
+        what: "the re-encryption",
+        state: Request::ReencryptState,
+        cancel: Request::ReencryptCancel,
+    };
+    followed.to_the_end(progress, |answer| {
+        let Answer::Reencrypt(state) = answer else { return None };
+        Some((state.files, state.failed.map(Err).or(state.report.map(Ok))))
+    })
 }
 
 fn print_report(report: &ReencryptReport) -> Result<(), CliError> {

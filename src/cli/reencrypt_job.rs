@@ -30,6 +30,8 @@ pub struct ReencryptState {
 struct Shared {
     state: Mutex<ReencryptState>,
     progress: Mutex<Arc<Progress>>,
+    /// What is under way.
+    options: Mutex<Option<ReencryptOptions>>,
 }
 
 /// Re-encrypts files of one mount, one piece of work at a time.
@@ -46,12 +48,15 @@ impl ReencryptJob {
         Self { volume, tree, shared: Arc::default() }
     }
 
-    /// Begins.
+    /// Begins, or leaves it at what is under way where that is the same: for a command that was killed, and given again.
     pub fn begin(&self, options: ReencryptOptions) -> Result<(), String> {
         let mut state = self.shared.state.lock();
         if state.running {
-            return Err("files of this volume are being re-encrypted already".to_owned());
+            let is_same = !options.restart && self.shared.options.lock().as_ref() == Some(&options);
+            let text = "files of this volume are being re-encrypted already, by another command";
+            return if is_same { Ok(()) } else { Err(text.to_owned()) };
         }
+        *self.shared.options.lock() = Some(options.clone());
         let progress = Arc::new(Progress::default());
         *self.shared.progress.lock() = Arc::clone(&progress);
         let job = self.clone();

@@ -12,6 +12,9 @@ use crate::volume::{Moment, MountedTree, Volume};
 /// How far a snapshot is.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct SnapshotState {
+    /// Its name.
+    #[serde(default)]
+    pub name: String,
     /// Whether it is being made.
     pub running: bool,
     /// Files copied.
@@ -50,12 +53,16 @@ impl SnapshotJob {
     pub fn begin(&self, name: String) -> Result<(), String> {
         let mut state = self.shared.state.lock();
         if state.running {
-            return Err("a snapshot of this volume is being made".to_owned());
+            return Err(format!(
+                "the snapshot '{}' of this volume is being made, for another command or one that was killed; 'kmsfs snapshot \
+                 list' has it when it is whole",
+                state.name
+            ));
         }
-        let job = self.clone();
-        let spawned = std::thread::Builder::new().name("snapshot".into()).spawn(move || job.make(&name));
+        let (job, under) = (self.clone(), name.clone());
+        let spawned = std::thread::Builder::new().name("snapshot".into()).spawn(move || job.make(&under));
         spawned.map_err(|e| e.to_string())?;
-        *state = SnapshotState { running: true, ..SnapshotState::default() };
+        *state = SnapshotState { running: true, name, ..SnapshotState::default() };
         Ok(())
     }
 

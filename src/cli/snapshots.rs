@@ -12,6 +12,7 @@ use super::args;
 use super::block;
 use super::control::{self, Answer, Request};
 use super::error::CliError;
+use super::follow::Followed;
 use super::mount;
 use super::named::resolve;
 use super::output::{json as print_json, line, size, table, time_of};
@@ -25,7 +26,7 @@ use crate::client::CacheLimits;
 use crate::volume::snapshot::{self, Changed, SnapshotRecord};
 use crate::volume::{self, CopyOptions, Moment, MountLock, Progress, Volume};
 
-/// How often a mount is asked how far its snapshot is.
+/// How often it is looked how far a copy is.
 const POLL: Duration = Duration::from_millis(50);
 
 /// Runs a `kmsfs snapshot` command.
@@ -72,22 +73,16 @@ fn create(args: &CreateArgs, kms: Option<&str>) -> Result<(), CliError> {
 /// Has the mount make it, and follows.
 fn of_mount(mountpoint: &Path, name: &str, progress: &Progress) -> Result<SnapshotRecord, CliError> {
     control::ask(mountpoint, &Request::Snapshot { name: name.to_owned() })?;
-    loop {
-        let Answer::Snapshot(state) = control::ask(mountpoint, &Request::SnapshotState)? else {
-            return Err(CliError::failed("the mount gave an answer to another question"));
-        };
-        progress.done.store(state.files, Ordering::Relaxed);
-        if let Some(why) = state.failed {
-            return Err(CliError::failed(why));
-        }
-        if let Some(record) = state.made {
-            return Ok(record);
-        }
-        if progress.stop.load(Ordering::Relaxed) {
-            control::ask(mountpoint, &Request::SnapshotCancel)?;
-        }
-        std::thread::sleep(POLL);
-    }
+    let followed = Followed {
+        mountpoint,
+        what: "the snapshot",
+        state: Request::SnapshotState,
+        cancel: Request::SnapshotCancel,
+    };
+    followed.to_the_end(progress, |answer| {
+        let Answer::Snapshot(state) = answer else { return None };
+        Some((state.files, state.failed.map(Err).or(state.made.map(Ok))))
+    })
 }
 
 /// Runs `work`, which copies, and tells `progress` how far it is; a stop ends the copy.

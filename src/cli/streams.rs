@@ -11,6 +11,7 @@ use super::output::{json as print_json, line, size};
 use super::progress::Shown;
 use super::snapshots::source_of;
 use super::volumes::stop_on_signals;
+use crate::sys::at;
 use crate::volume::Progress;
 use crate::volume::snapshot::is_place_of_one;
 use crate::volume::stream::{self, Received, SendOptions, Sent};
@@ -70,16 +71,51 @@ fn send_to_file(
     args: &SendArgs,
     progress: &Progress,
 ) -> Result<Sent, CliError> {
-    let out: Box<dyn Write + Send> = match &args.output {
-        Some(path) => Box::new(File::create(path).map_err(|e| failed(path, &e))?),
+    let options = SendOptions { resume: args.resume };
+    let send = |out: Box<dyn Write + Send>| {
+        let out = BufWriter::with_capacity(BUFFER, out);
+        stream::send(source, base, out, &options, progress).map_err(CliError::from)
+    };
+    match &args.output {
+        Some(path) if path.metadata().is_ok_and(|there| !there.is_file()) => {
+            send(Box::new(File::options().write(true).open(path).map_err(|e| failed(path, &e))?))
+        }
+        Some(path) => into_file(&at::resolved(path), send),
         None if std::io::stdout().is_terminal() => {
             let text = "a stream is not for a terminal: name a file with --output, or use a pipe";
-            return Err(CliError::new(Exit::Usage, text));
+            Err(CliError::new(Exit::Usage, text))
         }
-        None => Box::new(std::io::stdout()),
-    };
-    let options = SendOptions { resume: args.resume };
-    Ok(stream::send(source, base, BufWriter::with_capacity(BUFFER, out), &options, progress)?)
+        None => send(Box::new(std::io::stdout())),
+    }
+}
+
+/// Has `send` write a file, which gets its name when it is whole and durable.
+fn into_file(
+    path: &Path,
+    send: impl FnOnce(Box<dyn Write + Send>) -> Result<Sent, CliError>,
+) -> Result<Sent, CliError> {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".kmsfs-partial");
+    let partial = Path::new(&partial);
+    let io = |e: std::io::Error| failed(partial, &e);
+    let file = File::options().write(true).create(true).truncate(false).open(partial).map_err(io)?;
+    if file.try_lock().is_err() {
+        let text = format!("another command writes {}", partial.display());
+        return Err(CliError::new(Exit::Busy, text));
+    }
+    let sent = file
+        .set_len(0)
+        .and_then(|()| file.try_clone())
+        .map_err(io)
+        .and_then(|out| send(Box::new(out)))
+        .and_then(|sent| {
+            file.sync_all().and_then(|()| std::fs::rename(partial, path)).map_err(io)?;
+            Ok(sent)
+        });
+    if sent.is_err() {
+        let _ = std::fs::remove_file(partial);
+    }
+    sent
 }
 
 /// A place in a store, where `path` is one.

@@ -163,7 +163,9 @@ pub fn list(args: &ListArgs) -> Result<(), CliError> {
         return line("no volumes; 'kmsfs volume create NAME' makes one");
     }
     table(&["NAME", "KIND", "STATE", "ATTACHED AT"], &rows)?;
-    advice.iter().for_each(|text| eprintln!("{text}"));
+    for text in advice {
+        eprintln!("{text}");
+    }
     Ok(())
 }
 

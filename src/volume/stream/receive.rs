@@ -111,7 +111,16 @@ fn ended(begin: &Begin, body: &[u8], at: Position) -> io::Result<Received> {
 pub fn position(dir: &Path, snapshot: &str) -> Result<Position, VolumeError> {
     let io = |e: io::Error| VolumeError::io("find the position in", dir, e);
     check_name(snapshot).map_err(|e| io(io::Error::other(e.to_string())))?;
-    let text = std::fs::read_to_string(dir.join(position_name(snapshot))).map_err(io)?;
+    let missing = |e: io::Error| match e.kind() {
+        io::ErrorKind::NotFound if dir.join(snapshot).is_dir() => {
+            io::Error::other(format!("'{snapshot}' was received already"))
+        }
+        io::ErrorKind::NotFound => {
+            io::Error::other(format!("nothing of '{snapshot}' has come yet; send it from its beginning"))
+        }
+        _ => e,
+    };
+    let text = std::fs::read_to_string(dir.join(position_name(snapshot))).map_err(|e| io(missing(e)))?;
     text.split(' ').next().unwrap_or_default().parse().map_err(|e: String| io(io::Error::other(e)))
 }
 
@@ -123,6 +132,10 @@ pub fn receive(dir: &Path, from: impl Read) -> Result<Received, VolumeError> {
     let (mut reader, begin) = Reader::open(from).map_err(io)?;
     check_name(&begin.snapshot).map_err(|e| io(io::Error::other(e.to_string())))?;
     if at::stat(&place, begin.snapshot.as_bytes()).is_ok() {
+        // Cut behind the renaming, an attempt left them.
+        remove(&place, &position_name(&begin.snapshot))
+            .and_then(|()| remove(&place, &room_name(&begin.snapshot)))
+            .map_err(io)?;
         return Err(io(io::Error::other(format!("'{}' was received already", begin.snapshot))));
     }
     let root = prepare(&place, &begin, &mut reader).map_err(io)?;
