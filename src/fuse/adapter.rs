@@ -68,7 +68,7 @@ impl Adapter {
         let writeback = options.writeback && !options.read_only;
         let cache_time = options.cache_time;
         let dirs = Dirs::new(server.clone(), cache_time);
-        let files = Files::new(server.clone(), (seeker, kernel), cache_time, options.per_caller);
+        let files = Files::new(server.clone(), (seeker, kernel), cache_time, options);
         let labels = labels_are_enforced();
         Self { server, dirs, files, cache_time, writeback, per_caller: options.per_caller, labels }
     }

@@ -15,6 +15,8 @@ use fuser::{
     ReplyWrite, WriteFlags,
 };
 
+use parking_lot::Mutex;
+
 use super::attr::file_attr;
 use super::errno::{errno, report};
 use super::handles::Handles;
@@ -23,6 +25,7 @@ use super::refusals::Refusals;
 use super::reply::{allocation, open_flags, reply_empty, reply_written};
 use super::seeker::{SeekRequest, Seeker};
 use super::server::Server;
+use super::session::MountOptions;
 use crate::tree::{Asker, Attr, FsError, KeyError, NewObject, OpenManner, Seek, Tree, WriteManner};
 
 /// Files open at a time. The kernel's own limit (fs.file-max) is mostly met before; a handle takes less than 100 bytes.
@@ -47,6 +50,8 @@ pub struct Files {
     refusals: Arc<Refusals>,
     cache_time: Duration,
     per_caller: bool,
+    /// The kernel keeps the times of files itself, and asks nobody for them.
+    keeps_times: bool,
 }
 
 impl Files {
@@ -55,10 +60,12 @@ impl Files {
         server: Arc<Server>,
         (seeker, kernel): (Seeker, KernelCache),
         cache_time: Duration,
-        per_caller: bool,
+        options: &MountOptions,
     ) -> Self {
         let descriptors = Arc::new(Handles::new(HANDLES_MAX));
-        Self { server, seeker, kernel, descriptors, refusals: Arc::default(), cache_time, per_caller }
+        let (per_caller, keeps_times) = (options.per_caller, options.writeback);
+        let refusals = Arc::default();
+        Self { server, seeker, kernel, descriptors, refusals, cache_time, per_caller, keeps_times }
     }
 
     /// By whose right the descriptor is used. Read-ahead and write-back name one of those that the file has.
@@ -188,7 +195,7 @@ impl Files {
         let data_only = open_flags & libc::O_SYNC != libc::O_SYNC;
         let write = move |tree: &Tree| {
             let written = tree.write(id.0, offset, &data, manner, asker)?;
-            sync_through(tree, id.0, data_only, &descriptor).map(|()| written)
+            sync_through(tree, id.0, data_only, &descriptor, &|| {}).map(|()| written)
         };
         let traffic = Arc::clone(self.server.traffic());
         self.server.answer_slowly(id.0, write, move |written| {
@@ -202,11 +209,19 @@ impl Files {
         self.refusals.take(id.0)
     }
 
-    /// Makes what was written durable.
+    /// Makes what was written durable, and answers as soon as it is.
     pub fn sync(&self, id: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
         let descriptor = self.descriptors.find(handle.0);
+        let reply = Arc::new(Mutex::new(Some(reply)));
+        // What is done after the answer moves the lower file's time for a moment.
+        let early = self.keeps_times.then(|| Arc::clone(&reply));
         let sync = move |tree: &Tree| {
-            sync_through(tree, id.0, data_only, &descriptor).map(|()| tree.has_other_blocks(id.0))
+            let durable = || {
+                if let Some(reply) = early.as_ref().and_then(|reply| reply.lock().take()) {
+                    reply.ok();
+                }
+            };
+            sync_through(tree, id.0, data_only, &descriptor, &durable).map(|()| tree.has_other_blocks(id.0))
         };
         let kernel = self.kernel.clone();
         self.server.answer_slowly(id.0, sync, move |done| {
@@ -214,7 +229,11 @@ impl Files {
             if !matches!(done, Ok(false)) {
                 kernel.forget_attributes(id);
             }
-            reply_empty(reply, id, done.map(drop));
+            match (reply.lock().take(), done) {
+                (Some(reply), done) => reply_empty(reply, id, done.map(drop)),
+                (None, Err(e)) => drop(report(id.0, &e)),
+                (None, Ok(_)) => {}
+            }
         });
     }
 
@@ -274,15 +293,17 @@ impl Files {
     }
 }
 
-/// Makes the file durable for one descriptor, which is told of what failed before, too.
+/// Makes the file durable for one descriptor, which is told of what failed before, too; calls `durable` where the rest
+/// need not be waited for.
 fn sync_through(
     tree: &Tree,
     id: u64,
     data_only: bool,
     descriptor: &Result<Arc<Descriptor>, FsError>,
+    durable: &dyn Fn(),
 ) -> Result<(), FsError> {
     match descriptor {
-        Ok(descriptor) => tree.sync_descriptor(id, data_only, &descriptor.failures_seen),
+        Ok(descriptor) => tree.sync_descriptor(id, data_only, &descriptor.failures_seen, durable),
         Err(_) => tree.sync_file(id, data_only),
     }
 }

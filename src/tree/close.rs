@@ -356,7 +356,8 @@ pub(super) mod tests {
         tree.open_file(id, WRITING, Asker::Mount).unwrap();
         let second = AtomicU32::new(tree.sync_failures(id));
         fault::after(Some((0, Fault::NoSync)));
-        let told = |seen: &AtomicU32| tree.sync_descriptor(id, true, seen).err().map(|e| e.to_string());
+        let told =
+            |seen: &AtomicU32| tree.sync_descriptor(id, true, seen, &|| {}).err().map(|e| e.to_string());
         assert!(told(&first).is_some());
         assert_eq!(told(&first), None, "told twice");
         tree.open_file(id, OpenManner::default(), Asker::Mount).unwrap();

@@ -376,20 +376,42 @@ impl Tree {
 
     /// Makes a file's data durable, and its attributes unless `data_only`.
     pub fn sync_file(&self, id: u64, data_only: bool) -> Result<(), FsError> {
+        self.sync_file_telling(id, data_only, &|| {})
+    }
+
+    fn sync_file_telling(&self, id: u64, data_only: bool, durable: &dyn Fn()) -> Result<(), FsError> {
         let node = self.node(id)?;
         if self.read_only || node.kind != Kind::File {
             return Ok(());
         }
         self.with_file(&node, false, Asker::Mount, |file| {
             file.restore_modified()?;
-            if file.writable { file.io.sync(data_only) } else { Ok(()) }
+            if file.writable { file.io.sync_telling(data_only, durable) } else { Ok(()) }
         })
     }
 
     /// The same for one of several descriptors, which is told once of each failure, also where another one met it.
-    /// `seen` is the count of failures that it knows of ([`Tree::sync_failures`]).
-    pub fn sync_descriptor(&self, id: u64, data_only: bool, seen: &AtomicU32) -> Result<(), FsError> {
-        let done = self.sync_file(id, data_only);
+    /// `seen` is the count of failures that it knows of ([`Tree::sync_failures`]). Calls `durable` at most once, where
+    /// nothing is to be told but that the data is durable, and work is left that the caller need not wait for; what goes
+    /// wrong in that is told at the next sync.
+    pub fn sync_descriptor(
+        &self,
+        id: u64,
+        data_only: bool,
+        seen: &AtomicU32,
+        durable: &dyn Fn(),
+    ) -> Result<(), FsError> {
+        let knows_all = self.sync_failures(id) == seen.load(Ordering::Acquire);
+        let told = Cell::new(false);
+        let tell = || {
+            if knows_all && !told.replace(true) {
+                durable();
+            }
+        };
+        let done = self.sync_file_telling(id, data_only, &tell);
+        if told.get() {
+            return done;
+        }
         let node = self.node(id)?;
         let (count, last) = node.file.read().open.as_ref().map(|open| open.io.failures()).unwrap_or_default();
         match last {

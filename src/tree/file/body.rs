@@ -100,6 +100,8 @@ pub(super) struct Body {
     pub(super) staged: BTreeMap<u64, Staged>,
     /// Blocks whose record is in the log or on its way there, and that are to be put in place.
     pub(super) in_flight: BTreeMap<u64, Staged>,
+    /// The log keeps records of blocks that were said to be durable and could not be put in place; why they could not.
+    pub(super) kept: Option<Errno>,
     /// What the newest stored seal says.
     pub(super) sealed: Seal,
     /// The two seals as stored.
@@ -509,6 +511,16 @@ impl Body {
     /// Whether every change is in place.
     pub(super) fn is_settled(&self) -> bool {
         self.staged.is_empty() && self.in_flight.is_empty()
+    }
+
+    /// The same, and the log need not keep any of it.
+    pub(super) fn is_placed(&self) -> bool {
+        self.is_settled() && self.kept.is_none()
+    }
+
+    /// Whether everything in flight is in place, with its tags.
+    pub(super) fn is_stored(&self) -> bool {
+        self.in_flight.is_empty() && self.unsaved.is_empty()
     }
 
     /// Gives the file a size that the lower file has too, or is about to get.

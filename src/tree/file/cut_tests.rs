@@ -6,6 +6,7 @@
 //! come later than what was done to the metadata after it, or in part: it follows the pages.
 #![cfg(test)]
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::MetadataExt;
@@ -167,7 +168,12 @@ impl Run {
                 file.seal().unwrap();
                 file = FileIo::new(bench.fd(), file.context.clone(), None);
             }
-            apply_to_file(&file, op).unwrap();
+            let durable = Cell::new(None);
+            apply_telling(&file, op, &|| durable.set(Some(trace::count()))).unwrap();
+            if let (Op::Sync, Some(at)) = (op, durable.get()) {
+                // Whoever waited was answered before the operation ended.
+                ends.push((at, model.clone(), true));
+            }
             if matches!(op, Op::SyncWhile(_)) {
                 ends.push((trace::count(), model.clone(), true));
             }

@@ -65,6 +65,8 @@ struct Half {
     pending: usize,
     /// Files with records in it that were not synced since.
     files: HashMap<usize, Arc<Lower>>,
+    /// Those of them whose records must stay, and why: what was said to be durable could not be put in place.
+    kept: HashMap<usize, Errno>,
     /// Its records have this number or a higher one.
     from: u64,
 }
@@ -109,6 +111,13 @@ pub(super) struct Ticket<'a> {
     half: usize,
     /// To be given to [`TagLog::commit`].
     pub(super) number: u64,
+}
+
+impl Ticket<'_> {
+    /// The record must stay until [`TagLog::let_go`], also when the ticket is dropped.
+    pub(super) fn keep(&self, lower: &Arc<Lower>, why: Errno) {
+        self.log.state.lock().halves[self.half].kept.insert(Arc::as_ptr(lower) as usize, why);
+    }
 }
 
 impl Drop for Ticket<'_> {
@@ -231,6 +240,13 @@ impl TagLog {
         Ok(Ticket { log: self, half, number: state.written })
     }
 
+    /// Everything of `lower` is in place: its records need not stay.
+    pub(super) fn let_go(&self, lower: &Arc<Lower>) {
+        for half in &mut self.state.lock().halves {
+            half.kept.remove(&(Arc::as_ptr(lower) as usize));
+        }
+    }
+
     /// Waits until the current half has room for `len` bytes, turning to the other half where it has not.
     fn room(&self, len: u64) -> Result<MutexGuard<'_, State>, Errno> {
         let mut state = self.state.lock();
@@ -263,7 +279,13 @@ impl TagLog {
         while state.halves[other].pending > 0 {
             self.changed.wait(&mut state);
         }
-        let files = std::mem::take(&mut state.halves[other].files);
+        let half = &mut state.halves[other];
+        let needed = |key: &usize| half.files.get(key).is_some_and(|lower| !lower.is_removed());
+        if let Some((_, why)) = half.kept.iter().find(|(key, _)| needed(key)) {
+            let why = *why;
+            return (state, Err(why));
+        }
+        let files = std::mem::take(&mut half.files);
         let (current, void_below) = (state.current, state.halves[state.current].from);
         drop(state);
         for lower in files.values() {
@@ -388,6 +410,7 @@ impl TagLog {
         for half in &mut self.state.lock().halves {
             let gone = |lower: &Arc<Lower>| Arc::strong_count(lower) == 1 && lower.is_removed();
             released.extend(half.files.extract_if(|_, lower| gone(lower)));
+            half.kept.retain(|key, _| half.files.contains_key(key));
         }
         !released.is_empty()
     }

@@ -24,6 +24,8 @@ mod resize;
 mod seek;
 mod stage;
 #[cfg(test)]
+mod sync_tests;
+#[cfg(test)]
 pub(crate) mod tests;
 mod verify;
 #[cfg(test)]
@@ -340,7 +342,13 @@ impl FileIo {
 
     /// Makes everything written so far durable (fsync(2), fdatasync(2)).
     pub fn sync(&self, data_only: bool) -> Result<(), FsError> {
-        let done = self.sync_once(data_only);
+        self.sync_telling(data_only, &|| {})
+    }
+
+    /// The same; calls `durable` as soon as it is, where work is left then that nobody need wait for. It is not called
+    /// where the size or the space of the file changes, and what goes wrong after it is an error all the same.
+    pub fn sync_telling(&self, data_only: bool, durable: &dyn Fn()) -> Result<(), FsError> {
+        let done = self.sync_once(data_only, durable);
         if let Err(FsError::Os(e)) = done {
             let mut failures = self.failures.lock();
             *failures = (failures.0 + 1, Some(e));
@@ -353,9 +361,9 @@ impl FileIo {
         *self.failures.lock()
     }
 
-    fn sync_once(&self, data_only: bool) -> Result<(), FsError> {
+    fn sync_once(&self, data_only: bool, durable: &dyn Fn()) -> Result<(), FsError> {
         let attributes_too = !data_only && self.attributes_unsynced.load(Ordering::Acquire);
-        if self.sync_by_log(attributes_too)? {
+        if self.sync_by_log(attributes_too, durable)? {
             return Ok(());
         }
         let reached = self.promise()?;

@@ -88,6 +88,11 @@ pub(super) fn apply_to_model(model: &mut Vec<u8>, op: &Op) {
 }
 
 pub(super) fn apply_to_file(file: &FileIo, op: &Op) -> Result<(), FsError> {
+    apply_telling(file, op, &|| {})
+}
+
+/// The same; a sync calls `durable` when whoever waits for it is answered.
+pub(super) fn apply_telling(file: &FileIo, op: &Op, durable: &dyn Fn()) -> Result<(), FsError> {
     match *op {
         Op::Write(offset, len, seed) => file.write(offset, &pattern(offset, len, seed)),
         Op::Truncate(size) => file.truncate(size),
@@ -95,7 +100,7 @@ pub(super) fn apply_to_file(file: &FileIo, op: &Op) -> Result<(), FsError> {
         Op::Zero(offset, len, keep_size) => file.allocate(Allocate::Zero { keep_size }, offset, len),
         Op::Reserve(offset, len, keep_size) => file.allocate(Allocate::Reserve { keep_size }, offset, len),
         Op::Seal => file.seal(),
-        Op::Sync => file.sync(true),
+        Op::Sync => file.sync_telling(true, durable),
         Op::SyncWhile(ref what) => {
             let (other, what) = (file.me.upgrade().unwrap(), what.clone());
             let inode = lower_inode(file);

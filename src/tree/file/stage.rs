@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use super::body::{Body, CachedPage};
 use super::log::Ticket;
 use super::record::{Logged, Record, fitting};
-use super::{FileContext, FileIo, Inner};
+use super::{FileContext, FileIo, Inner, TagLog};
 use crate::crypto::FileKeys;
 use crate::format::layout::{self, BLOCK_LEN};
 use crate::format::seal::State;
@@ -61,6 +61,13 @@ enum Manner {
     Tags,
     /// Data too: a sync.
     Data,
+}
+
+/// The blocks in flight, whose records are in the log or on their way there.
+struct Flight<'a> {
+    tickets: Vec<Ticket<'a>>,
+    /// Each replaces one of the same length in its place: neither the size of the file nor the space it takes changes.
+    in_place: bool,
 }
 
 /// What waits in all files of a mount.
@@ -150,12 +157,12 @@ impl FileIo {
 
     /// Puts every waiting block in place.
     pub fn flush(&self) -> Result<(), FsError> {
-        self.flush_as(Manner::Tags)
+        self.flush_as(Manner::Tags, &|| {})
     }
 
     /// Makes the waiting blocks durable by the log alone, where that makes the whole file durable.
-    /// `false` where it takes a sync of the lower file.
-    pub(super) fn sync_by_log(&self, attributes_too: bool) -> Result<bool, FsError> {
+    /// `false` where it takes a sync of the lower file. Calls `durable` as [`FileIo::sync_telling`] says.
+    pub(super) fn sync_by_log(&self, attributes_too: bool, durable: &dyn Fn()) -> Result<bool, FsError> {
         {
             let inner = self.inner.read();
             let (Inner::Loaded(body), Some(log)) = (&*inner, &self.context.log) else { return Ok(false) };
@@ -166,13 +173,15 @@ impl FileIo {
                 return Ok(false);
             }
         }
-        self.flush_as(Manner::Data)?;
+        self.flush_as(Manner::Data, durable)?;
         // Something else may have come between.
         Ok(matches!(&*self.inner.read(), Inner::Loaded(body) if !body.unsynced && body.is_settled()))
     }
 
-    fn flush_as(&self, manner: Manner) -> Result<(), FsError> {
-        if matches!(&*self.inner.read(), Inner::Loaded(body) if body.is_settled()) {
+    /// Puts every waiting block in place; calls `durable` before that, where the log alone makes the file durable and
+    /// nothing but contents changes.
+    fn flush_as(&self, manner: Manner, durable: &dyn Fn()) -> Result<(), FsError> {
+        if matches!(&*self.inner.read(), Inner::Loaded(body) if body.is_placed()) {
             return Ok(());
         }
         let _one = self.flushing.lock();
@@ -180,10 +189,10 @@ impl FileIo {
         if !matches!(&*self.inner.read(), Inner::Loaded(_)) {
             return Ok(());
         }
-        let tickets = {
+        let flight = {
             let mut inner = self.for_writing()?;
             let Inner::Loaded(body) = &mut *inner else { return Ok(()) };
-            if body.is_settled() {
+            if body.is_placed() {
                 return Ok(());
             }
             let mut staged = std::mem::take(&mut body.staged);
@@ -191,7 +200,7 @@ impl FileIo {
             self.log_in_flight(body, manner)?
         };
         let committed =
-            tickets.iter().map(|ticket| ticket.number).max().map_or(Ok(()), |last| log.commit(last));
+            flight.tickets.iter().map(|ticket| ticket.number).max().map_or(Ok(()), |last| log.commit(last));
         let mut inner = self.for_writing()?;
         let Inner::Loaded(body) = &mut *inner else { return Ok(()) };
         if let Err(e) = committed {
@@ -199,22 +208,44 @@ impl FileIo {
             body.sealed.state = if body.seal_stored { body.sealed.state } else { State::Clean };
             return Err(e.into());
         }
-        let (was_unsynced, size) = (body.unsynced, flight_size(body));
-        self.lower.keeping_mtime(|| self.put_in_place(body))?;
-        if manner == Manner::Data && !was_unsynced {
-            // The log has all of it.
+        // The log has all of it.
+        let by_log = manner == Manner::Data && !body.unsynced;
+        let told = by_log && flight.in_place;
+        if told {
+            durable();
+        }
+        let size = flight_size(body);
+        let placed = self.lower.keeping_mtime(|| self.put_in_place(body));
+        if let (Err(FsError::Os(e)), true, false) = (&placed, told, body.is_stored()) {
+            // Nobody waits for it any more: its records must stay.
+            flight.tickets.iter().for_each(|ticket| ticket.keep(&self.lower, *e));
+            body.kept = Some(*e);
+        }
+        placed?;
+        if by_log {
             body.unsynced = false;
             (body.firm, body.guarded) = (size, body.guarded.max(size));
+        }
+        self.note_placed(body, log);
+        Ok(())
+    }
+
+    /// Lets go of what was needed until everything is in place.
+    fn note_placed(&self, body: &mut Body, log: &TagLog) {
+        if body.kept.take().is_some() {
+            log.let_go(&self.lower);
         }
         if body.is_settled() {
             self.context.stage.files.lock().remove(&(std::ptr::from_ref(self) as usize));
         }
-        Ok(())
     }
 
     /// Writes the records of the blocks in flight.
-    fn log_in_flight(&self, body: &mut Body, manner: Manner) -> Result<Vec<Ticket<'_>>, FsError> {
-        let Some(log) = &self.context.log else { return Ok(Vec::new()) };
+    fn log_in_flight(&self, body: &mut Body, manner: Manner) -> Result<Flight<'_>, FsError> {
+        let mut flight = Flight { tickets: Vec::new(), in_place: true };
+        let Some(log) = self.context.log.as_ref().filter(|_| !body.in_flight.is_empty()) else {
+            return Ok(flight);
+        };
         let keys = body.keys()?;
         body.read_tags_ahead(&self.lower, body.in_flight.keys());
         let mut blocks = Vec::with_capacity(body.in_flight.len());
@@ -223,6 +254,7 @@ impl FileIo {
             let old_len = layout::block_len(*block, body.stored);
             // Where the old data goes with the header page, or the new may be there and the length not, tags do not do.
             let moves = body.inline_block() == Some(*block) || staged.len > old_len;
+            flight.in_place &= !moves && old != HOLE;
             blocks.push(Logged {
                 block: *block,
                 old,
@@ -243,15 +275,17 @@ impl FileIo {
             seal = Some(body.note_next(&keys, next));
         }
         let modified = if manner == Manner::Data { Some(self.lower.modified()?) } else { None };
-        let (id, mut tickets) = (body.superblock.file_id, Vec::new());
+        let id = body.superblock.file_id;
         while !blocks.is_empty() {
             let rest = blocks.split_off(fitting(&blocks));
             let record = Record { sequence: 0, seal, modified, blocks };
             let ticket = log.append(&keys, id, &self.lower, record);
-            tickets.push(ticket.inspect_err(|_| (body.sealed, body.seal_bytes, body.seal_stored) = before)?);
+            flight
+                .tickets
+                .push(ticket.inspect_err(|_| (body.sealed, body.seal_bytes, body.seal_stored) = before)?);
             blocks = rest;
         }
-        Ok(tickets)
+        Ok(flight)
     }
 
     /// Writes the blocks in flight to their places, and their tags. What fails stays in flight.
