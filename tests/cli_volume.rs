@@ -223,6 +223,38 @@ fn the_check_names_attributes_that_were_changed_below_and_says_what_is_left() {
 }
 
 #[test]
+fn the_check_names_attributes_of_links_and_special_files() {
+    use rustix::fs::{CWD, FileType, Mode, XattrFlags, lgetxattr, lsetxattr, mknodat};
+    let desk = Desk::with_volume("check-special");
+    let mnt = desk.mount();
+    symlink("target", mnt.join("link")).unwrap();
+    mknodat(CWD, mnt.join("fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+    for name in ["link", "fifo"] {
+        lsetxattr(mnt.join(name), "trusted.note", b"value", XattrFlags::empty()).unwrap();
+    }
+    desk.umount();
+    assert!(desk.kmsfs("fsck {lower}").ok().contains("1 link, 1 special"));
+    for entry in fs::read_dir(desk.path("lower")).unwrap().map(|entry| entry.unwrap().path()) {
+        let mut names = vec![0; 4096];
+        let len = rustix::fs::llistxattr(&entry, &mut names[..]).unwrap();
+        let names = std::str::from_utf8(&names[..len]).unwrap().split_terminator('\0');
+        for name in names.filter(|name| name.starts_with("trusted.kmsfs.")) {
+            let mut value = [0; 100];
+            let len = lgetxattr(&entry, name, &mut value[..]).unwrap();
+            value[20] ^= 1;
+            lsetxattr(&entry, name, &value[..len], XattrFlags::empty()).unwrap();
+        }
+    }
+    let found = desk.kmsfs("fsck {lower}");
+    assert_eq!(found.code, 4, "{found:?}");
+    for what in
+        ["(link): the value of the extended attribute trusted.note", "(fifo): the value of the extended"]
+    {
+        assert!(found.out.contains(what), "{what}: {found:?}");
+    }
+}
+
+#[test]
 fn wrong_usage_is_exit_code_2() {
     let desk = Desk::new("usage");
     for line in ["", "nonsense", "init", "rewrap {x} --jobs 0", "mount {x}", "mount {x} {y} --idle never"] {

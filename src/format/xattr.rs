@@ -13,6 +13,8 @@ use crate::crypto::{Aead, NONCE_LEN, TAG_LEN, VolumeKey, random_array};
 pub const PREFIX: &str = "user.kmsfs.";
 /// What they begin with on symbolic links and special files, where `user.` is not allowed (root only).
 pub const SPECIAL_PREFIX: &str = "trusted.kmsfs.";
+/// The owner there: special files have no identity of their own to bind a value to.
+pub const NO_OWNER: [u8; 16] = [0; 16];
 /// Bytes that a value grows by.
 pub const VALUE_OVERHEAD: usize = NONCE_LEN + TAG_LEN;
 /// Longest lower attribute name (XATTR_NAME_MAX, xattr(7)).

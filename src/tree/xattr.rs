@@ -21,8 +21,6 @@ const CAPABILITY: &[u8] = b"security.capability";
 const NAMESPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
 const TRUSTED: &[u8] = b"trusted.";
 const SET_GID: u32 = 0o2000;
-/// Special files have no identity of their own to bind a value to.
-const NO_OWNER: [u8; 16] = [0; 16];
 
 /// Which way an attribute takes.
 enum Route {
@@ -105,7 +103,7 @@ impl Tree {
             let dir = self.dir(node.id)?;
             return action(&dir.keys.xattr, &dir.id);
         }
-        action(&self.volume_key.special_xattr, &NO_OWNER)
+        action(&self.volume_key.special_xattr, &codec::NO_OWNER)
     }
 
     /// The value of an attribute. One that is not there costs no key.

@@ -351,11 +351,11 @@ impl Check<'_> {
 
     fn check_sidecar(&self, report: &mut CheckReport, dir: &Directory, name: &CStr) {
         let entry = name.to_str().ok().and_then(name::entry_of_sidecar);
-        let missing = match entry {
-            Some(entry) => matches!(statat(dir.fd(), entry, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT)),
-            None => true,
-        };
-        if missing {
+        let gone =
+            |name: &[u8]| matches!(statat(dir.fd(), name, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT));
+        let alone = entry.is_none_or(|entry| gone(entry.as_bytes()));
+        // Its entry may have gone to the quarantine, and it with that.
+        if alone && !gone(name.to_bytes()) {
             self.add(report, Class::Leftover, dir, name, "the sidecar of a long name without its entry");
         }
     }
@@ -400,11 +400,25 @@ impl Check<'_> {
         report.links += 1;
         let Some(volume) = self.volume else { return };
         match readlinkat(dir.fd(), name, Vec::new()) {
-            Ok(target) if link_opens(&volume.key, dir, name, target.as_bytes()) => {}
+            Ok(target) if link_opens(&volume.key, dir, name, target.as_bytes()) => {
+                self.check_attributes_of_special(report, dir, name);
+            }
             Ok(_) => {
                 self.add(report, Class::Link, dir, name, "the link's target is damaged or of another volume");
             }
             Err(e) => self.add(report, Class::Unreadable, dir, name, e.to_string()),
+        }
+    }
+
+    fn check_special(&self, report: &mut CheckReport, dir: &Directory, name: &CStr) {
+        report.specials += 1;
+        self.check_attributes_of_special(report, dir, name);
+    }
+
+    fn check_attributes_of_special(&self, report: &mut CheckReport, dir: &Directory, name: &CStr) {
+        let Some(volume) = self.volume.filter(|_| self.depth.data) else { return };
+        if let Some(why) = check_attributes::trouble_of_special(dir.fd(), name, &volume.key) {
+            self.add(report, Class::Attribute, dir, name, why);
         }
     }
 
@@ -455,12 +469,13 @@ impl Check<'_> {
     }
 }
 
-/// Whether the target of the link `name` opens there. Where the directory's record does not open that is the trouble.
+/// Whether a name of ours may lie in the lower directory itself.
 fn is_known_in_root(name: &[u8]) -> bool {
     let begins = |beginning: &str| name.starts_with(beginning.as_bytes());
     OF_ROOT.iter().any(|known| known.as_bytes() == name) || begins(LOG_NAME) || begins(POSITION_PREFIX)
 }
 
+/// Whether the target of the link `name` opens there. Where the directory's record does not open that is the trouble.
 fn link_opens(key: &VolumeKey, dir: &Directory, name: &CStr, target: &[u8]) -> bool {
     plain_path::place(key, dir, name).map_or(true, |place| link::open(key, target, place.as_ref()).is_ok())
 }
@@ -491,8 +506,8 @@ impl Visitor for Check<'_> {
                     match entry.kind {
                         FileType::RegularFile if named => self.check_file(report, dir, name),
                         FileType::Symlink if named => self.check_link(report, dir, name),
-                        FileType::RegularFile | FileType::Symlink => {}
-                        _ => report.specials += 1,
+                        _ if named => self.check_special(report, dir, name),
+                        _ => {}
                     }
                 }
             }

@@ -3,7 +3,7 @@
 //! Called by `check` on a tree that nobody has mounted. Must never delete anything of the lower tree, and never
 //! replace what still serves.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -99,11 +99,15 @@ impl<'a> Repair<'a> {
         why: &str,
     ) -> Option<Mended> {
         let lower = dir.path_of(name);
-        match self.quarantine(
-            dir.fd(),
-            name,
-            |to| json!({ "class": class, "lower_path": lower, "path": plain, "why": why, "moved_to": to }),
-        ) {
+        let sidecar = sidecar_beside(dir.fd(), name);
+        let note = |to: &Path| {
+            json!({
+                "class": class, "lower_path": lower, "path": plain, "why": why, "moved_to": to.join(file_name(name)),
+                "sidecar_moved_to": sidecar.as_deref().map(|sidecar| to.join(file_name(sidecar))),
+            })
+        };
+        let names: Vec<&CStr> = sidecar.as_deref().into_iter().chain([name]).collect();
+        match self.quarantine(dir.fd(), &names, note) {
             Ok(to) => Some(Mended(format!("moved to {}", to.display()))),
             Err(e) => {
                 log::warn!("{} cannot be moved to the quarantine: {e}", lower.display());
@@ -112,11 +116,12 @@ impl<'a> Repair<'a> {
         }
     }
 
-    /// Moves an entry out of the tree, and notes it first: what is moved is always on the list.
+    /// Moves an entry out of the tree, behind its sidecar if it has one, and notes it first: what is moved is always on the
+    /// list. Gives where the entry is, the last of `names`.
     fn quarantine(
         &self,
         dir: BorrowedFd<'_>,
-        name: &CStr,
+        names: &[&CStr],
         note: impl FnOnce(&Path) -> serde_json::Value,
     ) -> io::Result<PathBuf> {
         let mut slot = self.quarantine.lock();
@@ -127,13 +132,21 @@ impl<'a> Repair<'a> {
         place.moved += 1;
         let number = place.moved.to_string();
         mkdirat(&place.dir, &*number, Mode::RWXU)?;
-        let to = place.path.join(&number).join(name.to_string_lossy().as_ref());
+        let to = place.path.join(&number);
         let mut line = serde_json::to_vec(&note(&to))?;
         line.push(b'\n');
         place.list.write_all(&line)?;
         let into = at::open_dir(&place.dir, number.as_bytes())?;
-        renameat_with(dir, name, &into, name, RenameFlags::NOREPLACE)?;
-        Ok(to)
+        for (moved, name) in names.iter().enumerate() {
+            let outcome = renameat_with(dir, *name, &into, *name, RenameFlags::NOREPLACE);
+            if let Err(e) = outcome {
+                for name in &names[..moved] {
+                    let _ = renameat_with(&into, *name, dir, *name, RenameFlags::NOREPLACE);
+                }
+                return Err(e.into());
+            }
+        }
+        Ok(names.last().map_or_else(|| to.clone(), |name| to.join(file_name(name))))
     }
 
     /// Puts the copy in the place of a record that is lost or forged.
@@ -141,7 +154,7 @@ impl<'a> Repair<'a> {
         let copy = at::xattr(dir.fd(), DIR_RECORD_COPY.as_bytes()).ok()?;
         let place = plain_path::dir_place(&self.volume.key, dir).ok()?;
         dir::open(&self.volume.key, &copy, place.as_ref()).ok()?;
-        let name = std::ffi::CString::new(DIR_RECORD).ok()?;
+        let name = CString::new(DIR_RECORD).ok()?;
         if readlinkat(dir.fd(), &*name, Vec::new()).is_ok() {
             self.move_away(Class::DirectoryRecord, dir, &name, plain, "it is not of this volume")?;
         }
@@ -180,13 +193,38 @@ impl<'a> Repair<'a> {
     }
 }
 
+/// Opens what holds the repairs' directories. What is no directory, such as a link that leads out of the volume, was
+/// planted there and is moved aside.
+fn open_outer(root: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let make = || match mkdirat(root, QUARANTINE, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => at::open_dir(root, QUARANTINE.as_bytes()),
+        Err(e) => Err(e),
+    };
+    match make() {
+        Err(Errno::NOTDIR | Errno::LOOP) => {
+            let aside = name::foreign(random_array());
+            log::warn!("{QUARANTINE} is not a directory; it was not put there by kmsfs and is now {aside}");
+            renameat_with(root, QUARANTINE, root, &*aside, RenameFlags::NOREPLACE)?;
+            make()
+        }
+        made => made,
+    }
+}
+
+/// A lower name as a part of a path; lower names of ours are plain text.
+fn file_name(name: &CStr) -> String {
+    name.to_string_lossy().into_owned()
+}
+
+/// The sidecar of a long entry, where there is one.
+fn sidecar_beside(dir: BorrowedFd<'_>, entry: &CStr) -> Option<CString> {
+    let sidecar = CString::new(name::sidecar_of(entry.to_str().ok()?)?).ok()?;
+    at::stat(dir, sidecar.to_bytes()).ok().map(|_| sidecar)
+}
+
 impl Quarantine {
     fn make(root: &OwnedFd) -> io::Result<Self> {
-        match mkdirat(root, QUARANTINE, Mode::RWXU) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(e) => return Err(e.into()),
-        }
-        let outer = at::open_dir(root, QUARANTINE.as_bytes())?;
+        let outer = open_outer(root)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let free = (0..u32::MAX).map(|n| if n == 0 { now.to_string() } else { format!("{now}.{n}") });
         for name in free {

@@ -76,3 +76,41 @@ fn a_planted_volume_record_gives_way_to_its_copy() {
     }
     assert_ne!(fs::read(lower.join(".kmsfs.volume")).unwrap(), good);
 }
+
+#[test]
+fn a_planted_quarantine_takes_nothing_out_of_the_volume() {
+    let desk = desk_with_a_file("planted-quarantine");
+    let (lower, outside) = (desk.path("lower"), desk.path("outside"));
+    fs::create_dir(&outside).unwrap();
+    fs::write(lower.join(".kmsfs.t.AAAAAAAAAAAAAAAA"), "left over").unwrap();
+    let quarantine = lower.join(".kmsfs.quarantine");
+    let mut kinds = KINDS.map(Some).to_vec();
+    kinds.push(None);
+    for kind in kinds {
+        match kind {
+            Some(kind) => plant(&quarantine, kind),
+            None => symlink(&outside, &quarantine).unwrap(),
+        }
+        let said = desk.kmsfs("fsck {lower} --repair");
+        assert!(said.out.contains("moved to .kmsfs.quarantine/"), "{kind:?}: {said:?}");
+        assert!(fs::symlink_metadata(&quarantine).unwrap().is_dir(), "{kind:?}");
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0, "{kind:?}");
+        let aside = fs::read_dir(&lower).unwrap().map(|entry| entry.unwrap().file_name());
+        let aside = aside.filter(|name| name.to_str().unwrap().starts_with(".kmsfs.foreign.")).count();
+        assert_eq!(
+            aside,
+            usize::from(kind != Some("directory")),
+            "{kind:?}: what was planted is not deleted"
+        );
+        let mnt = desk.mount();
+        assert_eq!(fs::read_to_string(mnt.join("file")).unwrap(), "kept", "{kind:?}");
+        assert_eq!(fs::read_dir(&mnt).unwrap().count(), 1, "{kind:?}");
+        desk.umount();
+        for entry in fs::read_dir(&lower).unwrap().map(|entry| entry.unwrap().path()) {
+            if entry == quarantine || entry.to_str().unwrap().contains(".kmsfs.foreign.") {
+                take_away(&entry);
+            }
+        }
+        fs::write(lower.join(".kmsfs.t.AAAAAAAAAAAAAAAA"), "left over").unwrap();
+    }
+}

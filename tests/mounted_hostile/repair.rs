@@ -114,6 +114,61 @@ fn what_has_no_second_copy_is_moved_and_nothing_is_deleted() {
 }
 
 #[test]
+fn what_has_a_long_name_goes_to_the_quarantine_with_its_sidecar() {
+    let victim = Victim::new("long-quarantine");
+    let lower = victim.desk.path("lower");
+    let names =
+        ["wrong", "directory", "header", "sound"].map(|begin| format!("{begin}{}", "-long".repeat(45)));
+    let entries = victim.in_mount(|mnt| {
+        for name in &names {
+            if name.starts_with("directory") {
+                fs::create_dir(mnt.join(name)).unwrap();
+                fs::write(mnt.join(name).join("inner"), "kept").unwrap();
+            } else {
+                fs::write(mnt.join(name), "kept").unwrap();
+            }
+        }
+        names.each_ref().map(|name| victim.desk.lower_entry_of(name))
+    });
+    let sidecar_of = |entry: &Path| {
+        let name = entry.file_name().unwrap().to_str().unwrap();
+        entry.with_file_name(name.replacen(".kmsfs.l.", ".kmsfs.n.", 1))
+    };
+    let other = fs::read_link(sidecar_of(&entries[3])).unwrap();
+    for entry in &entries[..2] {
+        fs::remove_file(sidecar_of(entry)).unwrap();
+        symlink(&other, sidecar_of(entry)).unwrap();
+    }
+    let bytes = fs::read(&entries[2]).unwrap();
+    fs::write(&entries[2], flipped(&flipped(&bytes, 20), 424 + 20)).unwrap();
+    let mut before = BTreeSet::new();
+    inodes(&lower, &mut before);
+    let repair = victim.desk.kmsfs("fsck {lower} --repair --json");
+    let (code, report) = (repair.code, repair.json());
+    assert_eq!(
+        (code, &report["errors"], &report["errors_repaired"]),
+        (1, &3.into(), &3.into()),
+        "{report:#}"
+    );
+    assert_eq!(report["findings"].as_array().unwrap().len(), 3, "no sidecar is left over: {report:#}");
+    let mut after = BTreeSet::new();
+    inodes(&lower, &mut after);
+    assert!(before.is_subset(&after), "nothing is deleted");
+    let quarantine = fs::read_dir(lower.join(".kmsfs.quarantine")).unwrap().next().unwrap().unwrap().path();
+    let list = fs::read_to_string(quarantine.join("list.jsonl")).unwrap();
+    assert_eq!(list.lines().count(), 3, "{list}");
+    for line in list.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        let [entry, sidecar] =
+            ["moved_to", "sidecar_moved_to"].map(|to| lower.join(line[to].as_str().unwrap()));
+        assert!(fs::symlink_metadata(&entry).is_ok() && sidecar.is_symlink(), "{line}");
+        assert_eq!(sidecar_of(&entry), sidecar);
+    }
+    victim.desk.kmsfs("fsck {lower}").ok();
+    victim.in_mount(|mnt| assert_eq!(fs::read_to_string(mnt.join(&names[3])).unwrap(), "kept"));
+}
+
+#[test]
 fn damage_that_nothing_can_undo_stays_where_it_is_and_is_told() {
     let victim = Victim::new("damage");
     let bad = flipped(&victim.bytes("middle"), block(3).start);
