@@ -10,6 +10,7 @@ mod moves;
 mod names;
 mod planted;
 mod repair;
+mod replays;
 mod rows;
 mod victim;
 
