@@ -5,6 +5,8 @@
 
 mod body;
 #[cfg(test)]
+mod cut_states;
+#[cfg(test)]
 mod cut_tests;
 #[cfg(test)]
 mod end_tests;

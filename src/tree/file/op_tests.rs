@@ -3,6 +3,7 @@
 
 use proptest::prelude::*;
 
+use super::lower::fault::{self, Fault};
 use super::lower::trace;
 use super::{Allocate, FileIo};
 use crate::format::layout::BLOCK;
@@ -20,6 +21,8 @@ pub(super) enum Op {
     Sync,
     /// A sync, during which somebody else does something.
     SyncWhile(Box<Op>),
+    /// An operation of which one lower call fails, that many after the first.
+    Failing(u32, Box<Op>),
     /// What waits is put in place.
     Flush,
     /// The log goes on in its other half.
@@ -68,7 +71,7 @@ pub(super) fn apply_to_model(model: &mut Vec<u8>, op: &Op) {
         model[start..end].fill(0);
     };
     match *op {
-        Op::SyncWhile(ref other) => apply_to_model(model, other),
+        Op::SyncWhile(ref other) | Op::Failing(_, ref other) => apply_to_model(model, other),
         Op::Write(offset, len, seed) => {
             let end = offset as usize + len;
             model.resize(model.len().max(end), 0);
@@ -108,6 +111,12 @@ pub(super) fn apply_telling(file: &FileIo, op: &Op, durable: &dyn Fn()) -> Resul
             let done = file.sync(true);
             // The log was enough: then it comes after the sync.
             trace::sync_has_begun(inode);
+            done
+        }
+        Op::Failing(at, ref what) => {
+            fault::after(Some((at, Fault::Full)));
+            let done = apply_to_file(file, what);
+            fault::clear();
             done
         }
         Op::Flush => file.flush(),

@@ -317,7 +317,7 @@ fn counts(at: usize, size: u64) -> bool {
     }
 }
 
-fn check_old_or_new(got: &[u8], old: &[u8], new: &[u8]) {
+pub(super) fn check_old_or_new(got: &[u8], old: &[u8], new: &[u8]) {
     let kept = old.len().min(new.len());
     assert!(got.len() >= kept, "{} bytes left of {} or {}", got.len(), old.len(), new.len());
     assert!(got.len() <= old.len().max(new.len()));
