@@ -2,6 +2,8 @@
 //!
 //! Called by `volume` and `cli`. Retries what passes with time, within the limits it was given.
 
+mod pipelined;
+
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
@@ -15,6 +17,8 @@ use super::{ClientError, Credentials, Endpoint, Timeouts};
 use crate::api::{Blob, EncryptionContext, ErrorBody, ErrorCode, KmsError, Operation, SecretBlob};
 use crate::crypto::DataKey;
 use crate::sys::figures::{Count, Timed, Timing};
+
+pub use pipelined::{DecryptItem, ReEncryptItem, ReEncrypted};
 
 /// The operation of kmsd that waits for changes.
 const AWAIT_CHANGE: &str = "KmsdAdmin.AwaitChange";
@@ -70,29 +74,6 @@ pub struct Decrypted {
     pub key_arn: String,
 }
 
-/// A wrapped key to move to another version or another master key.
-pub struct ReEncryptItem<'a> {
-    /// The wrapped key.
-    pub blob: &'a [u8],
-    /// The master key it is under.
-    pub source_key: &'a str,
-    /// The master key to go under.
-    pub destination_key: &'a str,
-    /// The context of both.
-    pub context: &'a EncryptionContext,
-}
-
-/// A wrapped key that was moved.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReEncrypted {
-    /// The new wrapped key.
-    pub blob: Vec<u8>,
-    /// ARN of the master key it is under.
-    pub key_arn: String,
-    /// The version that wrapped it.
-    pub material_id: Option<[u8; 32]>,
-}
-
 /// What the filesystem asks of `DescribeKey`. Text, so that values a newer service adds are no errors.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -146,16 +127,6 @@ struct Decrypt<'a> {
     key_id: &'a str,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     dry_run: bool,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct ReEncrypt<'a> {
-    ciphertext_blob: Base64<'a>,
-    source_encryption_context: &'a EncryptionContext,
-    source_key_id: &'a str,
-    destination_key_id: &'a str,
-    destination_encryption_context: &'a EncryptionContext,
 }
 
 /// Borrowed bytes as base64.
@@ -264,30 +235,6 @@ impl Kms {
         generated(&self.of(key_id).with_retries(&encode_for(user, Operation::GenerateDataKey, &request))?)
     }
 
-    /// As many fresh data keys as there are contexts, pipelined. Ends at the first error, which is returned when
-    /// nothing was made.
-    pub fn generate_data_keys(
-        &self,
-        key_id: &str,
-        contexts: &[EncryptionContext],
-        user: Option<u32>,
-    ) -> Result<Vec<GeneratedKey>, ClientError> {
-        let encode_one = |context| {
-            let request = GenerateDataKey { key_id, encryption_context: context, key_spec: "AES_256" };
-            encode_for(user, Operation::GenerateDataKey, &request)
-        };
-        let calls: Vec<Call> = contexts.iter().map(encode_one).collect();
-        let mut made = Vec::with_capacity(calls.len());
-        for answer in self.of(key_id).transport.exchange_many(&calls) {
-            match answer.and_then(check).and_then(|answer| generated(&answer)) {
-                Ok(key) => made.push(key),
-                Err(e) if made.is_empty() => return Err(e),
-                Err(_) => break,
-            }
-        }
-        Ok(made)
-    }
-
     /// Unwraps a data key that `key_id` wrapped.
     pub fn decrypt(
         &self,
@@ -298,9 +245,7 @@ impl Kms {
     ) -> Result<Decrypted, ClientError> {
         let request =
             Decrypt { ciphertext_blob: Base64(blob), encryption_context: context, key_id, dry_run: false };
-        let answer = self.of(key_id).with_retries(&encode_for(user, Operation::Decrypt, &request))?;
-        let answer = parse_data(&answer)?;
-        Ok(Decrypted { data_key: data_key(answer.plaintext)?, key_arn: answer.key_id.into_owned() })
+        decrypted(&self.of(key_id).with_retries(&encode_for(user, Operation::Decrypt, &request))?)
     }
 
     /// Asks whether [`Self::decrypt`] would be allowed, without doing it. Never retried: the next probe is near.
@@ -391,42 +336,6 @@ impl Kms {
         }
     }
 
-    /// Moves many wrapped keys, pipelined. What was throttled or lost on the way is tried again one by one.
-    pub fn re_encrypt_many(&self, items: &[ReEncryptItem<'_>]) -> Vec<Result<ReEncrypted, ClientError>> {
-        let both = |item: &ReEncryptItem<'_>| self.check_both(item.source_key, item.destination_key);
-        let mut outcomes: Vec<Option<Result<ReEncrypted, ClientError>>> =
-            items.iter().map(|item| both(item).err().map(Err)).collect();
-        for service in self.each() {
-            let here = |place: &usize| {
-                outcomes[*place].is_none() && std::ptr::eq(self.of(items[*place].source_key), service)
-            };
-            let places: Vec<usize> = (0..items.len()).filter(here).collect();
-            let calls: Vec<Call> = places.iter().map(|place| re_encryption(&items[*place])).collect();
-            if !calls.is_empty() {
-                let moved = service.re_encrypt_here(&calls);
-                places.into_iter().zip(moved).for_each(|(place, moved)| outcomes[place] = Some(moved));
-            }
-        }
-        let unanswered = || Err(ClientError::Protocol("no answer".to_owned()));
-        outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(unanswered)).collect()
-    }
-
-    fn re_encrypt_here(&self, calls: &[Call]) -> Vec<Result<ReEncrypted, ClientError>> {
-        let answers = self.transport.exchange_many(calls);
-        let outcomes = answers.into_iter().zip(calls).map(|(answer, call)| {
-            let first = answer.and_then(check);
-            let settled = match first {
-                Err(e) if is_worth_retrying(&e) => {
-                    self.throttled.add(1);
-                    self.with_retries(call)
-                }
-                other => other,
-            };
-            re_encrypted(&settled?)
-        });
-        outcomes.collect()
-    }
-
     fn call(&self, operation: Operation, request: &impl Serialize) -> Result<Answer, ClientError> {
         self.with_retries(&encode(operation, request))
     }
@@ -475,17 +384,6 @@ fn is_unserved(error: &ClientError) -> bool {
     matches!(error, ClientError::Unknown(..)) || error.code().is_some_and(|code| unserved.contains(&code))
 }
 
-fn re_encryption(item: &ReEncryptItem<'_>) -> Call {
-    let request = ReEncrypt {
-        ciphertext_blob: Base64(item.blob),
-        source_encryption_context: item.context,
-        source_key_id: item.source_key,
-        destination_key_id: item.destination_key,
-        destination_encryption_context: item.context,
-    };
-    encode(Operation::ReEncrypt, &request)
-}
-
 fn encode(operation: Operation, request: &impl Serialize) -> Call {
     encode_for(None, operation, request)
 }
@@ -530,6 +428,11 @@ fn parse_data(answer: &Answer) -> Result<DataAnswer<'_>, ClientError> {
     serde_json::from_slice(&answer.body).map_err(|e| ClientError::Protocol(e.to_string()))
 }
 
+fn decrypted(answer: &Answer) -> Result<Decrypted, ClientError> {
+    let answer = parse_data(answer)?;
+    Ok(Decrypted { data_key: data_key(answer.plaintext)?, key_arn: answer.key_id.into_owned() })
+}
+
 fn generated(answer: &Answer) -> Result<GeneratedKey, ClientError> {
     let answer = parse_data(answer)?;
     Ok(GeneratedKey {
@@ -537,15 +440,6 @@ fn generated(answer: &Answer) -> Result<GeneratedKey, ClientError> {
         blob: answer.ciphertext_blob.ok_or_else(|| missing("CiphertextBlob"))?.0,
         key_arn: answer.key_id.into_owned(),
         material_id: answer.key_material_id.as_deref().and_then(parse_material),
-    })
-}
-
-fn re_encrypted(answer: &Answer) -> Result<ReEncrypted, ClientError> {
-    let answer = parse_data(answer)?;
-    Ok(ReEncrypted {
-        blob: answer.ciphertext_blob.ok_or_else(|| missing("CiphertextBlob"))?.0,
-        key_arn: answer.key_id.into_owned(),
-        material_id: answer.destination_key_material_id.as_deref().and_then(parse_material),
     })
 }
 

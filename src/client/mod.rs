@@ -21,7 +21,9 @@ pub use credentials::{Credentials, SecretAccessKey, Variables};
 pub use dek_cache::{CacheLimits, DekCache, DekId};
 pub use endpoint::{Authority, Endpoint, SYSTEM_SOCKET, USER_SOCKET};
 pub use error::ClientError;
-pub use kms::{Decrypted, GeneratedKey, KeyFacts, Kms, KmsConfig, Probe, ReEncryptItem, ReEncrypted};
+pub use kms::{
+    DecryptItem, Decrypted, GeneratedKey, KeyFacts, Kms, KmsConfig, Probe, ReEncryptItem, ReEncrypted,
+};
 pub use retry::{RetryLimits, jitter};
 pub use services::Services;
 pub use stream::{Timeouts, connect_unix};
