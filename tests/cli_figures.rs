@@ -44,6 +44,30 @@ fn read_anew(desk: &Desk, path: &Path) -> bool {
 }
 
 #[test]
+fn keys_of_files_that_come_next_in_a_directory_are_fetched_before_they_are_opened() {
+    const FILES: usize = 100;
+    let desk = Desk::with_volume("ahead");
+    let mnt = desk.mount();
+    for n in 0..FILES {
+        fs::write(mnt.join(format!("{n}")), vec![n as u8; 100]).unwrap();
+    }
+    let order: Vec<_> = fs::read_dir(&mnt).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let ahead = || status(&desk)["figures"]["keys"]["ahead"].as_u64().unwrap();
+    assert_eq!(ahead(), 0);
+    // Again where the machine is so busy that there are pauses between the opens.
+    eventually("keys were fetched ahead", || {
+        desk.kmsfs("lock {mnt} --once").ok();
+        order[..FILES / 2].iter().for_each(|path| drop(fs::read(path).unwrap()));
+        ahead() > 0
+    });
+    for path in &order {
+        let n: usize = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        assert_eq!(fs::read(path).unwrap(), vec![n as u8; 100]);
+    }
+    assert!(desk.kmsfs("status {mnt}").ok().contains("ahead of need"));
+}
+
+#[test]
 fn a_mount_counts_what_it_does_and_tells_it_to_scrapers() {
     let desk = Desk::with_volume("figures");
     let mnt = desk.mount();

@@ -74,7 +74,13 @@ pub fn lines(figures: &Figures) -> Vec<(&'static str, Option<String>)> {
         ("requests", Some(timed(&figures.requests()))),
         ("read", Some(super::output::size(figures.read_bytes))),
         ("written", Some(super::output::size(figures.written_bytes))),
-        ("data keys", Some(format!("{} found, {} unwrapped, {} made", keys.hits, keys.unwraps, keys.made))),
+        (
+            "data keys",
+            Some(format!(
+                "{} found, {} unwrapped ({} of them ahead of need), {} made",
+                keys.hits, keys.unwraps, keys.ahead, keys.made
+            )),
+        ),
         ("key calls", Some(timed(&keys.service))),
         ("refused", (!refused.is_empty()).then(|| refused.join(", "))),
         ("keys in use", Some(in_use.collect::<Vec<_>>().join("; ")).filter(|text| !text.is_empty())),
@@ -110,6 +116,7 @@ pub fn prometheus(status: &Status) -> String {
         ("kmsfs_written_bytes_total", "Bytes taken from the kernel.", figures.written_bytes),
         ("kmsfs_data_key_hits_total", "Data keys found in the cache.", keys.hits),
         ("kmsfs_data_keys_unwrapped_total", "Data keys unwrapped by the key service.", keys.unwraps),
+        ("kmsfs_data_keys_ahead_total", "Those of them unwrapped before anybody needed them.", keys.ahead),
         ("kmsfs_data_keys_made_total", "Data keys made by the key service.", keys.made),
         ("kmsfs_key_throttled_total", "Answers of the key service that asked for patience.", keys.throttled),
         ("kmsfs_corrupt_total", "Requests that met damaged ciphertext.", status.damage_seen),

@@ -19,6 +19,11 @@ type FlightId = (DekId, Option<u32>);
 const MAX_OVERTAKEN: usize = 4;
 /// A caller waits this long for another caller's fetch, then fetches for itself.
 const MAX_FLIGHT_WAIT: Duration = Duration::from_secs(30);
+/// Keys fetched ahead of need of which nobody has needed any yet: at most so many, and a share of what is kept.
+const UNUSED_AHEAD: usize = 256;
+const UNUSED_SHARE: usize = 8;
+/// Half of those that were fetched in vain are forgiven after this long.
+const FORGIVE_AFTER: Duration = Duration::from_mins(1);
 
 /// How much is kept, and for how long.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +54,9 @@ struct State<E> {
     tick: u64,
     /// Counts revocations, so that a fetch notices one that happened meanwhile.
     revocations: u64,
+    /// Keys fetched ahead and not needed yet, those that went unused with them; and when some were last forgiven.
+    unused_ahead: usize,
+    forgiven: Instant,
 }
 
 struct Entry {
@@ -57,6 +65,14 @@ struct Entry {
     key_arn: Arc<str>,
     born: Instant,
     last_use: u64,
+    /// Fetched before anybody needed it, and not needed since.
+    ahead: bool,
+}
+
+impl Entry {
+    fn new(data_key: DataKey, wrap: [u8; 32], key_arn: &str) -> Self {
+        Self { data_key, wrap, key_arn: key_arn.into(), born: Instant::now(), last_use: 0, ahead: false }
+    }
 }
 
 /// A fetch under way, which others of the same file wait for.
@@ -80,6 +96,8 @@ impl<E: Clone> DekCache<E> {
             flights: HashMap::new(),
             tick: 0,
             revocations: 0,
+            unused_ahead: 0,
+            forgiven: Instant::now(),
         };
         Self { limits, state: Mutex::new(state) }
     }
@@ -111,8 +129,8 @@ impl<E: Clone> DekCache<E> {
                     let landing = Landing { cache: self, id: (id, user), flight: &flight };
                     let fetched = fetch();
                     let kept = fetched.map(|data_key| {
-                        let copy = data_key.duplicate();
-                        self.insert(id, *wrap, key_arn, copy, revocations).then_some(data_key)
+                        let entry = Entry::new(data_key.duplicate(), *wrap, key_arn);
+                        self.insert(id, entry, revocations).then_some(data_key)
                     });
                     landing.report(kept.as_ref().map(|_| ()).map_err(Clone::clone));
                     if let Some(data_key) = kept? {
@@ -138,7 +156,7 @@ impl<E: Clone> DekCache<E> {
     }
 
     /// Keeps a key that its owner just made or fetched, unless a revocation came in between.
-    fn insert(&self, id: DekId, wrap: [u8; 32], key_arn: &str, data_key: DataKey, revocations: u64) -> bool {
+    fn insert(&self, id: DekId, mut entry: Entry, revocations: u64) -> bool {
         let mut state = self.state.lock();
         if state.revocations != revocations {
             return false;
@@ -149,17 +167,44 @@ impl<E: Clone> DekCache<E> {
             state.entries.remove(&oldest);
         }
         state.tick += 1;
-        let last_use = state.tick;
-        state.by_use.insert(last_use, id);
-        let entry = Entry { data_key, wrap, key_arn: key_arn.into(), born: Instant::now(), last_use };
+        entry.last_use = state.tick;
+        state.unused_ahead += usize::from(entry.ahead);
+        state.by_use.insert(entry.last_use, id);
         state.entries.insert(id, entry);
         true
     }
 
     /// Keeps the key of a file just created.
     pub fn put(&self, id: DekId, wrap: [u8; 32], key_arn: &str, data_key: DataKey) {
-        let revocations = self.state.lock().revocations;
-        self.insert(id, wrap, key_arn, data_key, revocations);
+        let revocations = self.revocations();
+        self.insert(id, Entry::new(data_key, wrap, key_arn), revocations);
+    }
+
+    /// Keeps a key that was fetched before anybody needs it, unless there were revocations since `revocations`.
+    pub fn put_ahead(&self, id: DekId, wrap: [u8; 32], key_arn: &str, data_key: DataKey, revocations: u64) {
+        let entry = Entry { ahead: true, ..Entry::new(data_key, wrap, key_arn) };
+        self.insert(id, entry, revocations);
+    }
+
+    /// What [`Self::put_ahead`] is to be told: asked for before the fetch.
+    pub fn revocations(&self) -> u64 {
+        self.state.lock().revocations
+    }
+
+    /// Whether the key of `id` under the wrap whose hash is `wrap` is held. It does not count as used by that.
+    pub fn holds(&self, id: DekId, wrap: &[u8; 32]) -> bool {
+        let state = self.state.lock();
+        state.entries.get(&id).is_some_and(|e| e.wrap == *wrap && e.born.elapsed() < self.limits.ttl)
+    }
+
+    /// How many keys may be fetched ahead of need now: fewer, the more were fetched so and not needed.
+    pub fn room_ahead(&self) -> usize {
+        let mut state = self.state.lock();
+        if state.forgiven.elapsed() >= FORGIVE_AFTER {
+            state.unused_ahead /= 2;
+            state.forgiven = Instant::now();
+        }
+        UNUSED_AHEAD.min(self.limits.capacity / UNUSED_SHARE).saturating_sub(state.unused_ahead)
     }
 
     /// Drops and wipes every key that `key_arn` wraps; fetches under way will ask again.
@@ -212,7 +257,10 @@ impl<E> State<E> {
         self.by_use.remove(&entry.last_use);
         self.by_use.insert(tick, id);
         entry.last_use = tick;
-        Some(entry.data_key.duplicate())
+        let first_use = std::mem::take(&mut entry.ahead);
+        let data_key = entry.data_key.duplicate();
+        self.unused_ahead = self.unused_ahead.saturating_sub(usize::from(first_use));
+        Some(data_key)
     }
 
     fn remove(&mut self, id: DekId) {
@@ -320,6 +368,24 @@ mod tests {
             asked
         };
         assert_eq!((refetched(1), refetched(2), refetched(3)), (false, true, false));
+    }
+
+    #[test]
+    fn keys_fetched_ahead_make_room_for_more_as_they_are_used_and_count_for_none_after_a_revocation() {
+        let cache = cache(8 * 4, Duration::from_mins(1));
+        let put = |n, since| cache.put_ahead(id(n), WRAP, "arn:a", DataKey::random(), since);
+        assert_eq!(cache.room_ahead(), 4);
+        (1..=3).for_each(|n| put(n, cache.revocations()));
+        assert!(cache.holds(id(1), &WRAP) && !cache.holds(id(1), &[2; 32]) && !cache.holds(id(4), &WRAP));
+        assert_eq!(cache.room_ahead(), 1);
+        (0..2).for_each(|_| assert!(cache.get(id(1), &WRAP).is_some()));
+        assert_eq!(cache.room_ahead(), 2, "used once or twice, it is one");
+        let before = cache.revocations();
+        cache.clear();
+        put(4, before);
+        assert_eq!((cache.len(), cache.room_ahead()), (0, 2), "what went unused still counts for a while");
+        (10..20).for_each(|n| put(n, cache.revocations()));
+        assert_eq!(cache.room_ahead(), 0);
     }
 
     #[test]

@@ -75,11 +75,31 @@ impl Drop for Pool {
     }
 }
 
+/// The thread that fetches keys ahead of need.
+struct AheadThread(Arc<Tree>, Option<JoinHandle<()>>);
+
+impl AheadThread {
+    fn start(tree: &Arc<Tree>) -> std::io::Result<Self> {
+        let walked = Arc::clone(tree);
+        // A panic costs keys ahead of need, and nothing else.
+        let run = move || drop(catch_unwind(AssertUnwindSafe(|| walked.run_ahead())));
+        Ok(Self(Arc::clone(tree), Some(thread::Builder::new().name("key-ahead".into()).spawn(run)?)))
+    }
+}
+
+impl Drop for AheadThread {
+    fn drop(&mut self) {
+        self.0.stop_ahead();
+        let _ = self.1.take().map(JoinHandle::join);
+    }
+}
+
 /// Runs requests on a tree.
 pub struct Server {
     tree: Arc<Tree>,
     for_keys: Pool,
     for_disk: Pool,
+    _ahead: AheadThread,
     disk_waits: AtomicUsize,
     requests: Arc<AtomicU64>,
     traffic: Arc<Traffic>,
@@ -90,10 +110,12 @@ impl Server {
     pub fn start(tree: Arc<Tree>) -> std::io::Result<Self> {
         let for_keys = Pool::start(&tree, "key-wait", KEY_WAITERS)?;
         let for_disk = Pool::start(&tree, "disk-wait", DISK_WAITERS)?;
+        let ahead = AheadThread::start(&tree)?;
         Ok(Self {
             tree,
             for_keys,
             for_disk,
+            _ahead: ahead,
             disk_waits: AtomicUsize::new(0),
             requests: Arc::default(),
             traffic: Arc::default(),

@@ -203,7 +203,7 @@ pub(super) mod tests {
     impl KeySource for OneKey {
         fn fresh(&self, _key: Option<&str>, user: KeyUser) -> Result<FreshKey, KeyError> {
             let wrapped = WrappedKey { key_arn: "arn:test".into(), material_id: None, blob: vec![1] };
-            Ok(FreshKey { user, file_id: FileId([7; 16]), data_key: self.0.duplicate(), wrapped })
+            Ok(FreshKey { user, file_id: FileId(random_array()), data_key: self.0.duplicate(), wrapped })
         }
 
         fn unwrap(&self, _file_id: FileId, _wrapped: &WrappedKey) -> Result<DataKey, KeyError> {

@@ -109,6 +109,15 @@ pub trait KeySource: Send + Sync {
         Ok(())
     }
 
+    /// How many data keys it is worth fetching before anybody needs them.
+    fn room_ahead(&self) -> usize {
+        0
+    }
+
+    /// Fetches those of them that are not held, in the mount's own name. May take as long as the service does; what
+    /// cannot be had is left for whoever needs it.
+    fn fetch_ahead(&self, _wanted: &[(FileId, WrappedKey)]) {}
+
     /// Whether user `uid` may have the data key of `file_id`, by a decision of the key service that is not old.
     fn permit(&self, _uid: u32, _file_id: FileId, _wrapped: &WrappedKey) -> Result<(), KeyError> {
         Ok(())

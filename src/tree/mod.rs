@@ -2,6 +2,7 @@
 //!
 //! Called by `fuse` and `volume`. Never talks to the key daemon itself: it asks a [`KeySource`].
 
+mod ahead;
 mod attr;
 mod changes;
 mod close;

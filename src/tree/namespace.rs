@@ -14,6 +14,7 @@ use rustix::fs::{self, Stat};
 use rustix::io::Errno;
 
 use super::FsError;
+use super::ahead::Ahead;
 use super::attr::{Attr, Kind};
 use super::changes::Gate;
 use super::dir::{Dir, DirCache, PlainName};
@@ -61,6 +62,7 @@ pub struct Tree {
     /// Nodes among them whose file could not be sealed when its last handle went.
     pub(super) left_open: AtomicUsize,
     pub(super) waits: Waits,
+    pub(super) ahead: Ahead,
     pub(super) gate: Gate,
     pub(super) read_only: bool,
     /// Held where names are bound ([`Tree::steady_places`]); before the lock of any file, and before the next.
@@ -113,6 +115,7 @@ impl Tree {
             kept: Kept::new(descriptors / 4),
             left_open: AtomicUsize::new(0),
             waits: Waits::default(),
+            ahead: Ahead::default(),
             gate: Gate::default(),
             read_only: options.read_only,
             places: ReentrantMutex::default(),

@@ -16,7 +16,7 @@ use super::attr::Kind;
 use super::file::{Allocate, FileIo, Seek};
 use super::namespace::{InodeFd, Tree};
 use super::node::{Node, OpenFile};
-use super::{Asker, FsError};
+use super::{Asker, FsError, KeyError};
 use crate::sys::at;
 
 const OWNER_READ_WRITE: u32 = 0o600;
@@ -130,7 +130,11 @@ impl Tree {
                 file.io.admit(asker, write)?;
                 action(file)
             };
-            self.on_open_file(node, write, &unused, admitted)
+            let done = self.on_open_file(node, write, &unused, admitted);
+            if matches!(done, Err(FsError::Key(KeyError::Absent(..)))) && asker == Asker::Mount {
+                self.ahead.note(|| node.link());
+            }
+            done
         });
         if unused.get() {
             self.close_unused(node);

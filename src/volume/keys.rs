@@ -3,18 +3,19 @@
 //! Called by `tree` through the trait. Must never accept a wrap under a master key that the volume record does not
 //! name, nor hand out a cached key once its master key was found revoked.
 
+mod batches;
+
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
 use super::attachment::MountGrants;
 use super::context::{self, FILE};
 use super::customer::CustomerKeys;
-use super::pool::{Pool, Refill};
+use super::pool::Pool;
 use super::record_file::{self, Stamp};
 use super::refusal::{KeyCounts, KeyFigures, KeyInUse, unopened};
 use super::rights::{Holder, Rights, Use};
@@ -25,11 +26,6 @@ use crate::crypto::{DataKey, random_array, sha256};
 use crate::format::record::{KEYS_MAX, VolumeSettings};
 use crate::format::{FileId, VolumeId, WrappedKey, customer};
 use crate::tree::{FreshKey, KeyError, KeyNeed, KeySource, KeyUser};
-
-/// How long the refill thread sleeps at most before it looks whether the volume was closed.
-const REFILL_PATIENCE: Duration = Duration::from_secs(5);
-/// Keys made in one pipelined batch.
-const REFILL_BATCH: usize = 32;
 
 /// The keys of one open volume.
 pub struct VolumeKeys {
@@ -242,6 +238,10 @@ impl VolumeKeys {
         self.samples.lock().iter().map(|(arn, sample)| (arn.clone(), sample.clone())).collect()
     }
 
+    fn is_refused(&self, key_arn: &str) -> bool {
+        self.samples.lock().get(key_arn).is_some_and(|sample| sample.refused)
+    }
+
     /// Notes the last word on a master key. Returns whether it is news.
     pub(super) fn note_refused(&self, key_arn: &str, refused: bool) -> bool {
         self.samples
@@ -435,36 +435,6 @@ impl VolumeKeys {
         Ok(self.accept(file_id, generated?, context, user))
     }
 
-    fn generate_batch(&self, refill: &Refill) -> Vec<FreshKey> {
-        if self.check_unlocked(&refill.key).is_err() {
-            return Vec::new();
-        }
-        if customer::is_customer(&refill.key) {
-            return self.generate(&refill.key, refill.user).into_iter().collect();
-        }
-        let ids: Vec<FileId> = (0..refill.count.min(REFILL_BATCH)).map(|_| FileId(random_array())).collect();
-        let contexts: Vec<_> = ids.iter().map(|id| context::file(self.volume_id, *id)).collect();
-        match self.kms.generate_data_keys(&refill.key, &contexts, uid_of(refill.user)) {
-            Ok(keys) => {
-                let made = ids.into_iter().zip(contexts).zip(keys);
-                made.map(|((id, context), key)| self.accept(id, key, context, refill.user)).collect()
-            }
-            Err(e) => {
-                self.counts.refused(key_error(&e));
-                Vec::new()
-            }
-        }
-    }
-
-    /// Fills the pool as keys are taken, until [`Self::close`]. Run on a thread of its own.
-    pub(super) fn refill_until_closed(&self) {
-        while !self.pool.is_closed() {
-            if let Some(refill) = self.pool.wait(REFILL_PATIENCE) {
-                self.pool.fill(&refill, self.generate_batch(&refill));
-            }
-        }
-    }
-
     pub(super) fn close(&self) {
         self.pool.close();
         self.cache.clear();
@@ -568,6 +538,14 @@ impl KeySource for MountKeys {
             let need = KeyNeed::Permission(file_id, wrapped.clone());
             Err(KeyError::Absent(Box::new(need), KeyUser::User(uid)))
         })
+    }
+
+    fn room_ahead(&self) -> usize {
+        self.0.cache.room_ahead()
+    }
+
+    fn fetch_ahead(&self, wanted: &[(FileId, WrappedKey)]) {
+        self.0.fetch_ahead(wanted);
     }
 
     fn check_holder(&self, uid: u32, file_id: FileId, wrapped: &WrappedKey) -> Result<(), KeyError> {

@@ -22,6 +22,7 @@ static REFUSED: RateLimit = RateLimit::new();
 pub(super) struct KeyCounts {
     pub(super) hits: Count,
     pub(super) unwraps: Count,
+    pub(super) ahead: Count,
     pub(super) made: Count,
     denied: Count,
     disabled: Count,
@@ -36,6 +37,9 @@ pub struct KeyFigures {
     pub hits: u64,
     /// Data keys unwrapped by the key service.
     pub unwraps: u64,
+    /// Those of them that were unwrapped before anybody needed them.
+    #[serde(default)]
+    pub ahead: u64,
     /// Data keys made by it.
     pub made: u64,
     /// Refusals: somebody may not.
@@ -85,6 +89,7 @@ impl KeyCounts {
         KeyFigures {
             hits: self.hits.read(),
             unwraps: self.unwraps.read(),
+            ahead: self.ahead.read(),
             made: self.made.read(),
             denied: self.denied.read(),
             disabled: self.disabled.read(),

@@ -18,6 +18,7 @@ use crate::format::header::{HeaderError, SLOTS_LEN, Slots, Superblock};
 use crate::format::layout::{self, BLOCK, BLOCK_LEN};
 use crate::format::seal::{SEAL_LEN, SEAL_OFFSETS, Seal, State};
 use crate::format::tags::{HOLE, TagPage, tail_range};
+use crate::format::{FileId, WrappedKey};
 use crate::tree::{FreshKey, FsError, KeyError, KeyUser};
 
 /// Files of up to this many tag pages have their root checked at open; larger ones when a tag page is missing, and by
@@ -28,6 +29,12 @@ fn damaged(what: &HeaderError) -> FsError {
     FsError::Corrupt(what.to_string())
 }
 
+fn slots_in(lower: OwnedFd) -> Option<Slots> {
+    let mut head = [0; SLOTS_LEN];
+    let read = Lower::new(lower).read_at(&mut head, 0);
+    if read == Ok(SLOTS_LEN) { Slots::parse(&head).ok() } else { None }
+}
+
 impl FileContext {
     /// Whether any file is left to be repaired by the log of an unclean stop.
     pub fn has_old_records(&self) -> bool {
@@ -36,11 +43,15 @@ impl FileContext {
 
     /// Whether the lower file `lower` is.
     pub fn is_in_old_records(&self, lower: OwnedFd) -> bool {
-        let mut head = [0; SLOTS_LEN];
-        let read = Lower::new(lower).read_at(&mut head, 0);
-        let slots = if read == Ok(SLOTS_LEN) { Slots::parse(&head).ok() } else { None };
-        let id = slots.map(|slots| slots.superblock.file_id);
+        let id = slots_in(lower).map(|slots| slots.superblock.file_id);
         self.log.as_ref().zip(id).is_some_and(|(log, id)| log.old().speaks_of(id))
+    }
+
+    /// The wrapped key in the lower file `lower`, not looked at any further.
+    pub fn wrap_in(&self, lower: OwnedFd) -> Option<(FileId, WrappedKey)> {
+        let slots = slots_in(lower)?;
+        (slots.superblock.volume_id == self.volume_id)
+            .then(|| (slots.superblock.file_id, slots.active().wrapped.clone()))
     }
 }
 
