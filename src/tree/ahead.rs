@@ -1,20 +1,20 @@
 //! Keys ahead of need: whoever opens one cold file after another finds the keys of the next ones there.
 //!
 //! A cold open waits for a round trip to the key service. When several come close upon each other, the headers of the
-//! files that follow in the directory are read and their keys fetched many at a time, on a thread of its own that `fuse`
-//! runs ([`Tree::run_ahead`]). The key source says how many are worth it. Must never do so in the name of a user, for
+//! files that follow in the directory, and in those beside it, are read and their keys fetched many at a time, on a thread
+//! of its own that `fuse` runs ([`Tree::run_ahead`]). The key source says how many are worth it. Must never do so in the name of a user, for
 //! whom the service's log would show files that the user never opened, nor touch the time of the last access.
 
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use rustix::fs::OFlags;
+use rustix::fs::{self, FileType, OFlags, RawDir, SeekFrom};
 
 use super::FsError;
-use super::attr::Kind;
 use super::dir::Dir;
-use super::list::DirStream;
 use super::namespace::Tree;
 use super::node::Link;
 use crate::format::{FileId, WrappedKey};
@@ -33,6 +33,8 @@ const BATCH: usize = 16;
 const MAX_PASSED: usize = 100_000;
 /// Directories that are gone through at the same time.
 const MAX_WALKS: usize = 4;
+/// Bytes of lower entries read at a time.
+const BUFFER_LEN: usize = 4 * 1024;
 /// Directories are let go when nothing was cold for so long.
 const IDLE: Duration = Duration::from_secs(2);
 
@@ -59,15 +61,19 @@ enum Next {
     Stop,
 }
 
-/// A directory that is gone through, from the file on that was cold to the end and from its beginning to that file.
+/// A directory that is gone through, from the file on that was cold to the end and from its beginning to that file; then
+/// those that follow it in its parent.
 struct Walk {
-    dir: Arc<Dir>,
-    stream: DirStream,
+    /// Node id of the directory.
+    id: u64,
+    fd: OwnedFd,
     position: u64,
     look: usize,
-    from: Box<str>,
+    from: Vec<u8>,
     again: bool,
     done: bool,
+    /// The parent, and where in it the next directory is looked for.
+    beside: Option<(Arc<Dir>, OwnedFd, u64)>,
 }
 
 impl Ahead {
@@ -109,7 +115,7 @@ impl Tree {
                 Next::Stop => return,
                 Next::Idle => walks.clear(),
                 // Whatever is wrong is told by the open that meets it.
-                Next::Cold(link) => drop(self.go_ahead(&mut walks, link)),
+                Next::Cold(link) => drop(self.go_ahead(&mut walks, &link)),
             }
         }
     }
@@ -120,12 +126,12 @@ impl Tree {
         self.ahead.wanted.notify_all();
     }
 
-    fn go_ahead(&self, walks: &mut Vec<Walk>, cold: Link) -> Result<(), FsError> {
+    fn go_ahead(&self, walks: &mut Vec<Walk>, cold: &Link) -> Result<(), FsError> {
         let room = self.files.keys.room_ahead();
         if room == 0 {
             return Ok(());
         }
-        let known = walks.iter().position(|walk| walk.dir.node_id == cold.parent);
+        let known = walks.iter().position(|walk| walk.id == cold.parent);
         let mut walk = match known {
             Some(place) => walks.remove(place),
             None => self.walk_from(cold, walks.first().map_or(FIRST_LOOK, |last| last.look))?,
@@ -143,61 +149,115 @@ impl Tree {
     }
 
     /// A walk that begins behind the entry at `cold`.
-    fn walk_from(&self, cold: Link, look: usize) -> Result<Walk, FsError> {
+    fn walk_from(&self, cold: &Link, look: usize) -> Result<Walk, FsError> {
         let dir = self.dir(cold.parent)?;
-        let mut stream = self.open_stream(cold.parent)?;
-        let (mut passed, mut found) = (0, false);
-        self.list(&mut stream, 0, |listed| {
-            let behind = found || passed == MAX_PASSED;
-            passed += 1;
-            found = found || listed.entry() == Some(&*cold.name);
-            !behind
-        })?;
-        let position = if found { stream.position() } else { 0 };
-        Ok(Walk { dir, stream, position, look, from: cold.name, again: !found, done: false })
+        let fd = self.spare_descriptors(|| at::reopen_dir(&dir.fd))?;
+        let from = cold.name.as_bytes().to_vec();
+        let behind = behind(&fd, &from)?;
+        let (position, again) = (behind.unwrap_or(0), behind.is_none());
+        Ok(Walk { id: cold.parent, fd, position, look, from, again, done: false, beside: None })
     }
 
     /// The wrapped keys of the `left` files that come next.
     fn next_wraps(&self, walk: &mut Walk, mut left: usize) -> Result<Vec<(FileId, WrappedKey)>, FsError> {
         let mut wraps = Vec::new();
         while left > 0 && !walk.done {
-            let Walk { dir, stream, position, from, again, .. } = walk;
-            let mut came_round = false;
-            self.list(stream, *position, |listed| {
-                came_round = *again && listed.entry() == Some(&**from);
+            let Walk { fd, position, from, again, .. } = walk;
+            *position = each(fd, *position, |name, kind, _| {
+                let came_round = *again && name == from;
                 if left == 0 || came_round {
                     return false;
                 }
-                if listed.kind == Kind::File
-                    && let Some(entry) = listed.entry()
-                {
+                if kind == FileType::RegularFile {
                     left -= 1;
-                    wraps.extend(self.wrap_of(dir, entry));
+                    wraps.extend(self.wrap_of(fd, name));
                 }
                 true
             })?;
-            *position = stream.position();
-            if left > 0 {
-                walk.done = *again;
+            if left > 0 && !walk.again {
                 (walk.position, walk.again) = (0, true);
+            } else if left > 0 {
+                self.go_beside(walk)?;
             }
         }
         Ok(wraps)
     }
 
-    fn wrap_of(&self, dir: &Dir, entry: &str) -> Option<(FileId, WrappedKey)> {
+    /// Goes on with the directory that follows in the parent.
+    fn go_beside(&self, walk: &mut Walk) -> Result<(), FsError> {
+        walk.done = true;
+        if walk.beside.is_none() {
+            let Some(link) = self.nodes.find(walk.id).and_then(|node| node.link()) else { return Ok(()) };
+            let parent = self.dir(link.parent)?;
+            let fd = self.spare_descriptors(|| at::reopen_dir(&parent.fd))?;
+            let Some(position) = behind(&fd, link.name.as_bytes())? else { return Ok(()) };
+            walk.beside = Some((parent, fd, position));
+        }
+        let Some((parent, fd, position)) = &mut walk.beside else { return Ok(()) };
+        let mut next = None;
+        *position = each(fd, *position, |name, kind, ino| {
+            if next.is_some() {
+                return false;
+            }
+            // What begins with a dot is no directory of users.
+            if kind == FileType::Directory && !name.starts_with(b".") {
+                next = Some((name.to_vec(), ino));
+            }
+            true
+        })?;
+        if let Some((name, ino)) = next {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+            walk.fd = self.spare_descriptors(|| at::open(&parent.fd, &name, flags, 0))?;
+            (walk.id, walk.position, walk.done) = (self.node_id_of_ino(ino), 0, false);
+            walk.from.clear();
+        }
+        Ok(())
+    }
+
+    fn wrap_of(&self, dir: &OwnedFd, entry: &[u8]) -> Option<(FileId, WrappedKey)> {
         // Not waiting, in case the name has become that of a fifo.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOATIME;
-        let lower = at::open(&dir.fd, entry.as_bytes(), flags, 0).ok()?;
-        self.files.wrap_in(lower)
+        self.files.wrap_in(at::open(dir, entry, flags, 0).ok()?)
     }
+}
+
+/// Gives lower entries (name, type, inode) from `position` on to `take` until it answers `false`. Returns where the last one
+/// that it took ends.
+fn each(
+    fd: &OwnedFd,
+    mut position: u64,
+    mut take: impl FnMut(&[u8], FileType, u64) -> bool,
+) -> Result<u64, FsError> {
+    fs::seek(fd, SeekFrom::Start(position))?;
+    let mut buffer = [MaybeUninit::uninit(); BUFFER_LEN];
+    let mut lower = RawDir::new(fd, &mut buffer);
+    while let Some(entry) = lower.next() {
+        let entry = entry?;
+        if !take(entry.file_name().to_bytes(), entry.file_type(), entry.ino()) {
+            break;
+        }
+        position = entry.next_entry_cookie();
+    }
+    Ok(position)
+}
+
+/// Where the entry after `name` begins, if it is found among the first.
+fn behind(fd: &OwnedFd, name: &[u8]) -> Result<Option<u64>, FsError> {
+    let (mut passed, mut found) = (0, false);
+    let position = each(fd, 0, |entry, _, _| {
+        let go_on = !found && passed < MAX_PASSED;
+        passed += 1;
+        found = found || entry == name;
+        go_on
+    })?;
+    Ok(found.then_some(position))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tree::ROOT_ID;
     use crate::tree::close::tests::{Bench, written};
+    use crate::tree::{Asker, Caller, KeyUser, NewObject, ROOT_ID, WriteManner};
 
     const FILES: usize = 40;
 
@@ -218,6 +278,27 @@ mod tests {
         assert_eq!(cold(), Some(link("f")), "it goes on");
     }
 
+    /// Lower names and ids of the files of a directory, as it lists them.
+    fn in_order(tree: &Tree, dir: u64) -> Vec<(String, FileId)> {
+        let fd = at::reopen_dir(&tree.dir(dir).unwrap().fd).unwrap();
+        let mut order = Vec::new();
+        let list = |name: &[u8], kind, _| {
+            let found = if kind == FileType::RegularFile { tree.wrap_of(&fd, name) } else { None };
+            order.extend(found.map(|(id, _)| (String::from_utf8(name.to_vec()).unwrap(), id)));
+            true
+        };
+        each(&fd, 0, list).unwrap();
+        order
+    }
+
+    fn ids(files: &[(String, FileId)]) -> Vec<FileId> {
+        files.iter().map(|(_, id)| *id).collect()
+    }
+
+    fn next(tree: &Tree, walk: &mut Walk, left: usize) -> Vec<FileId> {
+        tree.next_wraps(walk, left).unwrap().into_iter().map(|(id, _)| id).collect()
+    }
+
     #[test]
     fn a_directory_is_gone_through_from_the_cold_file_on_and_then_from_its_beginning() {
         let bench = Bench::new();
@@ -226,29 +307,50 @@ mod tests {
             let id = written(&tree, format!("file {n}").as_bytes(), b"some");
             tree.release_file(id, true);
         }
-        let dir = tree.dir(ROOT_ID).unwrap();
-        let mut order = Vec::new();
-        let list = |listed: &crate::tree::Listed| {
-            let entry = listed.entry().filter(|_| listed.kind == Kind::File);
-            order.extend(entry.map(|entry| (entry.to_owned(), tree.wrap_of(&dir, entry).unwrap().0)));
-            true
-        };
-        tree.list(&mut tree.open_stream(ROOT_ID).unwrap(), 0, list).unwrap();
+        let order = in_order(&tree, ROOT_ID);
         assert_eq!(order.len(), FILES);
-        let ids = |range: std::ops::Range<usize>| order[range].iter().map(|(_, id)| *id).collect::<Vec<_>>();
-        let next = |walk: &mut Walk, room| {
-            tree.next_wraps(walk, room).unwrap().into_iter().map(|(id, _)| id).collect::<Vec<_>>()
-        };
-
         let from =
-            |name: &str| tree.walk_from(Link { parent: ROOT_ID, name: name.into() }, FIRST_LOOK).unwrap();
+            |name: &str| tree.walk_from(&Link { parent: ROOT_ID, name: name.into() }, FIRST_LOOK).unwrap();
         let mut walk = from(&order[9].0);
-        assert_eq!(next(&mut walk, 16), ids(10..26));
-        assert_eq!(next(&mut walk, 5), ids(26..31));
-        assert_eq!(next(&mut walk, 1_000), [ids(31..FILES), ids(0..9)].concat());
-        assert_eq!((next(&mut walk, 1_000), walk.done), (vec![], true));
+        assert_eq!(next(&tree, &mut walk, 16), ids(&order[10..26]));
+        assert_eq!(next(&tree, &mut walk, 5), ids(&order[26..31]));
+        assert_eq!(next(&tree, &mut walk, 1_000), [ids(&order[31..]), ids(&order[..9])].concat());
+        assert_eq!((next(&tree, &mut walk, 1_000), walk.done), (vec![], true));
 
         let mut walk = from("renamed meanwhile");
-        assert_eq!((next(&mut walk, 1_000), walk.done), (ids(0..FILES), true));
+        assert_eq!((next(&tree, &mut walk, 1_000), walk.done), (ids(&order), true));
+    }
+
+    #[test]
+    fn directories_that_follow_in_the_parent_come_next() {
+        let bench = Bench::new();
+        let tree = bench.tree();
+        let caller = Caller { uid: 0, gid: 0, pid: 0 };
+        let new = NewObject { permissions: 0o700, umask: 0, caller };
+        let dirs = ["one", "two", "three"].map(|name| {
+            let (dir, _) = tree.make_dir(ROOT_ID, name.as_bytes(), new).unwrap();
+            for name in ["a", "b", "c"] {
+                let (file, _) = tree.create(dir.node_id, name.as_bytes(), new, true, KeyUser::Mount).unwrap();
+                tree.write(file.node_id, 0, b"some", WriteManner::default(), Asker::Mount).unwrap();
+                tree.release_file(file.node_id, true);
+            }
+            dir.node_id
+        });
+        let mut listed = Vec::new();
+        let list = |_: &[u8], _, ino| {
+            let id = tree.node_id_of_ino(ino);
+            listed.extend(dirs.contains(&id).then_some(id));
+            true
+        };
+        each(&at::reopen_dir(&tree.dir(ROOT_ID).unwrap().fd).unwrap(), 0, list).unwrap();
+        let files: Vec<_> = listed.iter().map(|id| in_order(&tree, *id)).collect();
+
+        let cold = Link { parent: listed[0], name: files[0][1].0.as_str().into() };
+        let mut walk = tree.walk_from(&cold, FIRST_LOOK).unwrap();
+        let expected = ids(&[&files[0][2..], &files[0][..1], &files[1], &files[2]].concat());
+        assert_eq!(expected.len(), 8);
+        assert_eq!(next(&tree, &mut walk, 3), expected[..3]);
+        assert_eq!(walk.id, listed[1]);
+        assert_eq!((next(&tree, &mut walk, 100), walk.done), (expected[3..].to_vec(), true));
     }
 }

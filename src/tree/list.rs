@@ -148,13 +148,6 @@ impl Tree {
 /// The directory of a listing, for looking up its entries while it goes on.
 pub struct ListedDir(Arc<Dir>);
 
-impl Listed {
-    /// The lower name; `None` for the dots.
-    pub(super) fn entry(&self) -> Option<&str> {
-        self.entry.as_deref()
-    }
-}
-
 impl DirStream {
     /// Where the listing goes on.
     pub fn position(&self) -> u64 {
