@@ -34,6 +34,7 @@ fn a_volume_is_made_attached_described_and_deleted_by_name() {
     volume(&desk, "attach projects {mnt}").ok();
     fs::write(mnt.join("file"), "data").unwrap();
     volume(&desk, "attach projects {mnt}").fails(6, "is attached at");
+    volume(&desk, "forget projects").fails(6, "is attached at");
     volume(&desk, "delete projects --yes").fails(6, "is attached at");
     let listed = volume(&desk, "list --json").json();
     assert_eq!(listed[0]["attached"], mnt.to_str().unwrap());

@@ -251,6 +251,11 @@ fn forget(args: &NameArgs) -> Result<(), CliError> {
     retire_left(&registry, &args.name)?;
     let changing = registry.change()?;
     let entry = registry.find(&args.name)?;
+    // The grants of its mount would be known to nobody.
+    let standing = Standing::of(&entry);
+    if standing.is_mounted() {
+        return Err(standing.refusal(&entry));
+    }
     changing.remove(&entry.name)?;
     let again = if entry.block.is_some() { "volume add --block" } else { "volume add" };
     line(&format!("{} stays where it is; 'kmsfs {again}' takes it up again", entry.lower.display()))

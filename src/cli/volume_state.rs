@@ -200,7 +200,7 @@ pub fn describe(args: &DescribeArgs) -> Result<(), CliError> {
         ("quota", entry.quota.map(|quota| size(quota.bytes))),
         (
             "mounts as",
-            entry.attachment.map(|has| format!("{} ({} grants{left})", has.principal, has.grants.len())),
+            entry.attachment.map(|has| format!("{} (grants: {}{left})", has.principal, has.grants.len())),
         ),
         ("block device", entry.block.map(|block| format!("{}, {}", size(block.bytes), block.filesystem))),
         ("trouble", record.err().map(|e| e.to_string())),
