@@ -20,7 +20,7 @@ const MAX_OVERTAKEN: usize = 4;
 /// A caller waits this long for another caller's fetch, then fetches for itself.
 const MAX_FLIGHT_WAIT: Duration = Duration::from_secs(30);
 /// Keys fetched ahead of need of which nobody has needed any yet: at most so many, and a share of what is kept.
-const UNUSED_AHEAD: usize = 256;
+const UNUSED_AHEAD: usize = 1024;
 const UNUSED_SHARE: usize = 8;
 /// Half of those that were fetched in vain are forgiven after this long.
 const FORGIVE_AFTER: Duration = Duration::from_mins(1);
