@@ -242,12 +242,16 @@ pub(super) fn log_seeds() -> Vec<Vec<u8>> {
     // A block of 512 bytes in the middle of the file, and a time of more nanoseconds than a second has.
     let short = [&[0, 1, 1, 0][..], &block(1, 2, 3, 3), &[0, 2]].concat();
     let made_up = [&[0, 1, 1, 0][..], &block(1, 2, MADE_UP, 1)].concat();
+    // Held, far behind the end and what was promised.
+    let beyond = [&[0, 1, 1, 0][..], &block(193, 0, 5, 1)].concat();
     let no_time = vec![92, 0, 0, 2, 0, 0, 0, 0, 0, 0];
     let mut seeds = Vec::new();
     for how in [0, WRITTEN, WRITTEN | SET_ASIDE, MARKED, ENDED_WELL | WRITTEN] {
         seeds.push([&header(how, 0, 1)[..], &one, &sealing].concat());
         seeds.push([&header(how, 0, 2)[..], &sealing, &one].concat());
         seeds.push([&header(how, 0, 0)[..], &wide].concat());
+        seeds.push([&header(how, 0, 0)[..], &beyond].concat());
+        seeds.push([&header(how, 0, 1)[..], &beyond].concat());
         seeds.push([&header(how, 0, 1)[..], &short].concat());
         seeds.push([&header(how, 0, 1)[..], &no_time, &one].concat());
         seeds.push([&header(how, 0, 2)[..], &sealing, &made_up].concat());

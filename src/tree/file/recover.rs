@@ -248,7 +248,12 @@ impl Repair<'_> {
             self.drop_beyond(body, layout::block_count(sealed))?;
             return self.settle_blocks(body, seal, sealed, Some(block));
         }
-        let reached = layout::plain_size(self.io.lower.len()?);
+        // What is repaired in memory counts as it would below.
+        let held = body
+            .repaired
+            .last_key_value()
+            .map_or(0, |(block, held)| block * BLOCK + held.data().len() as u64);
+        let reached = layout::plain_size(self.io.lower.len()?).max(held);
         if reached < firm {
             self.check_not_cut(body, firm, reached)?;
         }
@@ -317,7 +322,10 @@ impl Repair<'_> {
             for block in block..stop {
                 f(body, block)?;
             }
-            block = if stop < to { self.io.skip_absent_groups(stop)?.unwrap_or(to) } else { to };
+            let present = if stop < to { self.io.skip_absent_groups(stop)? } else { None };
+            let held = body.repaired.range(stop..).next();
+            let held = held.map(|(block, _)| layout::first_block(layout::tag_page(*block)).max(stop));
+            block = present.into_iter().chain(held).min().unwrap_or(to);
         }
         Ok(())
     }
