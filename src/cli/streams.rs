@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, IsTerminal, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -18,6 +19,8 @@ use crate::volume::stream::{self, Received, SendOptions, Sent};
 
 /// Bytes gathered before a pipe or a file gets them.
 const BUFFER: usize = 1 << 20;
+/// How often a file is opened anew that got its name before it was locked.
+const PARTIAL_TRIES: u32 = 16;
 
 fn failed(path: &Path, e: &std::io::Error) -> CliError {
     CliError::failed(format!("{}: {e}", path.display()))
@@ -98,11 +101,8 @@ fn into_file(
     partial.push(".kmsfs-partial");
     let partial = Path::new(&partial);
     let io = |e: std::io::Error| failed(partial, &e);
-    let file = File::options().write(true).create(true).truncate(false).open(partial).map_err(io)?;
-    if file.try_lock().is_err() {
-        let text = format!("another command writes {}", partial.display());
-        return Err(CliError::new(Exit::Busy, text));
-    }
+    let open = || File::options().write(true).create(true).truncate(false).open(partial);
+    let file = locked(partial, open)?;
     let sent = file
         .set_len(0)
         .and_then(|()| file.try_clone())
@@ -116,6 +116,25 @@ fn into_file(
         let _ = std::fs::remove_file(partial);
     }
     sent
+}
+
+/// What `open` opens at `partial`, for us alone. Another command may have given it its name between the two: then it is
+/// whole, and no longer ours to write.
+fn locked(partial: &Path, mut open: impl FnMut() -> std::io::Result<File>) -> Result<File, CliError> {
+    let io = |e: std::io::Error| failed(partial, &e);
+    for _ in 0..PARTIAL_TRIES {
+        let file = open().map_err(io)?;
+        if file.try_lock().is_err() {
+            break;
+        }
+        let ours = file.metadata().map_err(io)?;
+        match std::fs::symlink_metadata(partial) {
+            Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => return Ok(file),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(e)),
+            _ => {}
+        }
+    }
+    Err(CliError::new(Exit::Busy, format!("another command writes {}", partial.display())))
 }
 
 /// A place in a store, where `path` is one.
@@ -213,4 +232,38 @@ fn told(received: &Received, check: bool) -> Result<(), CliError> {
     let verb = if check { "whole" } else { "received" };
     line(&format!("snapshot {} of volume {} is {verb}", received.snapshot, received.volume_id))?;
     line(&format!("{} objects, {} of data; hash {}", received.entries, size(received.bytes), received.hash))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_got_its_name_before_it_was_locked_is_not_written_by_another_command() {
+        let dir = std::env::temp_dir().join(format!("kmsfs-partial-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let (partial, whole) = (dir.join("s.kmsfs-partial"), dir.join("s"));
+        let open = || File::options().write(true).create(true).truncate(false).open(&partial);
+        std::fs::write(&partial, "whole").unwrap();
+        let mut opened = 0;
+        let ours = locked(&partial, || {
+            let file = open()?;
+            if opened == 0 {
+                std::fs::rename(&partial, &whole)?;
+            }
+            opened += 1;
+            Ok(file)
+        });
+        ours.unwrap().set_len(0).unwrap();
+        assert_eq!((opened, std::fs::read_to_string(&whole).unwrap().as_str()), (2, "whole"));
+
+        // One that is never ours ends in a refusal.
+        let refused = locked(&partial, || {
+            let file = open()?;
+            std::fs::rename(&partial, &whole)?;
+            Ok(file)
+        });
+        assert_eq!(refused.unwrap_err().exit as u8, Exit::Busy as u8);
+        std::fs::remove_dir_all(dir).unwrap();
+    }
 }
