@@ -103,26 +103,34 @@ fn a_volume_that_is_there_is_taken_up_and_forgotten() {
 /// Makes the entry of `name` that of a volume whose making was cut.
 fn cut_the_making_of(desk: &Desk, name: &str) {
     let path = desk.path(&format!("registry/volumes/{name}.json"));
-    let entry = fs::read_to_string(&path).unwrap();
-    fs::write(&path, entry.replace("\"available\"", "\"creating\"")).unwrap();
+    let mut entry: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    entry["state"] = "creating".into();
+    // The key stands there as it was named until all is made.
+    entry["key_arn"] = "alias/k".into();
+    fs::write(&path, entry.to_string()).unwrap();
+}
+
+/// Kills the making of `name` where the key is asked for, which a daemon that stands still holds up.
+fn kill_the_making_of(desk: &Desk, name: &str, options: &str) {
+    let frozen = desk.freeze_kmsd();
+    let mut making = desk.command_of(&format!("volume create {name} --key alias/k{options}"));
+    let mut making = making.env("KMSFS_STATE_DIR", desk.path("registry")).spawn().unwrap();
+    let entry = desk.path(&format!("registry/volumes/{name}.json"));
+    programs::eventually("it is noted", || entry.exists());
+    making.kill().unwrap();
+    making.wait().unwrap();
+    drop(frozen);
 }
 
 #[test]
 fn a_volume_whose_making_was_cut_is_no_volume_and_the_same_command_makes_it() {
     let desk = Desk::new("volumes-cut");
     desk.key("k");
-    // Cut where the key is asked for, which a daemon that stands still holds up.
-    let frozen = desk.freeze_kmsd();
-    let mut making = desk.command_of("volume create cut --key alias/k");
-    let mut making = making.env("KMSFS_STATE_DIR", desk.path("registry")).spawn().unwrap();
-    programs::eventually("it is noted", || desk.path("registry/volumes/cut.json").exists());
-    making.kill().unwrap();
-    making.wait().unwrap();
-    drop(frozen);
+    kill_the_making_of(&desk, "cut", "");
     assert_eq!(volume(&desk, "list --json").json()[0]["state"], "creating");
     let mnt = desk.path("mnt");
     fs::create_dir(&mnt).unwrap();
-    volume(&desk, "attach cut {mnt}").fails(3, "'kmsfs volume create cut' makes it anew");
+    volume(&desk, "attach cut {mnt}").fails(3, "'kmsfs volume create cut' ends that");
     volume(&desk, "resize cut 1G").fails(3, "is being made");
     volume(&desk, "create cut --key alias/k").ok();
 
@@ -131,7 +139,7 @@ fn a_volume_whose_making_was_cut_is_no_volume_and_the_same_command_makes_it() {
     let first = fs::read(lower.join(".kmsfs.volume")).unwrap();
     cut_the_making_of(&desk, "cut");
     volume(&desk, "create cut --key alias/k").ok();
-    assert_ne!(fs::read(lower.join(".kmsfs.volume")).unwrap(), first);
+    assert_eq!(fs::read(lower.join(".kmsfs.volume")).unwrap(), first, "what was whole is kept");
     cut_the_making_of(&desk, "cut");
     fs::remove_file(lower.join(".kmsfs.volume")).unwrap();
     fs::remove_file(lower.join(".kmsfs.volume.bak")).unwrap();
@@ -140,9 +148,88 @@ fn a_volume_whose_making_was_cut_is_no_volume_and_the_same_command_makes_it() {
     assert_eq!(fs::read_to_string(lower.join("letter")).unwrap(), "mine");
     fs::remove_file(lower.join("letter")).unwrap();
     volume(&desk, "create cut --key alias/k").ok();
+    assert_ne!(fs::read(lower.join(".kmsfs.volume")).unwrap(), first);
     cut_the_making_of(&desk, "cut");
     volume(&desk, "delete cut --yes").ok();
     assert!(!lower.exists());
+}
+
+#[test]
+fn what_came_to_be_in_the_place_of_a_volume_whose_making_was_cut_is_not_deleted() {
+    let desk = Desk::new("volumes-foreign");
+    desk.key("k");
+    kill_the_making_of(&desk, "cut", " --at {data}");
+    fs::create_dir_all(desk.path("data")).unwrap();
+    fs::write(desk.path("data/letter"), "mine").unwrap();
+    volume(&desk, "delete cut --yes").fails(1, "'kmsfs volume forget cut'");
+    assert_eq!(fs::read_to_string(desk.path("data/letter")).unwrap(), "mine");
+    assert_eq!(volume(&desk, "list --json").json()[0]["state"], "creating");
+    fs::remove_file(desk.path("data/letter")).unwrap();
+    volume(&desk, "delete cut --yes").ok();
+    assert!(!desk.path("data").exists());
+    volume(&desk, "describe cut").fails(3, "there is no volume");
+}
+
+#[test]
+fn a_volume_that_was_used_before_its_making_was_ended_keeps_what_it_holds() {
+    let desk = Desk::new("volumes-used");
+    desk.key("k");
+    let other = desk.key("other");
+    let sheet = volume(&desk, "create cut --key alias/k --json").json()["recovery_sheet"].clone();
+    cut_the_making_of(&desk, "cut");
+    let mnt = desk.path("mnt");
+    fs::create_dir(&mnt).unwrap();
+    desk.adopt(mnt.clone());
+    desk.kmsfs("mount {registry}/data/cut {mnt}").ok();
+    fs::write(mnt.join("letter"), "mine").unwrap();
+
+    volume(&desk, "delete cut --yes").fails(6, "in use");
+    assert_eq!(volume(&desk, "list --json").json()[0]["state"], "creating");
+    volume(&desk, &format!("create cut --key {other}")).fails(1, "another --key");
+    volume(&desk, "create cut --size 5G").fails(1, "another --size");
+    volume(&desk, "create cut --at {mnt}").fails(1, "another --at");
+    volume(&desk, "create cut --bind-names").fails(1, "another --bind-names");
+    // Mounted or not, with its record as it was or with one copy lost.
+    volume(&desk, "create cut").ok();
+    assert_eq!(volume(&desk, "list --json").json()[0]["state"], "in-use");
+    cut_the_making_of(&desk, "cut");
+    fs::rename(desk.path("registry/data/cut/.kmsfs.volume"), desk.path("record")).unwrap();
+    volume(&desk, "create cut").fails(6, "in use");
+    volume(&desk, "delete cut --yes").fails(6, "in use");
+    desk.kmsfs("umount {mnt}").ok();
+    volume(&desk, "create cut").fails(1, "'kmsfs volume forget cut'");
+    volume(&desk, "delete cut --yes").fails(1, "'kmsfs volume forget cut'");
+    fs::rename(desk.path("record"), desk.path("registry/data/cut/.kmsfs.volume")).unwrap();
+    // The sheet is written anew where it is missing.
+    let sheet = Path::new(sheet.as_str().unwrap());
+    let text = fs::read(sheet).unwrap();
+    fs::remove_file(sheet).unwrap();
+    volume(&desk, "create cut --key alias/k").ok();
+    assert_eq!(fs::read(sheet).unwrap(), text);
+    volume(&desk, "attach cut {mnt}").ok();
+    assert_eq!(fs::read_to_string(mnt.join("letter")).unwrap(), "mine");
+    volume(&desk, "detach cut").ok();
+}
+
+#[test]
+fn a_quota_that_was_noted_and_perhaps_never_set_does_not_keep_a_volume_from_being_made_or_deleted() {
+    let desk = Desk::new("volumes-quota-cut");
+    desk.key("k");
+    let note_quota = || {
+        let path = desk.path("registry/volumes/cut.json");
+        let mut entry: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        entry["quota"] = serde_json::json!({ "bytes": 8 << 20, "project": 0x6b6d_0000 });
+        fs::write(&path, entry.to_string()).unwrap();
+    };
+    kill_the_making_of(&desk, "cut", "");
+    note_quota();
+    volume(&desk, "create cut --key alias/k").ok();
+    assert_eq!(volume(&desk, "describe cut --json").json()["volume"]["quota"], Value::Null);
+    volume(&desk, "delete cut --yes").ok();
+    kill_the_making_of(&desk, "cut", "");
+    note_quota();
+    volume(&desk, "delete cut --yes").ok();
+    assert!(!desk.path("registry/data/cut").exists());
 }
 
 #[test]
@@ -241,6 +328,41 @@ fn a_block_volume_holds_a_filesystem_gives_back_space_and_grows() {
         volume(&desk, "detach disk").ok();
         volume(&desk, "delete disk --yes").ok();
     }
+}
+
+#[test]
+fn the_making_of_a_block_volume_is_gone_on_with_where_it_was_cut() {
+    if !can_block("ext4") {
+        return;
+    }
+    let desk = Desk::new("volumes-block-made");
+    desk.key("k");
+    let mnt = desk.path("mnt");
+    fs::create_dir(&mnt).unwrap();
+    desk.adopt(mnt.clone());
+    volume(&desk, "create disk --key alias/k --block 32M").ok();
+    // Cut while the filesystem was made.
+    cut_the_making_of(&desk, "disk");
+    desk.kmsfs("mount {registry}/data/disk {mnt}").ok();
+    fs::remove_file(mnt.join("disk.img")).unwrap();
+    fs::write(mnt.join("disk.img.unfinished"), "half").unwrap();
+    volume(&desk, "create disk").fails(6, "in use");
+    assert!(mnt.join("disk.img.unfinished").exists(), "a mount that is not its own stays");
+    desk.kmsfs("umount {mnt}").ok();
+    volume(&desk, "create disk --block 64M").fails(1, "another --block");
+    volume(&desk, "create disk --key alias/k --block 32M").ok();
+    volume(&desk, "attach disk {mnt} --own-right").ok();
+    let _guard = Detach(&desk);
+    fs::write(mnt.join("letter"), "mine").unwrap();
+    // Cut behind that: it is detached, and keeps its filesystem.
+    cut_the_making_of(&desk, "disk");
+    volume(&desk, "create disk").ok();
+    volume(&desk, "attach disk {mnt} --own-right").ok();
+    assert_eq!(fs::read_to_string(mnt.join("letter")).unwrap(), "mine");
+    // A mount that the making left does not keep it from being deleted.
+    cut_the_making_of(&desk, "disk");
+    volume(&desk, "delete disk --yes").ok();
+    assert!(!desk.path("registry/data/disk").exists());
 }
 
 struct Detach<'a>(&'a Desk);

@@ -19,10 +19,13 @@ use super::mounts;
 use super::output::line;
 use super::runtime_dir;
 use super::volume_args::{AttachArgs, BlockFilesystem};
+use crate::sys::at;
 use crate::volume::registry::{Block, Entry};
 
 /// Name of the image in its volume.
 const IMAGE: &str = "disk.img";
+/// Its name until it is whole, with a filesystem on it.
+const UNFINISHED: &str = "disk.img.unfinished";
 /// Sectors of the loop device: the blocks in which the image is encrypted.
 const SECTOR: &str = "4096";
 /// How long a loop device may take to let go of its image.
@@ -97,17 +100,19 @@ fn place(entry: &Entry) -> Result<PathBuf, CliError> {
     Ok(dir)
 }
 
+/// Where anything has it mounted that answers.
 fn mounted_place(entry: &Entry) -> Option<PathBuf> {
     control::of_lower(&entry.lower).map(|status| status.mountpoint)
 }
 
 /// The loop device of the image in `place`.
 fn device_of(place: &Path) -> Option<String> {
-    let image = place.join(IMAGE);
-    let listed = run("losetup", |c| {
-        c.args(["--associated"]).arg(image).args(["--noheadings", "--output", "NAME"]);
-    });
-    listed.ok()?.lines().next().map(|line| line.trim().to_owned()).filter(|name| !name.is_empty())
+    [IMAGE, UNFINISHED].iter().find_map(|image| {
+        let listed = run("losetup", |c| {
+            c.args(["--associated"]).arg(place.join(image)).args(["--noheadings", "--output", "NAME"]);
+        });
+        listed.ok()?.lines().next().map(|line| line.trim().to_owned()).filter(|name| !name.is_empty())
+    })
 }
 
 /// What a mount that was killed leaves: its place in the kernel's table, and the loop device of its image. Asks neither,
@@ -119,10 +124,12 @@ fn remains(place: &Path) -> (bool, Option<String>) {
     let listed = run("losetup", |c| {
         c.args(["--list", "--noheadings", "--raw", "--output", "NAME,BACK-FILE"]);
     });
-    let image = place.join(IMAGE).display().to_string();
+    let images = [IMAGE, UNFINISHED].map(|image| place.join(image).display().to_string());
     let listed = listed.unwrap_or_default();
-    let device =
-        listed.lines().filter_map(|line| line.split_once(' ')).find(|(_, file)| file.trim() == image);
+    let device = listed
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .find(|(_, file)| images.iter().any(|image| file.trim() == image));
     (mounted.is_ok_and(|text| !text.is_empty()), device.map(|(name, _)| name.to_owned()))
 }
 
@@ -213,9 +220,15 @@ pub fn left_at(entry: &Entry) -> Option<PathBuf> {
     }
 }
 
-/// Takes away what the interrupted making of a block volume has mounted.
+/// Takes away what the interrupted making of a block volume has mounted. A mount elsewhere is somebody else's.
 pub fn take_back(entry: &Entry) -> Result<(), CliError> {
-    let is_there = entry.block.is_some() && (mounted_place(entry).is_some() || left_at(entry).is_some());
+    if entry.block.is_none() {
+        return Ok(());
+    }
+    let is_there = match mounted_place(entry) {
+        Some(place) => at::resolved(&place) == at::resolved(&place_of(entry)?),
+        None => left_at(entry).is_some(),
+    };
     if is_there { detach(entry, false) } else { Ok(()) }
 }
 
@@ -240,10 +253,10 @@ pub fn flush(place: &Path) -> Result<(), CliError> {
     synced.map_err(|e| CliError::failed(format!("cannot sync {}: {e}", place.display())))
 }
 
-fn set_up_loop(place: &Path, read_only: bool) -> Result<String, CliError> {
+fn set_up_loop(image: &Path, read_only: bool) -> Result<String, CliError> {
     run("losetup", |c| {
         c.args(["--find", "--show", "--direct-io=on", "--sector-size", SECTOR]);
-        c.args(read_only.then_some("--read-only")).arg(place.join(IMAGE));
+        c.args(read_only.then_some("--read-only")).arg(image);
     })
 }
 
@@ -280,7 +293,7 @@ pub fn check_size(bytes: u64, fs: BlockFilesystem) -> Result<(), CliError> {
     Err(CliError::new(Exit::Usage, text))
 }
 
-/// Makes the image and its filesystem, in a volume that was just made.
+/// Makes the image and its filesystem, in a volume that was just made, where it has none yet.
 pub fn format(entry: &Entry, kms: Option<&str>, verbose: u8) -> Result<(), CliError> {
     let Some(block) = &entry.block else { return Ok(()) };
     let place = mount_volume(entry, MountArgs::default(), kms, verbose)?;
@@ -291,17 +304,31 @@ pub fn format(entry: &Entry, kms: Option<&str>, verbose: u8) -> Result<(), CliEr
 }
 
 fn make_image(place: &Path, block: &Block) -> Result<(), CliError> {
-    let path = place.join(IMAGE);
+    let (whole, path) = (place.join(IMAGE), place.join(UNFINISHED));
     let failed = |e: std::io::Error| CliError::failed(format!("cannot make {}: {e}", path.display()));
+    if whole.try_exists().map_err(failed)? {
+        return Ok(());
+    }
+    // Of a making that was interrupted.
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
+        _ => {}
+    }
     let image = File::options().write(true).create_new(true).open(&path).map_err(failed)?;
     image.set_len(whole_sectors(block.bytes)).and_then(|()| image.sync_all()).map_err(failed)?;
     drop(image);
+    format_image(place, block)?;
+    std::fs::rename(&path, &whole).and_then(|()| File::open(place)?.sync_all()).map_err(failed)
+}
+
+/// Puts the filesystem on the image that is being made.
+fn format_image(place: &Path, block: &Block) -> Result<(), CliError> {
     let formatter = match block.filesystem.as_str() {
         "ext4" => ("mkfs.ext4", ["-q", "-E", "discard"].as_slice()),
         "xfs" => ("mkfs.xfs", ["-q"].as_slice()),
         _ => return Ok(()),
     };
-    let device = set_up_loop(place, false)?;
+    let device = set_up_loop(&place.join(UNFINISHED), false)?;
     let formatted = run(formatter.0, |c| {
         c.args(formatter.1).arg(&device);
     });
@@ -354,7 +381,7 @@ pub fn attach(entry: &Entry, args: &AttachArgs, kms: Option<&str>, verbose: u8) 
     }
     let how = MountArgs { read_only: args.read_only, attach: args.granted_name(), ..MountArgs::default() };
     let place = mount_volume(entry, how, kms, verbose)?;
-    let attached = set_up_loop(&place, args.read_only).and_then(|device| {
+    let attached = set_up_loop(&place.join(IMAGE), args.read_only).and_then(|device| {
         let Some(mountpoint) = &args.mountpoint else { return line(&device) };
         let mounted = mount_device(&device, mountpoint, &block.filesystem, args);
         // Once it is mounted the device goes with the mount.
@@ -444,7 +471,7 @@ fn grow_filesystem(place: &Path, filesystem: &str) -> Result<(), CliError> {
     if filesystem == "none" {
         return Ok(());
     }
-    let device = set_up_loop(place, false)?;
+    let device = set_up_loop(&place.join(IMAGE), false)?;
     let grown = if filesystem == "ext4" {
         // resize2fs wants it checked; 1 is "errors were corrected".
         let checked = run_unless(

@@ -189,26 +189,30 @@ fn delete(args: &DeleteArgs) -> Result<(), CliError> {
         );
         return Err(CliError::new(Exit::Usage, text));
     }
-    remove_all(&entry, &changing)?;
+    if entry.state == State::Creating {
+        volume_create::remove(&entry, &changing)?;
+    } else {
+        remove_all(&entry, &changing)?;
+    }
     line(&format!("volume {} is gone; its key is not touched", entry.name))
 }
 
 /// Removes lower directory and entry; what a crash interrupts is gone on with by the next deletion.
 pub(super) fn remove_all(entry: &Entry, changing: &Changing<'_>) -> Result<(), CliError> {
-    changing.put(&Entry { state: State::Deleting, ..entry.clone() })?;
     let _lock = match MountLock::take(&entry.lower) {
         Ok(lock) => Some(lock),
         Err(e @ VolumeError::InUse(..)) => return Err(e.into()),
         Err(_) => None,
     };
     // Another volume may have been put in its place.
-    match volume::peek(&entry.lower) {
-        Ok(record) if record.volume_id.to_string() != entry.volume_id => {
-            let text = format!("{} holds another volume, {}", entry.lower.display(), record.volume_id);
-            return Err(CliError::new(Exit::Volume, text));
-        }
-        _ => volume::remove_lower(&entry.lower)?,
+    if let Ok(record) = volume::peek(&entry.lower)
+        && record.volume_id.to_string() != entry.volume_id
+    {
+        let text = format!("{} holds another volume, {}", entry.lower.display(), record.volume_id);
+        return Err(CliError::new(Exit::Volume, text));
     }
+    changing.put(&Entry { state: State::Deleting, ..entry.clone() })?;
+    volume::remove_lower(&entry.lower)?;
     Ok(changing.remove(&entry.name)?)
 }
 

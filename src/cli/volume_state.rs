@@ -104,7 +104,7 @@ impl Standing {
             Self::Available | Self::InUse(_) => return None,
             Self::Missing => "its lower directory is not there; 'kmsfs volume describe' says more".to_owned(),
             Self::Creating => format!(
-                "it is being made, or that was interrupted: 'kmsfs volume create {name}' makes it anew, \
+                "it is being made, or that was interrupted: the same 'kmsfs volume create {name}' ends that, \
                  'kmsfs volume delete {name} --yes' takes it away"
             ),
             Self::Deleting => format!("it is being deleted: 'kmsfs volume delete {name} --yes' ends that"),

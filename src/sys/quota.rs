@@ -48,16 +48,38 @@ struct QuotaBlock {
 pub fn limit(dir: &OwnedFd, project: u32, bytes: u64) -> io::Result<()> {
     // The limit first: where there are no quotas, nothing is changed.
     set_limit(dir, project, bytes)?;
-    let fd = dir.as_fd().as_raw_fd();
-    let mut attributes = FsXattr::default();
-    // SAFETY: the descriptor is open, and the call fills in a structure of this layout.
-    if unsafe { libc::ioctl(fd, GET_XATTR, &raw mut attributes) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let mut attributes = attributes_of(dir)?;
     attributes.project = project;
     attributes.flags |= PROJECT_INHERIT;
-    // SAFETY: as above; the call only reads it.
-    if unsafe { libc::ioctl(fd, SET_XATTR, &raw const attributes) } != 0 {
+    set_attributes(dir, &attributes)
+}
+
+/// Takes `dir`, which is empty, out of the project `project`, where it is in that, and the limit from the project.
+pub fn lift(dir: &OwnedFd, project: u32) -> io::Result<()> {
+    let lifted = set_limit(dir, project, 0);
+    match attributes_of(dir) {
+        Ok(mut attributes) if attributes.project == project => {
+            attributes.project = 0;
+            attributes.flags &= !PROJECT_INHERIT;
+            set_attributes(dir, &attributes).and(lifted)
+        }
+        // It was never put under the limit.
+        _ => Ok(()),
+    }
+}
+
+fn attributes_of(dir: &OwnedFd) -> io::Result<FsXattr> {
+    let mut attributes = FsXattr::default();
+    // SAFETY: the descriptor is open, and the call fills in a structure of this layout.
+    if unsafe { libc::ioctl(dir.as_fd().as_raw_fd(), GET_XATTR, &raw mut attributes) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(attributes)
+}
+
+fn set_attributes(dir: &OwnedFd, attributes: &FsXattr) -> io::Result<()> {
+    // SAFETY: the descriptor is open, and the call only reads a structure of this layout.
+    if unsafe { libc::ioctl(dir.as_fd().as_raw_fd(), SET_XATTR, std::ptr::from_ref(attributes)) } != 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())

@@ -9,8 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, XattrFlags, fsync, symlinkat, unlinkat};
 
-use super::lower_dir::remove_tree;
-use super::open::open_lower;
+use super::open::{MountLock, open_lower};
 use super::{VolumeError, context, key_error, record_file};
 use crate::api::ErrorCode;
 use crate::client::{ClientError, GeneratedKey, Kms};
@@ -94,30 +93,44 @@ pub fn check_new(lower: &Path) -> Result<(), VolumeError> {
     check_place(lower)
 }
 
-/// Takes out of `lower` what the interrupted making of the volume `id` left there, and its recovery sheet. Refused where
-/// anything else has come to be there.
+/// Whether `lower` holds the volume `id` with its record whole: its making had nothing left to do there.
+pub fn is_made(lower: &Path, id: &str) -> bool {
+    let whole = open_lower(lower).is_ok_and(|root| record_file::is_whole(root.as_fd(), lower));
+    whole && super::open::peek(lower).is_ok_and(|record| record.volume_id.to_string() == id)
+}
+
+/// Takes out of `lower` what the interrupted making of the volume `id` left there, and its recovery sheet. Refused while
+/// it is mounted, and where anything else has come to be there.
 pub fn take_back(lower: &Path, id: &str, sheet_dir: &Path) -> Result<(), VolumeError> {
     let failed = |e: std::io::Error| VolumeError::io("clear", lower, e);
-    let listing = match std::fs::read_dir(lower) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        other => other.map_err(failed)?,
-    };
+    if !lower.try_exists().map_err(failed)? {
+        return Ok(());
+    }
+    let _lock = MountLock::take(lower)?;
+    let listing = std::fs::read_dir(lower).map_err(failed)?;
     let names = listing.map(|entry| Ok(entry?.file_name())).collect::<Result<Vec<_>, _>>().map_err(failed)?;
     let names: Vec<_> = names.into_iter().filter(|name| name != LOST_AND_FOUND).collect();
-    let is_its = match super::open::peek(lower) {
-        Ok(record) => record.volume_id.to_string() == id,
-        // Without a record nothing but what its making begins with can be there.
-        Err(_) => names.iter().all(|name| is_of_making(name.as_bytes())),
-    };
-    if !is_its {
+    let is_another = super::open::peek(lower).is_ok_and(|record| record.volume_id.to_string() != id);
+    // Whatever a mount has written has other names.
+    if is_another || !names.iter().all(|name| is_of_making(name.as_bytes())) {
         return Err(VolumeError::NotEmpty(lower.to_owned()));
     }
     let root = open_lower(lower)?;
-    names.iter().try_for_each(|name| remove_tree(&root, name.as_bytes())).map_err(|e| failed(e.into()))?;
+    names.iter().try_for_each(|name| at::unlink(&root, name.as_bytes())).map_err(|e| failed(e.into()))?;
     match std::fs::remove_file(sheet_dir.join(format!("{id}.txt"))) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(VolumeError::io("remove", sheet_dir, e)),
         _ => Ok(()),
     }
+}
+
+/// The recovery sheet of the volume in `lower` that is in `dir`, written where it is missing.
+pub fn sheet_of(lower: &Path, dir: &Path) -> Result<PathBuf, VolumeError> {
+    let record = super::open::peek(lower)?;
+    let path = dir.join(format!("{}.txt", record.volume_id));
+    if path.exists() {
+        return Ok(path);
+    }
+    write_sheet(lower, dir, &record, &record.active().wrapped.key_arn)
 }
 
 fn is_of_making(name: &[u8]) -> bool {

@@ -60,6 +60,14 @@ pub fn change_limit(lower: &Path, project: u32, bytes: u64) -> Result<(), Volume
     quota::set_limit(&dir, project, bytes).map_err(|e| no_quota(lower, &e))
 }
 
+/// Takes the limit `project` from `lower`, which is empty, where it has it.
+pub fn lift_limit(lower: &Path, project: u32) -> Result<(), VolumeError> {
+    match open_root(lower) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        dir => dir.and_then(|dir| quota::lift(&dir, project)).map_err(|e| no_quota(lower, &e)),
+    }
+}
+
 fn no_quota(lower: &Path, e: &io::Error) -> VolumeError {
     let errno = e.raw_os_error().map(Errno::from_raw_os_error);
     let why = match errno {

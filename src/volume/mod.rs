@@ -53,9 +53,11 @@ pub use count::count_files;
 pub use epoch::Epoch;
 pub use error::{VolumeError, key_error};
 pub use info::{FileInfo, SlotInfo, file_info};
-pub use init::{InitOptions, Made, SERVICE_KEY, check_new, init, new_id, restore, take_back};
+pub use init::{
+    InitOptions, Made, SERVICE_KEY, check_new, init, is_made, new_id, restore, sheet_of, take_back,
+};
 pub use keys::VolumeKeys;
-pub use lower_dir::{change_limit, limit_lower, prepare_lower, remove_lower, split_lower};
+pub use lower_dir::{change_limit, lift_limit, limit_lower, prepare_lower, remove_lower, split_lower};
 pub use mounted::MountedTree;
 pub use open::{MountLock, Volume, is_mounted, peek};
 pub use reencrypt::{ReencryptOptions, ReencryptReport, reencrypt, reencrypt_offline};
