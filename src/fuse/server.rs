@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fuser::ReplyData;
 use parking_lot::Mutex;
@@ -32,6 +32,9 @@ const QUEUE_LEN: usize = 1024;
 
 // Whatever happens to the key service, threads are left for requests that need no key of it; and so with the disk.
 const _: () = assert!(KEY_WAITS < *THREADS.start() && DISK_WAITS < *THREADS.start());
+
+/// How long the end of a mount waits for the thread that fetches keys ahead of need.
+const AHEAD_PATIENCE: Duration = Duration::from_millis(300);
 
 /// Buffers above this are not kept for the next read of the thread.
 const KEPT_BUFFER: usize = 2 << 20;
@@ -76,21 +79,25 @@ impl Drop for Pool {
 }
 
 /// The thread that fetches keys ahead of need.
-struct AheadThread(Arc<Tree>, Option<JoinHandle<()>>);
+struct AheadThread(Arc<Tree>, JoinHandle<()>);
 
 impl AheadThread {
     fn start(tree: &Arc<Tree>) -> std::io::Result<Self> {
         let walked = Arc::clone(tree);
         // A panic costs keys ahead of need, and nothing else.
         let run = move || drop(catch_unwind(AssertUnwindSafe(|| walked.run_ahead())));
-        Ok(Self(Arc::clone(tree), Some(thread::Builder::new().name("key-ahead".into()).spawn(run)?)))
+        Ok(Self(Arc::clone(tree), thread::Builder::new().name("key-ahead".into()).spawn(run)?))
     }
 }
 
 impl Drop for AheadThread {
     fn drop(&mut self) {
         self.0.stop_ahead();
-        let _ = self.1.take().map(JoinHandle::join);
+        let begin = Instant::now();
+        // The end of a mount does not wait for a key service that does not answer.
+        while !self.1.is_finished() && begin.elapsed() < AHEAD_PATIENCE {
+            thread::sleep(AHEAD_PATIENCE / 100);
+        }
     }
 }
 
@@ -99,18 +106,18 @@ pub struct Server {
     tree: Arc<Tree>,
     for_keys: Pool,
     for_disk: Pool,
-    _ahead: AheadThread,
+    _ahead: Option<AheadThread>,
     disk_waits: AtomicUsize,
     requests: Arc<AtomicU64>,
     traffic: Arc<Traffic>,
 }
 
 impl Server {
-    /// Starts the threads for waiting requests, which end with the server.
-    pub fn start(tree: Arc<Tree>) -> std::io::Result<Self> {
+    /// Starts the threads for waiting requests, and with `ahead` the one for keys ahead of need. They end with the server.
+    pub fn start(tree: Arc<Tree>, ahead: bool) -> std::io::Result<Self> {
         let for_keys = Pool::start(&tree, "key-wait", KEY_WAITERS)?;
         let for_disk = Pool::start(&tree, "disk-wait", DISK_WAITERS)?;
-        let ahead = AheadThread::start(&tree)?;
+        let ahead = ahead.then(|| AheadThread::start(&tree)).transpose()?;
         Ok(Self {
             tree,
             for_keys,

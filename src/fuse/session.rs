@@ -96,7 +96,7 @@ impl Session {
         let threads = options.threads.unwrap_or(processors).clamp(*THREADS.start(), *THREADS.end());
         config.n_threads = Some(threads);
         config.clone_fd = true;
-        let server = Arc::new(Server::start(tree.clone())?);
+        let server = Arc::new(Server::start(tree.clone(), !options.per_caller)?);
         let (requests, traffic) = (server.requests(), Arc::clone(server.traffic()));
         let kernel = KernelCache::default();
         let seeker = Seeker::start(server.clone(), kernel.clone())?;

@@ -31,8 +31,14 @@ const MAX_LOOK: usize = 128;
 const BATCH: usize = 16;
 /// Entries passed over at most in search of the file that was opened.
 const MAX_PASSED: usize = 100_000;
+/// Entries and directories passed over at most for one cold open.
+const MAX_STEPS: usize = 10_000;
+/// Nothing is fetched ahead for so long after the service did not give what was asked for.
+const REST: Duration = Duration::from_secs(10);
 /// Directories that are gone through at the same time.
 const MAX_WALKS: usize = 4;
+/// How lower directories are opened.
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOATIME);
 /// Bytes of lower entries read at a time.
 const BUFFER_LEN: usize = 4 * 1024;
 /// Directories are let go when nothing was cold for so long.
@@ -49,6 +55,7 @@ pub(super) struct Ahead {
 struct State {
     row: u32,
     last: Option<Instant>,
+    rests_until: Option<Instant>,
     /// The last file of a long enough row, until it is taken up.
     cold: Option<Link>,
     stopped: bool,
@@ -69,6 +76,8 @@ struct Walk {
     fd: OwnedFd,
     position: u64,
     look: usize,
+    /// Entries and directories that may still be passed over for this cold open.
+    steps: usize,
     from: Vec<u8>,
     again: bool,
     done: bool,
@@ -84,6 +93,9 @@ impl Ahead {
 
     fn note_at(&self, now: Instant, link: impl FnOnce() -> Option<Link>) {
         let mut state = self.state.lock();
+        if state.rests_until.is_some_and(|until| now < until) {
+            return;
+        }
         let in_row = state.last.is_some_and(|last| now.duration_since(last) < PAUSE);
         state.row = if in_row { state.row.saturating_add(1) } else { 1 };
         state.last = Some(now);
@@ -91,6 +103,16 @@ impl Ahead {
             state.cold = link();
             self.wanted.notify_one();
         }
+    }
+
+    fn rest(&self) {
+        let mut state = self.state.lock();
+        (state.row, state.cold) = (0, None);
+        state.rests_until = Some(Instant::now() + REST);
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.state.lock().stopped
     }
 
     fn next(&self) -> Next {
@@ -115,7 +137,12 @@ impl Tree {
                 Next::Stop => return,
                 Next::Idle => walks.clear(),
                 // Whatever is wrong is told by the open that meets it.
-                Next::Cold(link) => drop(self.go_ahead(&mut walks, &link)),
+                Next::Cold(link) => {
+                    if !self.go_ahead(&mut walks, &link).unwrap_or(false) {
+                        self.ahead.rest();
+                        walks.clear();
+                    }
+                }
             }
         }
     }
@@ -126,10 +153,11 @@ impl Tree {
         self.ahead.wanted.notify_all();
     }
 
-    fn go_ahead(&self, walks: &mut Vec<Walk>, cold: &Link) -> Result<(), FsError> {
+    /// `false` where the key service does not give what is asked for.
+    fn go_ahead(&self, walks: &mut Vec<Walk>, cold: &Link) -> Result<bool, FsError> {
         let room = self.files.keys.room_ahead();
         if room == 0 {
-            return Ok(());
+            return Ok(true);
         }
         let known = walks.iter().position(|walk| walk.id == cold.parent);
         let mut walk = match known {
@@ -137,48 +165,54 @@ impl Tree {
             None => self.walk_from(cold, walks.first().map_or(FIRST_LOOK, |last| last.look))?,
         };
         let mut left = walk.look.min(room);
-        walk.look = (walk.look * 2).min(MAX_LOOK);
-        while left > 0 && !walk.done {
+        (walk.look, walk.steps) = ((walk.look * 2).min(MAX_LOOK), MAX_STEPS);
+        while left > 0 && walk.steps > 0 && !walk.done && !self.ahead.is_stopped() {
             let wraps = self.next_wraps(&mut walk, left.min(BATCH))?;
-            self.files.keys.fetch_ahead(&wraps);
+            if !self.files.keys.fetch_ahead(&wraps) {
+                return Ok(false);
+            }
             left -= left.min(BATCH);
         }
         walks.truncate(MAX_WALKS - 1);
         walks.insert(0, walk);
-        Ok(())
+        Ok(true)
     }
 
     /// A walk that begins behind the entry at `cold`.
     fn walk_from(&self, cold: &Link, look: usize) -> Result<Walk, FsError> {
         let dir = self.dir(cold.parent)?;
-        let fd = self.spare_descriptors(|| at::reopen_dir(&dir.fd))?;
+        let fd = self.spare_descriptors(|| at::reopen(&dir.fd, DIRECTORY))?;
         let from = cold.name.as_bytes().to_vec();
         let behind = behind(&fd, &from)?;
         let (position, again) = (behind.unwrap_or(0), behind.is_none());
-        Ok(Walk { id: cold.parent, fd, position, look, from, again, done: false, beside: None })
+        let steps = MAX_STEPS;
+        Ok(Walk { id: cold.parent, fd, position, look, steps, from, again, done: false, beside: None })
     }
 
     /// The wrapped keys of the `left` files that come next.
     fn next_wraps(&self, walk: &mut Walk, mut left: usize) -> Result<Vec<(FileId, WrappedKey)>, FsError> {
         let mut wraps = Vec::new();
-        while left > 0 && !walk.done {
-            let Walk { fd, position, from, again, .. } = walk;
+        while left > 0 && walk.steps > 0 && !walk.done {
+            let Walk { fd, position, from, again, steps, .. } = walk;
             *position = each(fd, *position, |name, kind, _| {
                 let came_round = *again && name == from;
-                if left == 0 || came_round {
+                if left == 0 || *steps == 0 || came_round {
                     return false;
                 }
+                *steps -= 1;
                 if kind == FileType::RegularFile {
                     left -= 1;
                     wraps.extend(self.wrap_of(fd, name));
                 }
                 true
             })?;
-            if left > 0 && !walk.again {
-                (walk.position, walk.again) = (0, true);
-            } else if left > 0 {
+            if left == 0 || walk.steps == 0 {
+                break;
+            }
+            if walk.again {
                 self.go_beside(walk)?;
             }
+            (walk.position, walk.again) = (0, true);
         }
         Ok(wraps)
     }
@@ -189,27 +223,35 @@ impl Tree {
         if walk.beside.is_none() {
             let Some(link) = self.nodes.find(walk.id).and_then(|node| node.link()) else { return Ok(()) };
             let parent = self.dir(link.parent)?;
-            let fd = self.spare_descriptors(|| at::reopen_dir(&parent.fd))?;
+            let fd = self.spare_descriptors(|| at::reopen(&parent.fd, DIRECTORY))?;
             let Some(position) = behind(&fd, link.name.as_bytes())? else { return Ok(()) };
             walk.beside = Some((parent, fd, position));
         }
-        let Some((parent, fd, position)) = &mut walk.beside else { return Ok(()) };
-        let mut next = None;
-        *position = each(fd, *position, |name, kind, ino| {
-            if next.is_some() {
-                return false;
+        let (Some((parent, fd, position)), steps) = (&mut walk.beside, &mut walk.steps) else {
+            return Ok(());
+        };
+        while *steps > 0 {
+            let mut next = None;
+            *position = each(fd, *position, |name, kind, _| {
+                if next.is_some() || *steps == 0 {
+                    return false;
+                }
+                *steps -= 1;
+                // What begins with a dot is no directory of users.
+                if kind == FileType::Directory && !name.starts_with(b".") {
+                    next = Some(name.to_vec());
+                }
+                true
+            })?;
+            let Some(name) = next else { break };
+            let fd = self.spare_descriptors(|| at::open(&parent.fd, &name, DIRECTORY, 0))?;
+            let stat = fs::fstat(&fd)?;
+            // What is mounted there is none of the volume.
+            if stat.st_dev == self.device {
+                (walk.id, walk.fd, walk.done) = (self.node_id(&stat), fd, false);
+                walk.from.clear();
+                break;
             }
-            // What begins with a dot is no directory of users.
-            if kind == FileType::Directory && !name.starts_with(b".") {
-                next = Some((name.to_vec(), ino));
-            }
-            true
-        })?;
-        if let Some((name, ino)) = next {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-            walk.fd = self.spare_descriptors(|| at::open(&parent.fd, &name, flags, 0))?;
-            (walk.id, walk.position, walk.done) = (self.node_id_of_ino(ino), 0, false);
-            walk.from.clear();
         }
         Ok(())
     }
@@ -276,6 +318,11 @@ mod tests {
         assert_eq!(cold(), Some(link("last")));
         open(1, start + PAUSE + PAUSE / 2);
         assert_eq!(cold(), Some(link("f")), "it goes on");
+        ahead.rest();
+        open(2 * ROW, Instant::now());
+        assert_eq!(cold(), None, "the service did not give what was asked for");
+        open(ROW, Instant::now() + REST);
+        assert_eq!(cold(), Some(link("f")));
     }
 
     /// Lower names and ids of the files of a directory, as it lists them.

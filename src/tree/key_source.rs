@@ -115,8 +115,11 @@ pub trait KeySource: Send + Sync {
     }
 
     /// Fetches those of them that are not held, in the mount's own name. May take as long as the service does; what
-    /// cannot be had is left for whoever needs it.
-    fn fetch_ahead(&self, _wanted: &[(FileId, WrappedKey)]) {}
+    /// cannot be had is left for whoever needs it. `false` where the service did not give all of them, so that it is
+    /// not worth asking on.
+    fn fetch_ahead(&self, _wanted: &[(FileId, WrappedKey)]) -> bool {
+        true
+    }
 
     /// Whether user `uid` may have the data key of `file_id`, by a decision of the key service that is not old.
     fn permit(&self, _uid: u32, _file_id: FileId, _wrapped: &WrappedKey) -> Result<(), KeyError> {

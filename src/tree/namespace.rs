@@ -71,7 +71,7 @@ pub struct Tree {
     pub(super) removals: Mutex<()>,
     /// Whether new objects can be given to their callers.
     pub(super) can_chown: bool,
-    device: u64,
+    pub(super) device: u64,
     root_inode: u64,
 }
 

@@ -544,8 +544,8 @@ impl KeySource for MountKeys {
         self.0.cache.room_ahead()
     }
 
-    fn fetch_ahead(&self, wanted: &[(FileId, WrappedKey)]) {
-        self.0.fetch_ahead(wanted);
+    fn fetch_ahead(&self, wanted: &[(FileId, WrappedKey)]) -> bool {
+        self.0.fetch_ahead(wanted)
     }
 
     fn check_holder(&self, uid: u32, file_id: FileId, wrapped: &WrappedKey) -> Result<(), KeyError> {
