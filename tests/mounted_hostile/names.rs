@@ -66,7 +66,7 @@ fn a_swapped_directory_record_is_damage_and_a_lost_one_comes_back_from_its_copy(
         let of_record = findings
             .iter()
             .find(|finding| finding["lower_path"].as_str().unwrap().ends_with(".kmsfs.dir"))
-            .unwrap();
+            .unwrap_or_else(|| panic!("nothing is told of the record: {report}"));
         assert_eq!(of_record["path"], path, "{report}");
     };
     fs::remove_file(&record).unwrap();
