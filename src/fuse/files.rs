@@ -195,7 +195,7 @@ impl Files {
         let data_only = open_flags & libc::O_SYNC != libc::O_SYNC;
         let write = move |tree: &Tree| {
             let written = tree.write(id.0, offset, &data, manner, asker)?;
-            sync_through(tree, id.0, data_only, &descriptor, &|| {}).map(|()| written)
+            sync_through(tree, id.0, data_only, &descriptor, None).map(|()| written)
         };
         let traffic = Arc::clone(self.server.traffic());
         self.server.answer_slowly(id.0, write, move |written| {
@@ -221,7 +221,8 @@ impl Files {
                     reply.ok();
                 }
             };
-            sync_through(tree, id.0, data_only, &descriptor, &durable).map(|()| tree.has_other_blocks(id.0))
+            let durable = early.is_some().then_some(&durable as &dyn Fn());
+            sync_through(tree, id.0, data_only, &descriptor, durable).map(|()| tree.has_other_blocks(id.0))
         };
         let kernel = self.kernel.clone();
         self.server.answer_slowly(id.0, sync, move |done| {
@@ -293,14 +294,14 @@ impl Files {
     }
 }
 
-/// Makes the file durable for one descriptor, which is told of what failed before, too; calls `durable` where the rest
-/// need not be waited for.
+/// Makes the file durable for one descriptor, which is told of what failed before, too; calls `durable`, where there
+/// is one, where the rest need not be waited for.
 fn sync_through(
     tree: &Tree,
     id: u64,
     data_only: bool,
     descriptor: &Result<Arc<Descriptor>, FsError>,
-    durable: &dyn Fn(),
+    durable: Option<&dyn Fn()>,
 ) -> Result<(), FsError> {
     match descriptor {
         Ok(descriptor) => tree.sync_descriptor(id, data_only, &descriptor.failures_seen, durable),

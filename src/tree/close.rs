@@ -356,8 +356,7 @@ pub(super) mod tests {
         tree.open_file(id, WRITING, Asker::Mount).unwrap();
         let second = AtomicU32::new(tree.sync_failures(id));
         fault::after(Some((0, Fault::NoSync)));
-        let told =
-            |seen: &AtomicU32| tree.sync_descriptor(id, true, seen, &|| {}).err().map(|e| e.to_string());
+        let told = |seen: &AtomicU32| tree.sync_descriptor(id, true, seen, None).err().map(|e| e.to_string());
         assert!(told(&first).is_some());
         assert_eq!(told(&first), None, "told twice");
         tree.open_file(id, OpenManner::default(), Asker::Mount).unwrap();
@@ -365,6 +364,40 @@ pub(super) mod tests {
         assert_eq!(told(&later), None, "it failed before this one was opened");
         assert!(told(&second).is_some(), "swallowed");
         assert_eq!((told(&first), told(&second)), (None, None));
+    }
+
+    /// A durable file, one block of which was overwritten.
+    fn overwritten(tree: &Tree) -> u64 {
+        let id = written(tree, b"file", &[5; 10_000]);
+        tree.sync_file(id, true).unwrap();
+        tree.write(id, 0, &[6; 4_096], WriteManner::default(), Asker::Mount).unwrap();
+        id
+    }
+
+    #[test]
+    fn a_sync_that_fails_after_its_answer_is_told_at_the_next_and_any_other_at_once() {
+        for early in [false, true] {
+            let bench = Bench::new();
+            let tree = bench.tree();
+            let id = overwritten(&tree);
+            let seen = AtomicU32::new(tree.sync_failures(id));
+            let answered = AtomicU32::new(0);
+            let answer = || {
+                answered.fetch_add(1, Ordering::Relaxed);
+            };
+            let sync = || tree.sync_descriptor(id, true, &seen, early.then_some(&answer as &dyn Fn()));
+            // The record is the first change, the block the second.
+            fault::after(Some((1, Fault::Full)));
+            assert!(sync().is_err());
+            assert_eq!(answered.load(Ordering::Relaxed), u32::from(early));
+            assert_eq!(sync().is_err(), early, "told twice, or not at all");
+            sync().unwrap();
+            assert_eq!(
+                answered.load(Ordering::Relaxed),
+                u32::from(early),
+                "an error comes with no other answer"
+            );
+        }
     }
 
     #[test]

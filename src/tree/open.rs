@@ -395,7 +395,7 @@ impl Tree {
     }
 
     /// The same for one of several descriptors, which is told once of each failure, also where another one met it.
-    /// `seen` is the count of failures that it knows of ([`Tree::sync_failures`]). Calls `durable` at most once, where
+    /// `seen` is the count of failures that it knows of ([`Tree::sync_failures`]). Calls `durable`, if any, at most once, where
     /// nothing is to be told but that the data is durable, and work is left that the caller need not wait for; what goes
     /// wrong in that is told at the next sync.
     pub fn sync_descriptor(
@@ -403,12 +403,15 @@ impl Tree {
         id: u64,
         data_only: bool,
         seen: &AtomicU32,
-        durable: &dyn Fn(),
+        durable: Option<&dyn Fn()>,
     ) -> Result<(), FsError> {
         let knows_all = self.sync_failures(id) == seen.load(Ordering::Acquire);
         let told = Cell::new(false);
         let tell = || {
-            if knows_all && !told.replace(true) {
+            if let Some(durable) = durable
+                && knows_all
+                && !told.replace(true)
+            {
                 durable();
             }
         };
