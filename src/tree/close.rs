@@ -129,11 +129,19 @@ impl Tree {
         }
     }
 
-    /// Forgets what memory knows of an open file, which may be wrong: its next use reads it from the disk.
+    /// Forgets what memory knows of an open file, which may be wrong: its next use reads it from the disk. Where a sync
+    /// has promised what only memory and the log have, and it cannot be put in place, the file stays open as it is.
     pub fn abandon(&self, id: u64) {
         if let Some(node) = self.nodes.find(id) {
             self.note_left_dirty();
-            self.drop_open(&node, &mut node.file.write());
+            let mut slot = node.file.write();
+            match slot.open.as_ref().map_or(Ok(()), |open| open.io.keep_promises()) {
+                Ok(()) => self.drop_open(&node, &mut slot),
+                Err(why) => {
+                    drop(slot);
+                    self.leave_open(&node, &why);
+                }
+            }
         }
     }
 
@@ -397,6 +405,32 @@ pub(super) mod tests {
                 u32::from(early),
                 "an error comes with no other answer"
             );
+        }
+    }
+
+    #[test]
+    fn an_abandoned_file_has_what_its_sync_promised() {
+        for panics in [true, false] {
+            let bench = Bench::new();
+            let tree = bench.tree();
+            let id = overwritten(&tree);
+            let seen = AtomicU32::new(0);
+            let full = || fault::after(Some((0, Fault::Full)));
+            let answered = || if panics { panic!("after the answer") } else { full() };
+            let sync = || tree.sync_descriptor(id, true, &seen, Some(&answered));
+            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(sync));
+            assert!(!matches!(done, Ok(Ok(()))));
+            if !panics {
+                full();
+            }
+            tree.abandon(id);
+            let mut wanted = [5; 10_000];
+            wanted[..4_096].fill(6);
+            let mut back = Vec::new();
+            tree.read(id, 0, 20_000, Asker::Mount, &mut back).unwrap();
+            assert!(back == wanted, "{panics}");
+            tree.files.flush_all();
+            tree.files.log.as_ref().unwrap().wipe().unwrap();
         }
     }
 

@@ -69,6 +69,15 @@ pub(super) enum CutOff {
     MayShow,
 }
 
+/// Where that is which a sync said to be durable before it was in place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Promised {
+    #[default]
+    InPlace,
+    /// In the log, which keeps the records of all blocks in flight; not in place, or not with its tags.
+    InLog,
+}
+
 /// The state of a file that has a header.
 pub(super) struct Body {
     pub(super) superblock: Superblock,
@@ -100,8 +109,7 @@ pub(super) struct Body {
     pub(super) staged: BTreeMap<u64, Staged>,
     /// Blocks whose record is in the log or on its way there, and that are to be put in place.
     pub(super) in_flight: BTreeMap<u64, Staged>,
-    /// The log keeps records of blocks that were said to be durable and could not be put in place; why they could not.
-    pub(super) kept: Option<Errno>,
+    pub(super) promised: Promised,
     /// What the newest stored seal says.
     pub(super) sealed: Seal,
     /// The two seals as stored.
@@ -149,7 +157,7 @@ impl Body {
         self.sealed.state != State::Clean
             || !self.unsaved.is_empty()
             || self.length_unsaved
-            || !self.is_settled()
+            || !self.is_placed()
     }
 
     /// The tag page `page_no`, from memory or checked off the disk.
@@ -515,12 +523,7 @@ impl Body {
 
     /// The same, and the log need not keep any of it.
     pub(super) fn is_placed(&self) -> bool {
-        self.is_settled() && self.kept.is_none()
-    }
-
-    /// Whether everything in flight is in place, with its tags.
-    pub(super) fn is_stored(&self) -> bool {
-        self.in_flight.is_empty() && self.unsaved.is_empty()
+        self.is_settled() && self.promised == Promised::InPlace
     }
 
     /// Gives the file a size that the lower file has too, or is about to get.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use super::body::{Body, CachedPage, CutOff, Misses};
+use super::body::{Body, CachedPage, CutOff, Misses, Promised};
 use super::lower::Lower;
 use super::record::Record;
 use super::recover::Evidence;
@@ -194,7 +194,7 @@ impl FileIo {
             place: sealed.place,
             staged: BTreeMap::new(),
             in_flight: BTreeMap::new(),
-            kept: None,
+            promised: Promised::default(),
             repaired: BTreeMap::new(),
             seal_stored: true,
             root: sealed.root,
@@ -324,7 +324,7 @@ impl FileIo {
             place,
             staged: BTreeMap::new(),
             in_flight: BTreeMap::new(),
-            kept: None,
+            promised: Promised::default(),
             repaired: BTreeMap::new(),
             seal_stored: true,
             root: sealed.root,

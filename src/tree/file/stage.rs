@@ -12,8 +12,9 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rustix::io::Errno;
 
-use super::body::{Body, CachedPage};
+use super::body::{Body, CachedPage, Promised};
 use super::log::Ticket;
 use super::record::{Logged, Record, fitting};
 use super::{FileContext, FileIo, Inner, TagLog};
@@ -21,6 +22,7 @@ use crate::crypto::FileKeys;
 use crate::format::layout::{self, BLOCK_LEN};
 use crate::format::seal::State;
 use crate::format::tags::{Entry, HOLE};
+use crate::logging::RateLimit;
 use crate::tree::FsError;
 
 /// Bytes that may wait in all files together before writers put theirs in place.
@@ -31,6 +33,8 @@ const WAITING_HARD: usize = 32 << 20;
 const SYNC_BLOCKS: usize = 64;
 /// How long a block waits when nobody asks for it.
 const TICK: Duration = Duration::from_secs(1);
+
+static KEPT: RateLimit = RateLimit::new();
 
 /// A block that waits: a part of the image of the write that made it.
 #[derive(Clone)]
@@ -195,6 +199,7 @@ impl FileIo {
             if body.is_placed() {
                 return Ok(());
             }
+            self.place_kept(body, log)?;
             let mut staged = std::mem::take(&mut body.staged);
             body.in_flight.append(&mut staged);
             self.log_in_flight(body, manner)?
@@ -211,15 +216,20 @@ impl FileIo {
         // The log has all of it.
         let by_log = manner == Manner::Data && !body.unsynced;
         let told = by_log && flight.in_place;
+        let keep = |why| flight.tickets.iter().for_each(|ticket| ticket.keep(&self.lower, why));
         if told {
+            // From here on nobody waits for it: whatever happens, its records must stay.
+            keep(Errno::IO);
+            body.promised = Promised::InLog;
             durable();
         }
         let size = flight_size(body);
         let placed = self.lower.keeping_mtime(|| self.put_in_place(body));
-        if let (Err(FsError::Os(e)), true, false) = (&placed, told, body.is_stored()) {
-            // Nobody waits for it any more: its records must stay.
-            flight.tickets.iter().for_each(|ticket| ticket.keep(&self.lower, *e));
-            body.kept = Some(*e);
+        if let (Err(e), true) = (&placed, told) {
+            if let FsError::Os(e) = e {
+                keep(*e);
+            }
+            note_kept(body, e);
         }
         placed?;
         if by_log {
@@ -230,11 +240,37 @@ impl FileIo {
         Ok(())
     }
 
-    /// Lets go of what was needed until everything is in place.
-    fn note_placed(&self, body: &mut Body, log: &TagLog) {
-        if body.kept.take().is_some() {
+    /// Puts what the log keeps in place, so that it need not: first, and with no new record of it, since the log may have
+    /// no room until this is done. The caller holds `flushing`.
+    fn place_kept(&self, body: &mut Body, log: &TagLog) -> Result<(), FsError> {
+        if body.promised == Promised::InLog {
+            self.lower.keeping_mtime(|| self.put_in_place(body)).inspect_err(|e| note_kept(body, e))?;
+            self.let_go(body, log);
+        }
+        Ok(())
+    }
+
+    fn let_go(&self, body: &mut Body, log: &TagLog) {
+        if std::mem::take(&mut body.promised) == Promised::InLog {
             log.let_go(&self.lower);
         }
+    }
+
+    /// Puts in place what a sync has promised, before the file is forgotten. After an error memory and log alone have it.
+    pub fn keep_promises(&self) -> Result<(), FsError> {
+        if !matches!(&*self.inner.read(), Inner::Loaded(body) if body.promised == Promised::InLog) {
+            return Ok(());
+        }
+        let _one = self.flushing.lock();
+        match (&mut *self.for_writing()?, &self.context.log) {
+            (Inner::Loaded(body), Some(log)) => self.place_kept(body, log),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets go of what was needed until everything is in place.
+    fn note_placed(&self, body: &mut Body, log: &TagLog) {
+        self.let_go(body, log);
         if body.is_settled() {
             self.context.stage.files.lock().remove(&(std::ptr::from_ref(self) as usize));
         }
@@ -302,13 +338,13 @@ impl FileIo {
             body.set_tail(Vec::new());
         }
         self.enter(body, &keys, &written)?;
-        self.context.stage.bytes.fetch_sub(written.len() * BLOCK_LEN, Ordering::Relaxed);
         outcome
     }
 
-    /// Writes runs of neighbours, each in one call; `written` gets what was.
+    /// Writes runs of neighbours, each in one call; `written` gets what was. They stay in flight until they have their tags.
     fn write_runs(&self, body: &mut Body, written: &mut BTreeMap<u64, Entry>) -> Result<(), FsError> {
-        while let Some((first, head)) = body.in_flight.first_key_value().map(|(b, s)| (*b, s.clone())) {
+        let mut from = 0;
+        while let Some((first, head)) = body.in_flight.range(from..).next().map(|(b, s)| (*b, s.clone())) {
             let mut run = vec![(first, head.entry)];
             let mut end = head.at + head.len;
             for (block, next) in body.in_flight.range(first + 1..) {
@@ -327,9 +363,9 @@ impl FileIo {
                 if !whole {
                     break;
                 }
-                body.in_flight.remove(block);
                 written.insert(*block, *entry);
             }
+            from = first + run.len() as u64;
             done.map_err(|(_, e)| FsError::Os(e))?;
         }
         Ok(())
@@ -347,7 +383,9 @@ impl FileIo {
             }
             body.replace_page(page_no, &old, CachedPage::new(keys, page_no, page));
         }
-        if !written.is_empty() && !body.unsaved.contains(&0) {
+        body.in_flight.retain(|block, _| !written.contains_key(block));
+        self.context.stage.bytes.fetch_sub(written.len() * BLOCK_LEN, Ordering::Relaxed);
+        if !body.unsaved.contains(&0) {
             body.store_seal(&self.lower)?;
         }
         body.save_pages(&self.lower)
@@ -388,6 +426,16 @@ impl FileIo {
         }
         let _ticket = self.announce(body, Vec::new(), State::Dirty, body.stored)?;
         body.store_seal(&self.lower)
+    }
+}
+
+/// Says which file fills the log, at most once a second.
+fn note_kept(body: &Body, why: &FsError) {
+    if KEPT.admit().is_some() {
+        log::error!(
+            "file {}: what a sync promised cannot be put in place ({why}); the log keeps it and may fill up until it can",
+            body.superblock.file_id
+        );
     }
 }
 

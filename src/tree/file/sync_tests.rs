@@ -75,3 +75,37 @@ fn records_stay_until_what_they_promised_is_in_place() {
         drop(file);
     }
 }
+
+/// A file whose disk is full must not hold up the others once it has room again.
+#[test]
+fn a_full_log_goes_on_when_what_it_keeps_is_in_place() {
+    let bench = Bench::new();
+    let file = durable(&bench);
+    let other = bench.beside(&file);
+    other.write(0, &pattern(0, 8_192, 3)).unwrap();
+    other.sync(true).unwrap();
+    file.write(0, &pattern(0, 4_096, 2)).unwrap();
+    fault::after(Some((1, Fault::Full)));
+    let (told, done) = synced(&file);
+    assert!(told && done.is_err());
+
+    // What is written meanwhile waits its turn: the log must not fill up with what it has.
+    file.write(4_096, &pattern(4_096, 4_096, 2)).unwrap();
+    let log = file.context.log.as_ref().unwrap();
+    log.leave_half();
+    other.write(0, &pattern(0, 4_096, 4)).unwrap();
+    other.sync(true).unwrap();
+    log.leave_half();
+    other.write(0, &pattern(0, 4_096, 5)).unwrap();
+    assert!(matches!(other.sync(true), Err(FsError::Os(Errno::NOSPC))), "the record is still needed");
+    fault::after(Some((0, Fault::Full)));
+    assert!(matches!(file.flush(), Err(FsError::Os(Errno::NOSPC))));
+
+    file.flush().unwrap();
+    other.sync(true).unwrap();
+    log.wipe().unwrap();
+    let mut wanted = pattern(0, 20_480, 1);
+    wanted[..8_192].copy_from_slice(&pattern(0, 8_192, 2));
+    wanted[8_192..12_288].fill(0);
+    assert!(contents(&file) == wanted);
+}
